@@ -1,0 +1,126 @@
+//! The plugin's socket, the handshake line, and the end.
+
+use std::env;
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::getppid;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use super::GRACE;
+use super::services::Shared;
+use crate::env::{APP_VERSION, COOKIE, MAX_SOCKET_PATH, PROTOCOL_VERSIONS, UNIX_SOCKET_DIR};
+use crate::handshake::{Address, Handshake};
+
+/// How often the parent is looked at. The host's own means (parent-death signal, process group) are faster; this one
+/// also works behind a wrapper that forks.
+const PARENT_CHECK: Duration = Duration::from_secs(1);
+
+/// Why a plugin could not serve.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServeError {
+    #[error(
+        "this program is a plugin: Palisade starts it (put it under `plugins:` in palisade.yaml); it does nothing when started by hand"
+    )]
+    NoCookie,
+    #[error("the host speaks application versions {0:?}, this plugin speaks {APP_VERSION}")]
+    Version(String),
+    #[error("the socket's path {path} is {length} bytes long, at most {MAX_SOCKET_PATH} fit")]
+    PathTooLong { path: PathBuf, length: usize },
+    #[error("can't listen on {0}")]
+    Listen(String, #[source] io::Error),
+    #[error("can't print the handshake line")]
+    Print(#[source] io::Error),
+    #[error("can't handle signals")]
+    Signal(#[source] io::Error),
+    #[error("can't serve")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// Refuses to run without a host, or with one that speaks another version.
+pub(super) fn check_environment() -> Result<(), ServeError> {
+    if env::var(COOKIE.0).as_deref() != Ok(COOKIE.1) {
+        return Err(ServeError::NoCookie);
+    }
+    match env::var(PROTOCOL_VERSIONS) {
+        Ok(versions) if !versions.split(',').any(|version| version.trim() == APP_VERSION.to_string()) => {
+            Err(ServeError::Version(versions))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Listens, prints the line, serves until the end.
+pub(super) async fn run(routes: Routes, shared: &Arc<Shared>) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
+    // A terminal's Ctrl-C is for the host, which stops its plugins when it has drained.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
+    let ender = Arc::clone(shared);
+    let watcher = tokio::spawn(async move {
+        let parent = getppid();
+        let mut checks = tokio::time::interval(PARENT_CHECK);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => {}
+                _ = checks.tick() => if getppid() != parent { break },
+            }
+        }
+        ender.end();
+    });
+    let server = Server::builder().add_routes(routes);
+    let end = shared.ended();
+    let served = match env::var_os(UNIX_SOCKET_DIR) {
+        Some(directory) => {
+            let path = PathBuf::from(directory).join("plugin.sock");
+            let length = path.as_os_str().len();
+            if length > MAX_SOCKET_PATH {
+                return Err(ServeError::PathTooLong { path, length });
+            }
+            let listener =
+                UnixListener::bind(&path).map_err(|error| ServeError::Listen(path.display().to_string(), error))?;
+            announce(Address::Unix(path))?;
+            let serve = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), end);
+            bounded(serve, shared).await
+        }
+        None => {
+            let listen = |error| ServeError::Listen("127.0.0.1".to_owned(), error);
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(listen)?;
+            announce(Address::Tcp(listener.local_addr().map_err(listen)?))?;
+            let serve = server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end);
+            bounded(serve, shared).await
+        }
+    };
+    watcher.abort();
+    served.map_err(ServeError::Serve)
+}
+
+/// Waits for `serve`, but no longer than [`GRACE`] behind the end.
+async fn bounded(
+    serve: impl Future<Output = Result<(), tonic::transport::Error>>,
+    shared: &Shared,
+) -> Result<(), tonic::transport::Error> {
+    let cut = async {
+        shared.ended().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serve => served,
+        () = cut => Ok(()),
+    }
+}
+
+/// Prints the handshake line. The listener is bound by then, so a host that connects at once waits in its queue.
+fn announce(address: Address) -> Result<(), ServeError> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{}", Handshake::grpc(APP_VERSION, address))
+        .and_then(|()| stdout.flush())
+        .map_err(ServeError::Print)
+}

@@ -1,0 +1,207 @@
+//! The gRPC services of a plugin, over the handlers that it was given.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Certificates, Config, Filter, REFRESH, report};
+use crate::goplugin::{Empty, grpc_controller_server::GrpcController};
+use crate::v1::{
+    self, CallContext, CertificateBundle, CheckRequestRequest, CheckRequestResponse, CheckResponseRequest,
+    CheckResponseResponse, ConfigureRequest, ConfigureResponse, DescribeRequest, DescribeResponse,
+    WatchCertificatesRequest, WatchCertificatesResponse, lifecycle_server::Lifecycle,
+};
+
+/// What the services share: the configuration in force, and the end.
+pub(super) struct Shared {
+    config: watch::Sender<Option<Arc<Config>>>,
+    end: watch::Sender<bool>,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Self { config: watch::Sender::new(None), end: watch::Sender::new(false) }
+    }
+
+    /// Asks everything to end.
+    pub(super) fn end(&self) {
+        self.end.send_replace(true);
+    }
+
+    /// Waits until the end was asked for.
+    pub(super) async fn ended(&self) {
+        // The sender lives in `self`, so waiting can't fail.
+        let mut ended = self.end.subscribe();
+        let _waited = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// The configuration for one call, if it is the one that the host means.
+    fn config_for(&self, context: Option<&CallContext>) -> Result<Arc<Config>, Status> {
+        let config = self.config.borrow().clone();
+        let config = config.ok_or_else(|| Status::failed_precondition("Configure was not called"))?;
+        match context {
+            Some(context) if !context.config_hash.is_empty() && context.config_hash != config.hash() => {
+                Err(Status::failed_precondition("another configuration is in force"))
+            }
+            _ => Ok(config),
+        }
+    }
+}
+
+pub(super) struct LifecycleService {
+    pub(super) description: DescribeResponse,
+    pub(super) shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl Lifecycle for LifecycleService {
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        Ok(Response::new(self.description.clone()))
+    }
+
+    async fn configure(&self, request: Request<ConfigureRequest>) -> Result<Response<ConfigureResponse>, Status> {
+        let ConfigureRequest { config, hash } = request.into_inner();
+        self.shared.config.send_replace(Some(Arc::new(Config::new(config, hash))));
+        Ok(Response::new(ConfigureResponse::default()))
+    }
+}
+
+pub(super) struct ControllerService {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl GrpcController for ControllerService {
+    async fn shutdown(&self, _: Request<Empty>) -> Result<Response<Empty>, Status> {
+        self.shared.end();
+        Ok(Response::new(Empty {}))
+    }
+}
+
+pub(super) struct FilterService<F> {
+    pub(super) filter: F,
+    pub(super) shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl<F: Filter> v1::filter_server::Filter for FilterService<F> {
+    async fn check_request(
+        &self,
+        request: Request<CheckRequestRequest>,
+    ) -> Result<Response<CheckRequestResponse>, Status> {
+        let call = request.into_inner();
+        let config = self.shared.config_for(call.context.as_ref())?;
+        let request = call.request.ok_or_else(|| Status::invalid_argument("no request"))?;
+        self.filter.check_request(&request, &config).await.map(Response::new).map_err(internal)
+    }
+
+    async fn check_response(
+        &self,
+        request: Request<CheckResponseRequest>,
+    ) -> Result<Response<CheckResponseResponse>, Status> {
+        let response = request.into_inner();
+        let config = self.shared.config_for(response.context.as_ref())?;
+        self.filter.check_response(&response, &config).await.map(Response::new).map_err(internal)
+    }
+}
+
+fn internal(error: super::Error) -> Status {
+    report(error.as_ref());
+    Status::internal(error.to_string())
+}
+
+/// Hands out what a task of its own loads.
+pub(super) struct CertificatesService {
+    bundles: watch::Receiver<Option<Arc<Vec<CertificateBundle>>>>,
+    shared: Arc<Shared>,
+}
+
+impl CertificatesService {
+    /// Starts loading; must be called in a runtime. The task ends with the plugin.
+    pub(super) fn start(certificates: impl Certificates, shared: Arc<Shared>) -> Self {
+        let (sender, bundles) = watch::channel(None);
+        let end = Arc::clone(&shared);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = end.ended() => {}
+                () = load(certificates, &end, sender) => {}
+            }
+        });
+        Self { bundles, shared }
+    }
+}
+
+/// Loads until the plugin ends; publishes what differs.
+async fn load(
+    certificates: impl Certificates,
+    shared: &Shared,
+    sender: watch::Sender<Option<Arc<Vec<CertificateBundle>>>>,
+) {
+    let mut configured = shared.config.subscribe();
+    loop {
+        let config = configured.borrow_and_update().clone();
+        if let Some(config) = config {
+            match certificates.load(&config).await {
+                Ok(bundles) => {
+                    sender.send_if_modified(|current| {
+                        let changed = current.as_deref() != Some(&bundles);
+                        if changed {
+                            *current = Some(Arc::new(bundles));
+                        }
+                        changed
+                    });
+                }
+                Err(error) => report(error.as_ref()),
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REFRESH) => {}
+            changed = configured.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::certificates_server::Certificates for CertificatesService {
+    type WatchStream = ReceiverStream<Result<WatchCertificatesResponse, Status>>;
+
+    async fn watch(&self, request: Request<WatchCertificatesRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let WatchCertificatesRequest { context, names } = request.into_inner();
+        self.shared.config_for(context.as_ref())?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let mut bundles = self.bundles.clone();
+        bundles.mark_changed();
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let push = async {
+                while bundles.changed().await.is_ok() {
+                    let current = bundles.borrow_and_update().clone();
+                    let Some(current) = current else { continue };
+                    let wanted = current.iter().filter(|bundle| names.is_empty() || names.contains(&bundle.name));
+                    let message = WatchCertificatesResponse {
+                        bundles: wanted.cloned().collect(),
+                        removed: Vec::new(),
+                        complete: true,
+                    };
+                    if sender.send(Ok(message)).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            // Without the second branch an open stream would hold up the graceful end; without the third the task
+            // of a host that left would wait for the next rotation.
+            tokio::select! {
+                () = push => {}
+                () = shared.ended() => {}
+                () = sender.closed() => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
