@@ -1,0 +1,1 @@
+"""Messages of palisade.plugin.v1, made by generate.py."""

@@ -1,0 +1,385 @@
+"""The services of a plugin on one asyncio event loop.
+
+One server for both kinds of handlers: coroutines run on the loop, other functions on a pool of threads, so that one
+that blocks holds up neither health checks nor certificate streams. (grpcio's own threaded server would hold a thread
+for each open stream and each call that awaits.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from . import _wire
+from ._certificates import CertificateRequest, CertificateStore
+from ._errors import ConfigError
+from ._verdicts import Allow, Deny, Keep, Replace, ResponseVerdict, Verdict
+from ._wire import Config
+
+logger = logging.getLogger("palisade")
+
+MAX_MESSAGE = 16 * 1024 * 1024
+GRACE = 5.0
+"""Seconds that calls in flight have to finish once the plugin is told to stop."""
+
+_OPTIONS = (
+    # A second process on the same port would get half of this one's calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+)
+_HEALTH_SERVICES = ("", "plugin")
+_MAX_DETAILS = 500
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True)
+class Handler:
+    """One of the user's functions."""
+
+    role: str
+    function: Callable[..., Any]
+
+    @classmethod
+    def of(cls, role: str, function: Callable[..., Any], *parameters: str) -> Handler:
+        """Raises TypeError when ``function`` cannot be called with these parameters."""
+        handler = cls(role, function)
+        try:
+            inspect.signature(function).bind(*parameters)
+        except TypeError:
+            raise TypeError(f"{handler} must accept ({', '.join(parameters)})") from None
+        except ValueError:
+            pass  # A builtin without a signature: the first call will tell.
+        return handler
+
+    def __str__(self) -> str:
+        return f"{self.role} `{getattr(self.function, '__name__', type(self.function).__name__)}`"
+
+    @property
+    def is_async(self) -> bool:
+        call = getattr(self.function, "__call__", None)  # noqa: B004
+        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+
+    async def call(self, pool: Executor, *arguments: object) -> Any:
+        """Calls the function where it belongs. SystemExit would end the event loop, so it becomes an error."""
+        try:
+            if self.is_async:
+                return await self.function(*arguments)
+            outcome = await asyncio.get_running_loop().run_in_executor(pool, _Outcome.of, self.function, arguments)
+            if outcome.error is not None:
+                raise outcome.error
+            return await outcome.value if inspect.isawaitable(outcome.value) else outcome.value
+        except SystemExit as error:
+            raise RuntimeError(f"{self} tried to exit the process") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a function on a thread came to. As a value, because a future does not carry StopIteration."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], arguments: Iterable[object]) -> _Outcome:
+        try:
+            return cls(value=function(*arguments))
+        except BaseException as error:
+            return cls(error=error)
+
+
+@dataclass
+class Registrations:
+    """What the user's program told the plugin object."""
+
+    name: str
+    version: str
+    workers: int
+    check: Handler | None = None
+    respond: Handler | None = None
+    load: Handler | None = None
+    configure: Handler | None = None
+    refresh: float | None = None
+    body: bool = False
+    max_body: int = 0
+    peer_certificates: bool = False
+
+    def describe(self) -> _wire.Description:
+        on_threads = any(handler and not handler.is_async for handler in (self.check, self.respond))
+        return _wire.Description(
+            name=self.name,
+            version=self.version,
+            filter=self.check is not None or self.respond is not None,
+            certificates=self.load is not None,
+            response_phase=self.respond is not None,
+            body=self.body,
+            max_body=self.max_body,
+            peer_certificates=self.peer_certificates,
+            # More calls than threads would wait here, unseen; the host queues better.
+            max_concurrent_calls=self.workers if on_threads else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Configured:
+    config: Config
+    hash: str
+
+
+class Server:
+    """Serves one plugin. Made, started and stopped on the event loop that it serves on."""
+
+    def __init__(self, registrations: Registrations, on_shutdown: Callable[[], None]) -> None:
+        self._registrations = registrations
+        self._on_shutdown = on_shutdown
+        self._loop = asyncio.get_running_loop()
+        self._pool = ThreadPoolExecutor(registrations.workers, thread_name_prefix="handler")
+        # The loader waits for files and networks, and must not wait for a free worker too.
+        self._loader_pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._configured: _Configured | None = None
+        self._configuring = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._store: CertificateStore | None = None
+        self._loading: asyncio.Task[None] | None = None
+        if registrations.load is not None:
+            self._store = CertificateStore(self._load_certificates, registrations.refresh)
+        self._grpc = grpc.aio.server(options=_OPTIONS)
+        self._grpc.add_generic_rpc_handlers(self._services())
+
+    async def start(self, address: str) -> int:
+        """Serves on ``address``, as gRPC writes it; returns the port of a TCP one."""
+        port = self._grpc.add_insecure_port(address)
+        await self._grpc.start()
+        if self._store is not None:
+            self._loading = asyncio.create_task(self._store.run())
+        return port
+
+    async def stop(self, grace: float) -> None:
+        """Takes no more calls, ends the streams, and gives other calls ``grace`` seconds to finish."""
+        self._stopping.set()
+        if self._store is not None:
+            await self._store.close()
+        await self._grpc.stop(grace)
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._loader_pool.shutdown(wait=False, cancel_futures=True)
+
+    def reload_certificates(self) -> None:
+        """May be called on any thread."""
+        store = self._store
+        if store is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(store.load_soon, "reload")
+
+    def _services(self) -> list[grpc.GenericRpcHandler]:
+        services = [
+            _service(
+                "palisade.plugin.v1.Lifecycle",
+                Describe=_unary(self._describe, _wire.decode_describe),
+                Configure=_unary(self._configure, _wire.decode_configure),
+            ),
+            _service("plugin.GRPCController", Shutdown=_unary(self._shutdown, bytes)),
+            _service(
+                "grpc.health.v1.Health",
+                Check=_unary(self._check_health, _wire.decode_health),
+                Watch=_stream(self._watch_health, _wire.decode_health),
+            ),
+        ]
+        if self._registrations.describe().filter:
+            services.append(
+                _service(
+                    "palisade.plugin.v1.Filter",
+                    CheckRequest=_unary(self._check_request, _wire.decode_check_request),
+                    CheckResponse=_unary(self._check_response, _wire.decode_check_response),
+                )
+            )
+        if self._store is not None:
+            services.append(
+                _service(
+                    "palisade.plugin.v1.Certificates",
+                    Watch=_stream(self._watch_certificates, _wire.decode_watch),
+                )
+            )
+        return services
+
+    # palisade.plugin.v1.Lifecycle
+
+    async def _describe(self, host: str, context: Context) -> bytes:
+        logger.debug("described to %s", host)
+        return _wire.encode_describe(self._registrations.describe())
+
+    async def _configure(self, call: _wire.ConfigureCall, context: Context) -> bytes:
+        async with self._configuring:
+            problems = await self._validate(call.config, context)
+            if not problems:
+                first = self._configured is None
+                self._configured = _Configured(call.config, call.hash)
+                if self._store is not None:
+                    self._store.load_soon("start" if first else "configure")
+        return _wire.encode_configure(problems)
+
+    async def _validate(self, config: Config, context: Context) -> list[ConfigError]:
+        handler = self._registrations.configure
+        if handler is None:
+            return []
+        problems: list[ConfigError] = []
+        try:
+            # A generator runs when it is read, so it is read where the function runs.
+            found = await Handler(handler.role, _collecting(handler.function)).call(self._pool, config)
+            problems.extend(found)
+        except ConfigError as problem:
+            problems.append(problem)
+        except Exception as error:
+            await _fail(context, f"{handler} raised {_text(error)}", error)
+        return problems
+
+    # palisade.plugin.v1.Filter
+
+    async def _check_request(self, call: _wire.CheckRequestCall, context: Context) -> bytes:
+        config = await self._config(call.config_hash, context)
+        handler = self._registrations.check
+        if handler is None:
+            return _wire.encode_check_request(Allow())
+        verdict: Verdict = await self._judge(handler, (call.request, config), (Allow, Deny), call.request.id, context)
+        return _wire.encode_check_request(verdict)
+
+    async def _check_response(self, call: _wire.CheckResponseCall, context: Context) -> bytes:
+        config = await self._config(call.config_hash, context)
+        handler = self._registrations.respond
+        if handler is None:
+            return _wire.encode_check_response(Keep())
+        verdict: ResponseVerdict = await self._judge(
+            handler, (call.response, config), (Keep, Replace), call.response.request.id, context
+        )
+        return _wire.encode_check_response(verdict)
+
+    async def _judge(
+        self,
+        handler: Handler,
+        arguments: tuple[object, ...],
+        verdicts: tuple[type, ...],
+        request_id: str,
+        context: Context,
+    ) -> Any:
+        try:
+            verdict = await handler.call(self._pool, *arguments)
+        except Exception as error:
+            await _fail(context, f"{handler} raised {_text(error)}", error, request_id)
+        if not isinstance(verdict, verdicts):
+            expected = " or ".join(f"{kind.__name__.lower()}()" for kind in verdicts)
+            await _fail(
+                context, f"{handler} returned {type(verdict).__name__}, not {expected}", request_id=request_id
+            )
+        return verdict
+
+    async def _config(self, hash: str, context: Context) -> Config:
+        """The configuration in force, if it is the one that the caller means."""
+        configured = self._configured
+        if configured is None:
+            await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the plugin is not configured yet")
+        if hash and hash != configured.hash:
+            await _refuse(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the configuration in force is {configured.hash}, and the call is for {hash}",
+            )
+        return configured.config
+
+    # palisade.plugin.v1.Certificates
+
+    async def _load_certificates(self, request: CertificateRequest) -> object:
+        assert self._registrations.load is not None and self._configured is not None
+        return await self._registrations.load.call(self._loader_pool, request, self._configured.config)
+
+    async def _watch_certificates(self, call: _wire.WatchCall, context: Context) -> AsyncIterator[bytes]:
+        assert self._store is not None
+        await self._config(call.config_hash, context)
+        sent = None
+        while (bundles := await self._store.next(sent, call.names)) is not None:
+            sent = bundles
+            yield _wire.encode_watch(bundles.values())
+
+    # plugin.GRPCController
+
+    async def _shutdown(self, request: bytes, context: Context) -> bytes:
+        logger.debug("the host asks to shut down")
+        self._on_shutdown()
+        return b""
+
+    # grpc.health.v1.Health. The package's own servicer would keep a Watch open while the server stops, and a graceful
+    # stop would always take the whole of its grace.
+
+    async def _check_health(self, service: str, context: Context) -> bytes:
+        if service not in _HEALTH_SERVICES:
+            await _refuse(context, grpc.StatusCode.NOT_FOUND, f"no service {service!r}")
+        return _wire.encode_health(serving=not self._stopping.is_set())
+
+    async def _watch_health(self, service: str, context: Context) -> AsyncIterator[bytes]:
+        known = service in _HEALTH_SERVICES
+        yield _wire.encode_health(serving=not self._stopping.is_set()) if known else _wire.UNKNOWN_HEALTH
+        await self._stopping.wait()
+        if known:
+            yield _wire.encode_health(serving=False)
+
+
+def _collecting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a validation function so that it returns a list of ConfigError, whether it raises, returns or yields."""
+
+    def collect(config: Config) -> list[ConfigError] | Coroutine[Any, Any, list[ConfigError]]:
+        result = function(config)
+        return collect_later(result) if inspect.isawaitable(result) else problems_in(result)
+
+    async def collect_later(result: Awaitable[Any]) -> list[ConfigError]:
+        return problems_in(await result)
+
+    def problems_in(result: Any) -> list[ConfigError]:
+        problems: list[ConfigError] = []
+        try:
+            for problem in () if result is None else result:
+                if not isinstance(problem, ConfigError):
+                    raise TypeError(f"validation gives ConfigError, not {type(problem).__name__}")
+                problems.append(problem)
+        except ConfigError as last:
+            problems.append(last)
+        return problems
+
+    return collect
+
+
+def _service(name: str, **methods: grpc.RpcMethodHandler[Any, Any]) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(name, methods)
+
+
+def _unary(method: Callable[..., Any], decode: Callable[[bytes], Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_unary_rpc_method_handler(method, request_deserializer=decode)
+
+
+def _stream(method: Callable[..., Any], decode: Callable[[bytes], Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_stream_rpc_method_handler(method, request_deserializer=decode)
+
+
+async def _fail(
+    context: Context, message: str, error: BaseException | None = None, request_id: str = ""
+) -> NoReturn:
+    """Ends the call with INTERNAL: the host then does what ``on_failure`` says, and never takes it for an allow."""
+    logger.error("%s", message, exc_info=error, extra={"request_id": request_id} if request_id else None)
+    await _refuse(context, grpc.StatusCode.INTERNAL, message)
+
+
+async def _refuse(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:
+    await context.abort(code, message[:_MAX_DETAILS].encode("utf-8", "backslashreplace").decode())
+    raise AssertionError("abort() raises")
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
