@@ -1,0 +1,2 @@
+/** Small plugins to read, run and copy. */
+package io.palisade.samples;

@@ -1,0 +1,40 @@
+package io.palisade.plugin.internal;
+
+import io.grpc.Status;
+import io.palisade.plugin.Config;
+import io.palisade.plugin.v1.CallContext;
+
+/** The configuration in force, shared by the services of one instance. */
+final class Configuration {
+
+  private volatile InForce inForce;
+
+  private record InForce(Config config, String hash) {}
+
+  void set(Config config, String hash) {
+    inForce = new InForce(config, hash);
+  }
+
+  /**
+   * The configuration for one call.
+   *
+   * @throws io.grpc.StatusRuntimeException FAILED_PRECONDITION before the first one, and when the host believes that
+   *     another is in force
+   */
+  Config forCall(CallContext context) {
+    InForce now = inForce;
+    if (now == null) {
+      throw Status.FAILED_PRECONDITION
+          .withDescription("the plugin has not been configured")
+          .asRuntimeException();
+    }
+    String expected = context.getConfigHash();
+    if (!expected.isEmpty() && !expected.equals(now.hash)) {
+      throw Status.FAILED_PRECONDITION
+          .withDescription(
+              "the plugin runs with configuration " + now.hash + ", the host expects " + expected)
+          .asRuntimeException();
+    }
+    return now.config;
+  }
+}
