@@ -1,0 +1,241 @@
+//! Plugins.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use palisade_plugin_proto::env;
+use serde_yaml::{Mapping, Value};
+
+use super::super::slot::{Plain, Raw, Slot, Table};
+use super::super::tree::{Meaning, NodeId, Shape};
+use super::super::written;
+use super::super::{Contract, Health, OnFailure, Plugin, Restart};
+use super::{Plugins, Reading};
+
+/// Beyond this, an integer is not the same number any more once it went through a `google.protobuf.Struct`, which
+/// holds doubles.
+const LARGEST_INTEGER: i128 = 1 << 53;
+
+impl Reading<'_> {
+    pub(super) fn plugins(&mut self, written: &Slot<Table<written::Plugin>>) -> Plugins {
+        let mut plugins = BTreeMap::new();
+        for (key, plugin) in written.value().map_or(&[][..], |table| &table.0) {
+            let Some((name, node)) = key.given() else { continue };
+            let valid = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+            if !valid || name.is_empty() || name.len() > 64 {
+                let problem = self.problem(node, format!("`{name}` can't be the name of a plugin"));
+                self.push(problem.label("letters, digits, `-` and `_`, at most 64"));
+            }
+            let plugin = match plugin.given() {
+                Some((plugin, node)) => self.plugin(plugin, node),
+                None => self.plugin_without_problems(),
+            };
+            plugins.insert(name.clone(), plugin);
+        }
+        plugins
+    }
+
+    /// What stands for a plugin whose section could not be read.
+    fn plugin_without_problems(&self) -> Plugin {
+        Plugin {
+            command: Vec::new(),
+            cwd: self.dir.to_owned(),
+            env: BTreeMap::new(),
+            env_pass: Vec::new(),
+            contract: Contract::Palisade,
+            config: Mapping::new(),
+            timeout: Duration::from_millis(200),
+            on_failure: OnFailure::Deny,
+            required: true,
+            handshake_timeout: Duration::from_secs(15),
+            ready_timeout: Duration::from_secs(10),
+            allow_remote_tcp: false,
+            health: Health::default(),
+            restart: Restart::default(),
+            stop_timeout: Duration::from_secs(5),
+        }
+    }
+
+    fn plugin(&mut self, written: &written::Plugin, node: u64) -> Plugin {
+        let default = self.plugin_without_problems();
+        self.require(&written.command, "command", node);
+        let (cwd, cwd_exists) = self.cwd(&written.cwd);
+        let command =
+            written.command.given().map(|(command, node)| self.command(command, node, cwd_exists.then_some(&cwd)));
+        let env_pass = self.env_pass(&written.env_pass, &written.env);
+        let choice = |slot: &Slot<bool>, default| slot.value().copied().unwrap_or(default);
+        Plugin {
+            command: command.unwrap_or_default(),
+            cwd,
+            env: self.env(&written.env),
+            env_pass,
+            contract: written.contract.value().map_or(default.contract, |&contract| contract.into()),
+            config: self.plugin_config(&written.config),
+            timeout: self.timeout(&written.timeout, default.timeout),
+            on_failure: written.on_failure.value().map_or(default.on_failure, |&choice| choice.into()),
+            required: choice(&written.required, default.required),
+            handshake_timeout: self.timeout(&written.handshake_timeout, default.handshake_timeout),
+            ready_timeout: self.timeout(&written.ready_timeout, default.ready_timeout),
+            allow_remote_tcp: choice(&written.allow_remote_tcp, default.allow_remote_tcp),
+            health: self.health(written.health.value().unwrap_or(&written::Health::default())),
+            restart: self.restart(&written.restart),
+            stop_timeout: self.delay(&written.stop_timeout, default.stop_timeout),
+        }
+    }
+
+    /// The directory, and whether it is one.
+    fn cwd(&mut self, written: &Slot<String>) -> (PathBuf, bool) {
+        let Some((text, node)) = written.given() else { return (self.dir.to_owned(), self.dir.is_dir()) };
+        // Joined bit by bit, since `/etc/palisade/.` would show in every message.
+        let cwd: PathBuf = self.dir.join(text).components().collect();
+        let is_dir = cwd.is_dir();
+        if !is_dir {
+            let state = if cwd.exists() { "is not a directory" } else { "does not exist" };
+            self.push(self.problem(node, format!("the directory `{}` {state}", cwd.display())));
+        }
+        (cwd, is_dir)
+    }
+
+    fn env(&mut self, written: &Slot<Table<Plain>>) -> BTreeMap<String, String> {
+        for (key, _) in written.value().map_or(&[][..], |table| &table.0) {
+            if let Some((name, node)) = key.given() {
+                self.variable(name, node);
+            }
+        }
+        self.plain_table(written)
+    }
+
+    fn env_pass(&mut self, written: &written::List<String>, env: &Slot<Table<Plain>>) -> Vec<String> {
+        let set: Vec<_> =
+            env.value().map_or(&[][..], |table| &table.0).iter().filter_map(|(key, _)| key.value()).collect();
+        let mut seen = Vec::new();
+        let names = self.list(written, |reading, name, node| {
+            reading.variable(name, node);
+            if set.contains(&name) {
+                reading.push(reading.problem(node, format!("`{name}` is in `env` already")));
+            }
+            seen.push((name.clone(), name.clone(), node));
+            Some(name.clone())
+        });
+        self.unique("the variable", seen);
+        names
+    }
+
+    /// Refuses what is no name, and what the handshake sets itself.
+    fn variable(&mut self, name: &str, node: u64) {
+        let head = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let problem = if !head || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            self.problem(node, format!("`{name}` is not the name of a variable"))
+        } else if name.starts_with(env::PREFIX) || [env::COOKIE.0, env::MOSN_COOKIE.0].contains(&name) {
+            let problem = self.problem(node, format!("`{name}` belongs to the handshake"));
+            problem.label("the proxy sets it itself where it is needed")
+        } else {
+            return;
+        };
+        self.push(problem);
+    }
+
+    fn health(&mut self, written: &written::Health) -> Health {
+        let default = Health::default();
+        Health {
+            interval: self.timeout(&written.interval, default.interval),
+            timeout: self.timeout(&written.timeout, default.timeout),
+            failures: self.count(&written.failures, default.failures, 1..=100),
+        }
+    }
+
+    fn restart(&mut self, slot: &Slot<written::Restart>) -> Restart {
+        let default = Restart::default();
+        let Some((written, node)) = slot.given() else { return default };
+        let before = self.problems.len();
+        let restart = Restart {
+            initial: self.timeout(&written.initial, default.initial),
+            max: self.timeout(&written.max, default.max),
+            reset_after: self.timeout(&written.reset_after, default.reset_after),
+            crash_loop_after: self.count(&written.crash_loop_after, default.crash_loop_after, 1..=1000),
+        };
+        if restart.initial > restart.max && self.problems.len() == before {
+            self.push(self.problem(node, "`initial` is longer than `max`"));
+        }
+        restart
+    }
+
+    fn plugin_config(&mut self, written: &Slot<Raw>) -> Mapping {
+        let Some((Raw(number), node)) = written.given() else { return Mapping::new() };
+        let Some(id) = self.tree.id(*number) else { return Mapping::new() };
+        match &self.tree.node(id).shape {
+            Shape::Mapping(entries) => self.mapping(entries),
+            Shape::Scalar(scalar) if scalar.meaning() == Meaning::Null => {
+                self.push(self.problem(node, "`config` has no value").label("write a mapping, or remove the line"));
+                Mapping::new()
+            }
+            Shape::Scalar(_) | Shape::List(_) => {
+                self.push(self.problem(node, "`config` must be a mapping"));
+                Mapping::new()
+            }
+        }
+    }
+
+    /// Keys become strings, as in JSON: `80` is "80".
+    fn mapping(&mut self, entries: &[(NodeId, NodeId)]) -> Mapping {
+        let mut mapping = Mapping::new();
+        for &(key, value) in entries {
+            mapping.insert(self.tree.key(key).into(), self.config_value(value));
+        }
+        mapping
+    }
+
+    fn config_value(&mut self, id: NodeId) -> Value {
+        let node = self.tree.node(id);
+        let scalar = match &node.shape {
+            Shape::Mapping(entries) => return Value::Mapping(self.mapping(entries)),
+            Shape::List(items) => return Value::Sequence(items.iter().map(|&item| self.config_value(item)).collect()),
+            Shape::Scalar(scalar) => scalar,
+        };
+        let text = &scalar.text;
+        let (message, label) = match scalar.meaning() {
+            Meaning::Null => return Value::Null,
+            Meaning::Bool(value) => return value.into(),
+            Meaning::Float(value) if value.is_finite() => return value.into(),
+            Meaning::Text(text) => return text.into(),
+            Meaning::Integer(value) => match i64::try_from(value) {
+                Ok(small) if value.abs() <= LARGEST_INTEGER => return small.into(),
+                _ => (format!("`{text}` is beyond 2^53"), "plugins would get another number: write a string"),
+            },
+            Meaning::Huge => (format!("`{text}` is beyond 2^53"), "plugins would get another number: write a string"),
+            Meaning::Float(_) => (format!("`{text}` is not a finite number"), "quote it if a string is meant"),
+            Meaning::Octalish => {
+                (format!("`{text}` could be octal or decimal"), "write it without zeros, with `0o`, or quoted")
+            }
+        };
+        self.push(self.problem(id.into(), message).label(label));
+        Value::Null
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), failures: 3 }
+    }
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_millis(100),
+            max: Duration::from_secs(30),
+            reset_after: Duration::from_secs(60),
+            crash_loop_after: 5,
+        }
+    }
+}
+
+impl From<written::Contract> for Contract {
+    fn from(written: written::Contract) -> Self {
+        match written {
+            written::Contract::Palisade => Self::Palisade,
+            written::Contract::Mosn => Self::Mosn,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Commands of plugins: whether what they name can be executed, as far as looking tells.
+//!
+//! The kernel answers "no such file" as well for a script whose interpreter is missing, so that is found out here.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::super::slot::Slot;
+use super::super::written;
+use super::Reading;
+
+/// The kernel reads this much of a `#!` line.
+const FIRST_LINE: usize = 256;
+
+impl Reading<'_> {
+    /// Program and arguments. `cwd` is unset when it is no directory, which is reported already.
+    pub(super) fn command(&mut self, written: &written::Command, node: u64, cwd: Option<&PathBuf>) -> Vec<String> {
+        let list = match written {
+            written::Command::Text(text) => {
+                let words: Vec<_> = text.split_whitespace().collect();
+                let problem = self.problem(node, "`command` must be a list of program and arguments, not a string");
+                self.push(problem.label(format!("write `[{}]`", words.join(", "))));
+                return Vec::new();
+            }
+            written::Command::List(list) => list,
+        };
+        if list.is_empty() {
+            self.push(self.problem(node, "`command` is empty").label("write it like `[python3, auth.py]`"));
+        }
+        if let (Some(Slot::Given(program, node)), Some(cwd)) = (list.first(), cwd) {
+            let arguments: Vec<_> = list[1..].iter().map(Slot::given).collect();
+            match self.program(program, cwd) {
+                Err((message, help)) => {
+                    let problem = self.problem(*node, message);
+                    self.push(match help {
+                        Some(help) => problem.help(help),
+                        None => problem,
+                    });
+                }
+                Ok(()) => self.script(program, &arguments, cwd),
+            }
+        }
+        list.iter().filter_map(|argument| argument.value().cloned()).collect()
+    }
+
+    fn program(&self, program: &str, cwd: &Path) -> Result<(), (String, Option<String>)> {
+        if program.is_empty() {
+            return Err(("the program's name is empty".to_owned(), None));
+        }
+        if program.contains('/') {
+            return executable(&cwd.join(program));
+        }
+        let candidates = self.host.path.iter().map(|dir| dir.join(program)).filter(|path| path.is_file());
+        let mut unfit = None;
+        for path in candidates {
+            match executable(&path) {
+                Ok(()) => return Ok(()),
+                Err(problem) => unfit.get_or_insert(problem),
+            };
+        }
+        let beside = cwd.join(program).is_file();
+        Err(unfit.unwrap_or_else(|| {
+            let help = if beside {
+                format!("the current directory is not searched: write `./{program}`")
+            } else {
+                "install it, or write its path".to_owned()
+            };
+            (format!("`{program}` is not in PATH"), Some(help))
+        }))
+    }
+
+    /// The file that an interpreter is told to run.
+    fn script(&mut self, program: &str, arguments: &[Option<(&String, u64)>], cwd: &Path) {
+        let name = program.rsplit('/').next().unwrap_or(program);
+        let name = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+        let file = match name {
+            "python" | "pypy" | "ruby" | "perl" | "node" | "sh" | "bash" => arguments.first().copied().flatten(),
+            "java" => {
+                let jar = arguments.iter().position(|argument| argument.is_some_and(|(text, _)| text == "-jar"));
+                jar.and_then(|index| arguments.get(index + 1)).copied().flatten()
+            }
+            _ => None,
+        };
+        if let Some((file, node)) = file
+            && !file.starts_with('-')
+            && !cwd.join(file).exists()
+        {
+            self.push(self.problem(node, format!("`{}` does not exist", cwd.join(file).display())));
+        }
+    }
+}
+
+fn executable(path: &Path) -> Result<(), (String, Option<String>)> {
+    let shown = path.display();
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err((format!("`{shown}` does not exist"), None));
+        }
+        Err(error) => return Err((format!("`{shown}` can't be looked at: {error}"), None)),
+    };
+    if !metadata.is_file() {
+        return Err((format!("`{shown}` is not a file"), None));
+    }
+    if metadata.permissions().mode() & 0o111 == 0 {
+        return Err((format!("`{shown}` is not executable"), Some(format!("try: chmod +x {shown}"))));
+    }
+    let mut start = Vec::new();
+    // A program may be executable without being readable; then there is nothing to learn.
+    if File::open(path).and_then(|file| file.take(FIRST_LINE as u64).read_to_end(&mut start)).is_err() {
+        return Ok(());
+    }
+    match interpreter(&start) {
+        Interpreter::Unneeded => Ok(()),
+        Interpreter::Unnamed => Err((
+            format!("`{shown}` is a script without a `#!` line"),
+            Some("begin it with a line like `#!/usr/bin/env python3`, or name the interpreter in `command`".to_owned()),
+        )),
+        Interpreter::WindowsLineEnd(name) => Err((
+            format!("the `#!` line of `{shown}` ends with a Windows line end, so `{name}` is not found"),
+            Some(format!("try: sed -i 's/\\r$//' {shown}")),
+        )),
+        Interpreter::At(interpreter) if Path::new(&interpreter).exists() => Ok(()),
+        Interpreter::At(interpreter) => Err((
+            format!("`{shown}` needs `{interpreter}`, which does not exist"),
+            Some("install the interpreter, or correct the script's `#!` line".to_owned()),
+        )),
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Interpreter {
+    Unneeded,
+    Unnamed,
+    WindowsLineEnd(String),
+    At(String),
+}
+
+/// What the first bytes of a program ask for.
+fn interpreter(start: &[u8]) -> Interpreter {
+    let Some(line) = start.strip_prefix(b"#!") else {
+        let text = !start.is_empty() && start.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+        return if text { Interpreter::Unnamed } else { Interpreter::Unneeded };
+    };
+    let line = line.split(|b| *b == b'\n').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    let name = line.trim_matches([' ', '\t']).split([' ', '\t']).next().unwrap_or_default();
+    if line.ends_with('\r') {
+        return Interpreter::WindowsLineEnd(name.trim_end_matches('\r').to_owned());
+    }
+    if name.is_empty() { Interpreter::Unnamed } else { Interpreter::At(name.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Interpreter, interpreter};
+
+    #[test]
+    fn first_bytes_tell_the_interpreter() {
+        for (start, expected) in [
+            (&b"\x7fELF\x02\x01"[..], Interpreter::Unneeded),
+            (b"", Interpreter::Unneeded),
+            (b"print('hello')\n", Interpreter::Unnamed),
+            (b"#!\n", Interpreter::Unnamed),
+            (b"#!/bin/sh\nexit", Interpreter::At("/bin/sh".to_owned())),
+            (b"#! /usr/bin/env python3\n", Interpreter::At("/usr/bin/env".to_owned())),
+            (b"#!/bin/sh\r\n", Interpreter::WindowsLineEnd("/bin/sh".to_owned())),
+            (b"#!/usr/bin/env python3\r\n", Interpreter::WindowsLineEnd("/usr/bin/env".to_owned())),
+        ] {
+            assert_eq!(interpreter(start), expected);
+        }
+    }
+}

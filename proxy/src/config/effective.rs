@@ -1,0 +1,265 @@
+//! A configuration written out again, with every default filled in and secrets left out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_yaml::{Mapping, Value};
+
+use super::convert::{pattern, shown_duration, shown_size};
+use super::{
+    Address, Balance, Config, Contract, Filter, HeaderMatch, HeaderRule, HostPattern, Limits, Listener, ListenerTls,
+    OnFailure, PathPattern, Plugin, Route, Upstream, UpstreamProtocol,
+};
+
+/// What stands for a secret.
+const REDACTED: &str = "<redacted>";
+
+impl Config {
+    /// The configuration as a file that could be read again, with all defaults filled in. Values in plugins' `config`
+    /// and `env` under keys that look like a secret's are `<redacted>`.
+    #[must_use]
+    pub fn effective_yaml(&self) -> String {
+        let inline =
+            |name: &str, upstream: &Upstream| matches!(&upstream.endpoints[..], [one] if one.to_string() == name);
+        let upstreams = self.upstreams.iter().filter(|(name, upstream)| !inline(name, upstream));
+        let root = mapping([
+            ("runtime_dir", path(&self.runtime_dir)),
+            ("drain_timeout", time(self.drain_timeout)),
+            ("trusted_proxies", list(&self.trusted_proxies, |cidr| format!("{}/{}", cidr.address, cidr.prefix).into())),
+            ("listeners", list(&self.listeners, listener)),
+            ("routes", list(&self.routes, route)),
+            (
+                "upstreams",
+                upstreams.map(|(name, it)| (Value::from(name.as_str()), upstream(it))).collect::<Mapping>().into(),
+            ),
+            (
+                "plugins",
+                self.plugins
+                    .iter()
+                    .map(|(name, it)| (Value::from(name.as_str()), plugin(it)))
+                    .collect::<Mapping>()
+                    .into(),
+            ),
+        ]);
+        // Only keys that are no scalars can't be written, and there are none.
+        serde_yaml::to_string(&root).unwrap_or_default()
+    }
+}
+
+/// Whether a key's value should not be shown.
+pub(super) fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["password", "passwd", "passphrase", "secret", "token", "credential", "key"].iter().any(|word| key.contains(word))
+}
+
+fn listener(it: &Listener) -> Value {
+    mapping([
+        ("name", it.name.as_str().into()),
+        ("address", address(&it.address)),
+        ("tls", it.tls.as_ref().map_or(Value::Null, tls)),
+        ("filters", list(&it.filters, filter)),
+        ("limits", limits(&it.limits)),
+    ])
+}
+
+fn address(it: &Address) -> Value {
+    match it {
+        Address::Tcp(address) => address.to_string().into(),
+        Address::Unix(path) => format!("unix:{}", path.display()).into(),
+    }
+}
+
+fn tls(it: &ListenerTls) -> Value {
+    let names = if it.names.is_empty() { Value::Null } else { strings(&it.names) };
+    mapping([
+        ("plugin", it.plugin.as_str().into()),
+        ("names", names),
+        ("default", it.default.as_deref().map_or(Value::Null, Value::from)),
+        ("only_tls13", it.only_tls13.into()),
+    ])
+}
+
+fn limits(it: &Limits) -> Value {
+    mapping([
+        ("tls_handshake_timeout", time(it.tls_handshake_timeout)),
+        ("header_timeout", time(it.header_timeout)),
+        ("idle_timeout", time(it.idle_timeout)),
+        ("body_idle_timeout", time(it.body_idle_timeout)),
+        ("max_header_bytes", shown_size(it.max_header_bytes).into()),
+        ("max_headers", it.max_headers.into()),
+        ("max_connections", it.max_connections.into()),
+        ("max_streams", it.max_streams.into()),
+    ])
+}
+
+fn filter(it: &Filter) -> Value {
+    match it {
+        Filter::Plugin(it) => mapping([
+            ("plugin", it.plugin.as_str().into()),
+            ("timeout", time(it.timeout)),
+            ("on_failure", on_failure(it.on_failure)),
+            ("max_body", shown_size(it.max_body).into()),
+        ]),
+        Filter::Header(it) => mapping([(
+            "header",
+            mapping([
+                ("name", it.name.as_str().into()),
+                ("values", strings(&it.values)),
+                ("status", it.status.as_u16().into()),
+            ]),
+        )]),
+    }
+}
+
+fn on_failure(it: OnFailure) -> Value {
+    match it {
+        OnFailure::Deny => "deny",
+        OnFailure::Allow => "allow",
+    }
+    .into()
+}
+
+fn route(it: &Route) -> Value {
+    let any = if it.hosts.is_empty() { Value::Null } else { list(&it.hosts, host) };
+    let methods = list(&it.methods, |method| method.as_str().into());
+    mapping([
+        ("name", it.name.as_str().into()),
+        ("hosts", any),
+        ("path", route_path(&it.path)),
+        ("methods", if it.methods.is_empty() { Value::Null } else { methods }),
+        ("headers", it.headers.iter().map(header).collect::<Mapping>().into()),
+        ("filters", list(&it.filters, filter)),
+        ("upstream", it.upstream.as_str().into()),
+        ("timeout", it.timeout.map_or("none".into(), time)),
+        ("retries", it.retries.into()),
+        ("upgrades", strings(&it.upgrades)),
+        ("metadata", table(&it.metadata)),
+    ])
+}
+
+fn host(it: &HostPattern) -> Value {
+    match it {
+        HostPattern::Exact(host) => host.as_str().into(),
+        HostPattern::Suffix(suffix) => format!("*{suffix}").into(),
+        HostPattern::Any => "*".into(),
+    }
+}
+
+fn route_path(it: &PathPattern) -> Value {
+    match it {
+        PathPattern::Exact(path) => mapping([("exact", path.as_str().into())]),
+        PathPattern::Prefix(path) => mapping([("prefix", path.as_str().into())]),
+        PathPattern::Regex(regex) => mapping([("regex", pattern(regex).into())]),
+    }
+}
+
+fn header(it: &HeaderMatch) -> (Value, Value) {
+    let rule = match &it.rule {
+        HeaderRule::Present => ("present", true.into()),
+        HeaderRule::Absent => ("present", false.into()),
+        HeaderRule::Exact(value) => ("exact", value.as_str().into()),
+        HeaderRule::Prefix(value) => ("prefix", value.as_str().into()),
+        HeaderRule::Regex(regex) => ("regex", pattern(regex).into()),
+    };
+    (it.name.as_str().into(), mapping([rule]))
+}
+
+fn upstream(it: &Upstream) -> Value {
+    let balance = match it.balance {
+        Balance::RoundRobin => "round_robin",
+        Balance::Random => "random",
+        Balance::LeastRequest => "least_request",
+    };
+    let protocol = match it.protocol {
+        UpstreamProtocol::Http1 => "http1",
+        UpstreamProtocol::Http2 => "http2",
+    };
+    mapping([
+        ("endpoints", list(&it.endpoints, |endpoint| endpoint.to_string().into())),
+        ("balance", balance.into()),
+        ("protocol", protocol.into()),
+        ("connect_timeout", time(it.connect_timeout)),
+        ("idle_timeout", time(it.idle_timeout)),
+        ("max_idle", it.max_idle.into()),
+    ])
+}
+
+fn plugin(it: &Plugin) -> Value {
+    let contract = match it.contract {
+        Contract::Palisade => "palisade",
+        Contract::Mosn => "mosn",
+    };
+    let health = mapping([
+        ("interval", time(it.health.interval)),
+        ("timeout", time(it.health.timeout)),
+        ("failures", it.health.failures.into()),
+    ]);
+    let restart = mapping([
+        ("initial", time(it.restart.initial)),
+        ("max", time(it.restart.max)),
+        ("reset_after", time(it.restart.reset_after)),
+        ("crash_loop_after", it.restart.crash_loop_after.into()),
+    ]);
+    mapping([
+        ("command", strings(&it.command)),
+        ("cwd", path(&it.cwd)),
+        ("env", redacted(&table(&it.env))),
+        ("env_pass", strings(&it.env_pass)),
+        ("contract", contract.into()),
+        ("config", redacted(&Value::Mapping(it.config.clone()))),
+        ("timeout", time(it.timeout)),
+        ("on_failure", on_failure(it.on_failure)),
+        ("required", it.required.into()),
+        ("handshake_timeout", time(it.handshake_timeout)),
+        ("ready_timeout", time(it.ready_timeout)),
+        ("allow_remote_tcp", it.allow_remote_tcp.into()),
+        ("health", health),
+        ("restart", restart),
+        ("stop_timeout", time(it.stop_timeout)),
+    ])
+}
+
+fn redacted(value: &Value) -> Value {
+    match value {
+        Value::Mapping(mapping) => {
+            let entry = |(key, value): (&Value, &Value)| {
+                let secret = key.as_str().is_some_and(is_secret);
+                (key.clone(), if secret { REDACTED.into() } else { redacted(value) })
+            };
+            mapping.iter().map(entry).collect::<Mapping>().into()
+        }
+        Value::Sequence(items) => Value::Sequence(items.iter().map(redacted).collect()),
+        scalar => scalar.clone(),
+    }
+}
+
+/// Without the fields that are null: there, not being written is the default.
+fn mapping<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    fields
+        .into_iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| (name.into(), value))
+        .collect::<Mapping>()
+        .into()
+}
+
+fn list<T>(items: &[T], show: impl Fn(&T) -> Value) -> Value {
+    Value::Sequence(items.iter().map(show).collect())
+}
+
+fn strings(items: &[String]) -> Value {
+    list(items, |item| item.as_str().into())
+}
+
+fn table(entries: &BTreeMap<String, String>) -> Value {
+    entries.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect::<Mapping>().into()
+}
+
+fn time(duration: Duration) -> Value {
+    shown_duration(duration).into()
+}
+
+fn path(path: &Path) -> Value {
+    path.display().to_string().into()
+}

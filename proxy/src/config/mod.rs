@@ -1,0 +1,390 @@
+//! The configuration: from the file as written to what the rest of the proxy needs, in one step.
+//!
+//! [`load`] reads a file and returns either a whole [`Config`], valid in every point that can be judged without
+//! starting anything, or every problem in it, each with its place. The other rooms never see the written form.
+//!
+//! The way of a file: bytes within bounds (`source`), a tree whose nodes know their places (`tree`), the written form
+//! (`decode`, `slot`, `written`), the needed form (`convert`), which is what stands here. Each step goes on past a
+//! problem where it can, so that one reading shows all of them.
+
+mod canonical;
+mod convert;
+mod decode;
+mod effective;
+mod host;
+mod problem;
+mod slot;
+mod source;
+mod suggest;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod written;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use regex::Regex;
+
+pub use canonical::{hash, to_json};
+pub use problem::{Problem, Problems};
+
+/// Reads the configuration in the file at `path`. That the file can't be read is a problem too.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let text = source::read(path)?;
+    parse(path, &text)
+}
+
+/// Reads a configuration from `text`, as if it stood in the file at `path`: messages name it, and relative paths start
+/// in its directory.
+pub fn parse(path: &Path, text: &str) -> Result<Config, Problems> {
+    parse_on(&host::Host::here(), path, text)
+}
+
+fn parse_on(host: &host::Host, path: &Path, text: &str) -> Result<Config, Problems> {
+    let tree = tree::Tree::read(text).map_err(|problems| Problems::new(path, text, problems))?;
+    let (written, mut problems) = decode::decode::<written::File>(&tree);
+    let config = written.map(|written| {
+        let (config, more) = convert::convert(path, host, &tree, &written);
+        problems.extend(more);
+        config
+    });
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(Problems::new(path, text, problems)),
+    }
+}
+
+/// The JSON Schema of a configuration file, for editors.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(written::File).to_value()
+}
+
+/// A whole, valid configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// Where the admin socket, plugin socket directories and the lock are. Absolute.
+    pub runtime_dir: PathBuf,
+    /// How long open requests may go on after SIGTERM. Default 30 s.
+    pub drain_timeout: Duration,
+    /// Addresses whose `X-Forwarded-*` and `x-request-id` are believed. Default none.
+    pub trusted_proxies: Vec<Cidr>,
+    /// At least one.
+    pub listeners: Vec<Listener>,
+    /// In the order of the file; the first that matches wins.
+    pub routes: Vec<Route>,
+    /// By name. Upstreams that a route wrote as a URL are here too, named by that URL.
+    pub upstreams: BTreeMap<String, Upstream>,
+    /// By name.
+    pub plugins: BTreeMap<String, Plugin>,
+}
+
+/// A network in CIDR notation; a bare address is a network of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// The network's address.
+    pub address: std::net::IpAddr,
+    /// Leading bits that count: 0 to 32 or 128.
+    pub prefix: u8,
+}
+
+/// Where connections are taken.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// Default: the address as written.
+    pub name: String,
+    /// Where it listens.
+    pub address: Address,
+    /// Set: TLS only. Unset: cleartext only.
+    pub tls: Option<ListenerTls>,
+    /// Run before routing, in this order.
+    pub filters: Vec<Filter>,
+    /// Limits on what a client may send and how long it may take.
+    pub limits: Limits,
+}
+
+/// Bounds on one listener's clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From accept to the end of the TLS handshake. Default 10 s.
+    pub tls_handshake_timeout: Duration,
+    /// From the connection being ready (or the last response) to the end of a request's head. Default 10 s for the
+    /// head itself.
+    pub header_timeout: Duration,
+    /// How long a connection may stay without a request. Default 60 s.
+    pub idle_timeout: Duration,
+    /// How long a body may stand still, either way. Default 30 s.
+    pub body_idle_timeout: Duration,
+    /// Bytes of a request's head. Default 32 KiB.
+    pub max_header_bytes: usize,
+    /// Header fields in a request. Default 100.
+    pub max_headers: usize,
+    /// Open connections; more wait in the accept queue. Default 10 000.
+    pub max_connections: usize,
+    /// Concurrent streams of one HTTP/2 connection. Default 100.
+    pub max_streams: u32,
+}
+
+/// An address to listen on or to connect to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A unix socket's path, absolute.
+    Unix(PathBuf),
+}
+
+/// Where a listener's certificates come from.
+#[derive(Debug, Clone)]
+pub struct ListenerTls {
+    /// A plugin in [`Config::plugins`].
+    pub plugin: String,
+    /// Names of the bundles to ask for; empty: all.
+    pub names: Vec<String>,
+    /// Name of the bundle for clients that send no server name, or one that no certificate covers. Unset: clients
+    /// without a name get the only bundle there is, else the handshake is refused.
+    pub default: Option<String>,
+    /// TLS 1.3 only. Default false: 1.2 and 1.3.
+    pub only_tls13: bool,
+}
+
+/// One step of a filter chain.
+#[derive(Debug, Clone)]
+pub enum Filter {
+    /// Asks a plugin.
+    Plugin(PluginFilter),
+    /// Compares one header with a value in the proxy itself.
+    Header(HeaderFilter),
+}
+
+/// A filter that asks a plugin.
+#[derive(Debug, Clone)]
+pub struct PluginFilter {
+    /// A plugin in [`Config::plugins`].
+    pub plugin: String,
+    /// Bounds the whole check: queueing, a restart under way, the call. Default: the plugin's, 200 ms.
+    pub timeout: Duration,
+    /// What happens to a request that could not be judged. Default: the plugin's, deny.
+    pub on_failure: OnFailure,
+    /// The largest request body in bytes sent to a filter that needs bodies. Default 1 MiB.
+    pub max_body: usize,
+}
+
+/// The built-in header check: lets a request pass when one of the header's fields is one of the values.
+#[derive(Debug, Clone)]
+pub struct HeaderFilter {
+    /// Lower case.
+    pub name: http::HeaderName,
+    /// Compared byte for byte.
+    pub values: Vec<String>,
+    /// Status of the refusal. Default 403.
+    pub status: http::StatusCode,
+}
+
+/// What happens when a filter can't judge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// The request gets 503 or 504.
+    Deny,
+    /// The request goes on unjudged, and is counted.
+    Allow,
+}
+
+/// Which requests go where.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Default: `route-1`, `route-2`, ... by position.
+    pub name: String,
+    /// Empty: any host.
+    pub hosts: Vec<HostPattern>,
+    /// Default prefix `/`.
+    pub path: PathPattern,
+    /// Empty: any method.
+    pub methods: Vec<http::Method>,
+    /// All must match.
+    pub headers: Vec<HeaderMatch>,
+    /// Run after this route was chosen, in this order.
+    pub filters: Vec<Filter>,
+    /// An upstream in [`Config::upstreams`].
+    pub upstream: String,
+    /// From the request's head having been sent to the response's head: default 60 s. None: no bound.
+    pub timeout: Option<Duration>,
+    /// Attempts beyond the first, for requests that are safe to repeat: 0 or 1. Default 1.
+    pub retries: u32,
+    /// Protocols a client may upgrade to, lower case. Default `websocket`.
+    pub upgrades: Vec<String>,
+    /// Handed to filters.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Matches the host of an authority, without its port, lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostPattern {
+    /// `a.example`
+    Exact(String),
+    /// `*.example`, held as `.example`: at least one label in front.
+    Suffix(String),
+    /// `*`
+    Any,
+}
+
+/// Matches a normalised path.
+#[derive(Debug, Clone)]
+pub enum PathPattern {
+    /// Equal.
+    Exact(String),
+    /// Equal, or continued behind a `/`: `/a` covers `/a` and `/a/b`, not `/ab`.
+    Prefix(String),
+    /// Matches the whole path.
+    Regex(Arc<Regex>),
+}
+
+/// Matches one header.
+#[derive(Debug, Clone)]
+pub struct HeaderMatch {
+    /// Lower case.
+    pub name: http::HeaderName,
+    /// How.
+    pub rule: HeaderRule,
+}
+
+/// How a header is matched. A header that is there several times matches if one of its values does.
+#[derive(Debug, Clone)]
+pub enum HeaderRule {
+    /// There, with any value.
+    Present,
+    /// Not there.
+    Absent,
+    /// Equal.
+    Exact(String),
+    /// Begins with.
+    Prefix(String),
+    /// Matches the whole value; a value that is not UTF-8 does not match.
+    Regex(Arc<Regex>),
+}
+
+/// A cluster of endpoints.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// At least one.
+    pub endpoints: Vec<Endpoint>,
+    /// How one is picked.
+    pub balance: Balance,
+    /// Which protocol they speak.
+    pub protocol: UpstreamProtocol,
+    /// TCP or unix connect. Default 1 s.
+    pub connect_timeout: Duration,
+    /// How long an unused connection is kept. Default 60 s; servers that close earlier need a lower value.
+    pub idle_timeout: Duration,
+    /// Idle HTTP/1.1 connections kept for each endpoint. Default 128.
+    pub max_idle: usize,
+}
+
+/// One server of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// Host and port; a host that is a name is resolved at each connect.
+    Tcp {
+        /// An IP address or a DNS name.
+        host: String,
+        /// 1 to 65535.
+        port: u16,
+    },
+    /// A unix socket's path, absolute.
+    Unix(PathBuf),
+}
+
+/// How an endpoint is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// In turn.
+    RoundRobin,
+    /// At random.
+    Random,
+    /// The one of two random ones with fewer requests in flight.
+    LeastRequest,
+}
+
+/// What an upstream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// A plugin's process and how it is used.
+#[derive(Debug, Clone)]
+pub struct Plugin {
+    /// Program and arguments, at least one. A program with a `/` is relative to [`Plugin::cwd`]; else it is looked up
+    /// in `PATH` of the proxy.
+    pub command: Vec<String>,
+    /// Default: the directory of the configuration file.
+    pub cwd: PathBuf,
+    /// Variables set for the plugin.
+    pub env: BTreeMap<String, String>,
+    /// Names of the proxy's own variables to hand on. Default none.
+    pub env_pass: Vec<String>,
+    /// What it speaks.
+    pub contract: Contract,
+    /// Handed over by `Configure`; always a mapping.
+    pub config: serde_yaml::Mapping,
+    /// Default of [`PluginFilter::timeout`].
+    pub timeout: Duration,
+    /// Default of [`PluginFilter::on_failure`].
+    pub on_failure: OnFailure,
+    /// Whether listeners stay closed until it serves, and start fails when it can't. Default true.
+    pub required: bool,
+    /// From start to the handshake line. Default 15 s.
+    pub handshake_timeout: Duration,
+    /// From the handshake line to serving: connect, health, configure. Default 10 s.
+    pub ready_timeout: Duration,
+    /// Whether a TCP address outside loopback is accepted. Default false.
+    pub allow_remote_tcp: bool,
+    /// Health checks while it serves.
+    pub health: Health,
+    /// How it is started again.
+    pub restart: Restart,
+    /// From SIGTERM to SIGKILL. Default 5 s.
+    pub stop_timeout: Duration,
+}
+
+/// What a plugin speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contract {
+    /// `palisade.plugin.v1`.
+    Palisade,
+    /// MOSN's `proto.Plugin/Call`.
+    Mosn,
+}
+
+/// Health checks of a serving plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Health {
+    /// Default 5 s.
+    pub interval: Duration,
+    /// Default 1 s.
+    pub timeout: Duration,
+    /// Failures in a row that make it dead: killed and started again. Default 3.
+    pub failures: u32,
+}
+
+/// How a plugin is started again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Restart {
+    /// Delay before the second restart in a row; the first is immediate. Default 100 ms.
+    pub initial: Duration,
+    /// Longest delay. Default 30 s.
+    pub max: Duration,
+    /// Serving this long forgets earlier failures. Default 60 s.
+    pub reset_after: Duration,
+    /// Failures in a row from which the plugin shows as crash looped. Default 5. It is still tried at `max`.
+    pub crash_loop_after: u32,
+}

@@ -1,0 +1,361 @@
+//! The written form: one struct for each section of the file, with the fields an operator may write.
+//!
+//! The doc comments are the descriptions in the JSON Schema that `palisade schema` prints. Nothing here is judged;
+//! [`super::convert`] does that.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::slot::{Plain, Raw, Size, Slot, Span, SpanOrNone, Table};
+
+/// A list whose entries know their places.
+pub(super) type List<T> = Slot<Vec<Slot<T>>>;
+
+/// Configuration of Palisade, an HTTP proxy whose extensions are separate processes.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "palisade.yaml", extend("required" = ["listeners"]))]
+pub(super) struct File {
+    /// Where the admin socket, the plugins' sockets and the lock are; a relative path is relative to this file.
+    /// Default: `$PALISADE_RUNTIME_DIR`, else the first of `$RUNTIME_DIRECTORY`, `/run/palisade` for root and
+    /// `$XDG_RUNTIME_DIR/palisade`, else `palisade-<uid>` in the directory for temporary files.
+    pub(super) runtime_dir: Slot<String>,
+    /// How long open requests may go on after SIGTERM. Default 30s.
+    pub(super) drain_timeout: Slot<Span>,
+    /// Addresses and networks (`10.0.0.0/8`, `::1`) whose `X-Forwarded-*` and `x-request-id` are believed. Default none.
+    pub(super) trusted_proxies: List<String>,
+    /// Where connections are taken; at least one.
+    pub(super) listeners: List<Listener>,
+    /// Which requests go where; the first that matches wins.
+    pub(super) routes: List<Route>,
+    /// Clusters of endpoints by name. A route to a single server can do without: it writes the URL itself.
+    pub(super) upstreams: Slot<Table<Upstream>>,
+    /// Plugins by name: letters, digits, `-` and `_`, at most 64.
+    pub(super) plugins: Slot<Table<Plugin>>,
+}
+
+/// Where connections are taken.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["address"]))]
+pub(super) struct Listener {
+    /// What messages and metrics call it. Default: the address.
+    pub(super) name: Slot<String>,
+    /// `127.0.0.1:8080`, `"[::1]:8080"`, `0.0.0.0:80` for every interface, or `unix:/run/web.sock`.
+    pub(super) address: Slot<String>,
+    /// The plugin that supplies certificates. Unset: cleartext.
+    pub(super) tls: Slot<ListenerTls>,
+    /// Filters that run before routing, in this order.
+    pub(super) filters: List<Filter>,
+    /// Limits on what a client may send and how long it may take.
+    pub(super) limits: Slot<Limits>,
+}
+
+/// A plugin's name, or that with details.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(untagged)]
+pub(super) enum ListenerTls {
+    /// The plugin's name.
+    Text(String),
+    /// The plugin's name and more.
+    Mapping(TlsDetails),
+}
+
+/// Where a listener's certificates come from.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["plugin"]))]
+pub(super) struct TlsDetails {
+    /// The plugin that supplies certificates.
+    pub(super) plugin: Slot<String>,
+    /// Names of the bundles to ask for. Default: all.
+    pub(super) names: List<String>,
+    /// The bundle for clients that send no server name, or one that no certificate covers. Default: the only bundle
+    /// there is; if there are more, such clients are refused.
+    pub(super) default: Slot<String>,
+    /// TLS 1.3 only. Default false: 1.2 and 1.3.
+    pub(super) only_tls13: Slot<bool>,
+}
+
+/// A plugin's name, or that with details, or the built-in header check.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(untagged)]
+pub(super) enum Filter {
+    /// The plugin's name.
+    Text(String),
+    /// The plugin's name and more, or a header check.
+    Mapping(Box<FilterDetails>),
+}
+
+/// Either `plugin`, with its details, or `header`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct FilterDetails {
+    /// The plugin to ask.
+    pub(super) plugin: Slot<String>,
+    /// Bounds the whole check: queueing, a restart under way, the call. Default: the plugin's `timeout`.
+    pub(super) timeout: Slot<Span>,
+    /// What happens to a request that could not be judged. Default: the plugin's `on_failure`.
+    pub(super) on_failure: Slot<OnFailure>,
+    /// The largest request body sent to a filter that needs bodies, up to 64MiB. Default 1MiB.
+    pub(super) max_body: Slot<Size>,
+    /// Compares one header in the proxy itself.
+    pub(super) header: Slot<HeaderFilter>,
+}
+
+/// Lets a request pass when one of the header's fields is one of the values.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name"]))]
+pub(super) struct HeaderFilter {
+    /// The header's name, in any case.
+    pub(super) name: Slot<String>,
+    /// The one value, compared byte for byte.
+    pub(super) value: Slot<Plain>,
+    /// The values, instead of `value`.
+    pub(super) values: List<Plain>,
+    /// Status of the refusal, 400 to 599. Default 403.
+    pub(super) status: Slot<u64>,
+}
+
+/// What happens to a request that a filter could not judge.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum OnFailure {
+    /// It gets 503, or 504 when the time is up.
+    Deny,
+    /// It goes on unjudged, and is counted.
+    Allow,
+}
+
+/// Bounds on one listener's clients.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    /// From accept to the end of the TLS handshake. Default 10s.
+    pub(super) tls_handshake_timeout: Slot<Span>,
+    /// For a request's head. Default 10s.
+    pub(super) header_timeout: Slot<Span>,
+    /// How long a connection may stay without a request. Default 60s.
+    pub(super) idle_timeout: Slot<Span>,
+    /// How long a body may stand still, either way. Default 30s.
+    pub(super) body_idle_timeout: Slot<Span>,
+    /// Size of a request's head, 8KiB to 1MiB. Default 32KiB.
+    pub(super) max_header_bytes: Slot<Size>,
+    /// Header fields in a request, 1 to 10000. Default 100.
+    pub(super) max_headers: Slot<u64>,
+    /// Open connections, 1 to 1000000; more wait in the accept queue. Default 10000.
+    pub(super) max_connections: Slot<u64>,
+    /// Concurrent streams of one HTTP/2 connection, 1 to 10000. Default 100.
+    pub(super) max_streams: Slot<u64>,
+}
+
+/// Which requests go where.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["upstream"]))]
+pub(super) struct Route {
+    /// What messages and metrics call it. Default `route-1`, `route-2`, ... by position.
+    pub(super) name: Slot<String>,
+    /// The host: `api.example`, `"*.example"` for any name below it, `"*"` for any. Default any.
+    pub(super) host: Slot<String>,
+    /// Several hosts, instead of `host`.
+    pub(super) hosts: List<String>,
+    /// The path: a string is a prefix of whole segments. Default `/`, which is every path.
+    pub(super) path: Slot<PathMatch>,
+    /// Methods. Default any.
+    pub(super) methods: List<String>,
+    /// Headers by name, all of which must match.
+    pub(super) headers: Slot<Table<HeaderMatch>>,
+    /// Filters that run once this route was chosen, in this order.
+    pub(super) filters: List<Filter>,
+    /// `http://127.0.0.1:9000`, `unix:/run/app.sock`, or a name from `upstreams`.
+    pub(super) upstream: Slot<String>,
+    /// From the request's head having been sent to the response's head, or `none`. Default 60s.
+    pub(super) timeout: Slot<SpanOrNone>,
+    /// Attempts beyond the first, for requests that are safe to repeat: 0 or 1. Default 1.
+    pub(super) retries: Slot<u64>,
+    /// Protocols a client may upgrade to. Default `[websocket]`.
+    pub(super) upgrades: List<String>,
+    /// Handed to filters: a string for each name.
+    pub(super) metadata: Slot<Table<Plain>>,
+}
+
+/// A prefix, or how else the path is matched.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(untagged)]
+pub(super) enum PathMatch {
+    /// A prefix: `/a` covers `/a` and `/a/b`, not `/ab`.
+    Text(String),
+    /// One of `exact`, `prefix` and `regex`.
+    Mapping(PathDetails),
+}
+
+/// Exactly one of these.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
+pub(super) struct PathDetails {
+    /// The whole path.
+    pub(super) exact: Slot<String>,
+    /// The path or its first segments.
+    pub(super) prefix: Slot<String>,
+    /// A regular expression for the whole path.
+    pub(super) regex: Slot<String>,
+}
+
+/// The value, or how else the header is matched.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(untagged)]
+pub(super) enum HeaderMatch {
+    /// The value.
+    Text(Plain),
+    /// One of `exact`, `prefix`, `regex` and `present`.
+    Mapping(HeaderDetails),
+}
+
+/// Exactly one of these. A header that is there several times matches if one of its values does.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
+pub(super) struct HeaderDetails {
+    /// The whole value.
+    pub(super) exact: Slot<Plain>,
+    /// How the value begins.
+    pub(super) prefix: Slot<Plain>,
+    /// A regular expression for the whole value.
+    pub(super) regex: Slot<String>,
+    /// true: there, with any value; false: not there.
+    pub(super) present: Slot<bool>,
+}
+
+/// A cluster of endpoints.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["endpoints"]))]
+pub(super) struct Upstream {
+    /// `http://127.0.0.1:9000`, `127.0.0.1:9000`, `app.internal:9000` or `unix:/run/app.sock`; at least one.
+    pub(super) endpoints: List<String>,
+    /// How an endpoint is picked. Default `round_robin`.
+    pub(super) balance: Slot<Balance>,
+    /// What the endpoints speak. Default `http1`.
+    pub(super) protocol: Slot<Protocol>,
+    /// For a connection to an endpoint. Default 1s.
+    pub(super) connect_timeout: Slot<Span>,
+    /// How long an unused connection is kept; servers that close earlier need a lower value. Default 60s.
+    pub(super) idle_timeout: Slot<Span>,
+    /// Idle HTTP/1.1 connections kept for each endpoint, 0 to 100000. Default 128.
+    pub(super) max_idle: Slot<u64>,
+}
+
+/// How an endpoint is picked.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Balance {
+    /// In turn.
+    RoundRobin,
+    /// At random.
+    Random,
+    /// The one of two random ones with fewer requests in flight.
+    LeastRequest,
+}
+
+/// What endpoints speak.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// A plugin's process and how it is used.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["command"]))]
+pub(super) struct Plugin {
+    /// Program and arguments: `[python3, auth.py]`. A program with a `/` is relative to `cwd`; else it is looked up in
+    /// `PATH`. No shell is involved.
+    pub(super) command: Slot<Command>,
+    /// Working directory, relative to this file's. Default: this file's directory.
+    pub(super) cwd: Slot<String>,
+    /// Variables set for the plugin. Secrets don't belong here: others can read them.
+    pub(super) env: Slot<Table<Plain>>,
+    /// Names of the proxy's own variables to hand on. Default none: a plugin inherits nothing.
+    pub(super) env_pass: List<String>,
+    /// What the plugin speaks. Default `palisade`.
+    pub(super) contract: Slot<Contract>,
+    /// Handed to the plugin as it is.
+    pub(super) config: Slot<Raw>,
+    /// How long a filter waits for the plugin's verdict. Default 200ms.
+    pub(super) timeout: Slot<Span>,
+    /// What happens to a request that could not be judged. Default `deny`.
+    pub(super) on_failure: Slot<OnFailure>,
+    /// Whether listeners stay closed until it serves, and start fails when it can't. Default true.
+    pub(super) required: Slot<bool>,
+    /// From start to the handshake line. Default 15s.
+    pub(super) handshake_timeout: Slot<Span>,
+    /// From the handshake line to serving: connect, health, configure. Default 10s.
+    pub(super) ready_timeout: Slot<Span>,
+    /// Whether a TCP address outside loopback is accepted. Default false.
+    pub(super) allow_remote_tcp: Slot<bool>,
+    /// Health checks while it serves.
+    pub(super) health: Slot<Health>,
+    /// How it is started again.
+    pub(super) restart: Slot<Restart>,
+    /// From SIGTERM to SIGKILL. Default 5s.
+    pub(super) stop_timeout: Slot<Span>,
+}
+
+/// Only the list is right; the string is read to show how it would be written.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(untagged)]
+pub(super) enum Command {
+    /// One string for a shell.
+    #[schemars(skip)]
+    Text(String),
+    /// Program and arguments.
+    List(Vec<Slot<String>>),
+}
+
+/// What a plugin speaks.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Contract {
+    /// `palisade.plugin.v1`.
+    Palisade,
+    /// MOSN's `proto.Plugin/Call`.
+    Mosn,
+}
+
+/// Health checks of a serving plugin.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Health {
+    /// Between checks. Default 5s.
+    pub(super) interval: Slot<Span>,
+    /// For one check. Default 1s.
+    pub(super) timeout: Slot<Span>,
+    /// Failures in a row that make it dead: killed and started again; 1 to 100. Default 3.
+    pub(super) failures: Slot<u64>,
+}
+
+/// How a plugin is started again.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Restart {
+    /// Delay before the second restart in a row; the first is immediate. Default 100ms.
+    pub(super) initial: Slot<Span>,
+    /// Longest delay. Default 30s.
+    pub(super) max: Slot<Span>,
+    /// Serving this long forgets earlier failures. Default 60s.
+    pub(super) reset_after: Slot<Span>,
+    /// Failures in a row from which it shows as crash looped, 1 to 1000; it is still tried at `max`. Default 5.
+    pub(super) crash_loop_after: Slot<u64>,
+}
