@@ -1,5 +1,6 @@
 package io.palisade.plugin;
 
+import io.palisade.plugin.internal.KeyMatch;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -7,6 +8,7 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
+import java.util.Optional;
 
 /** A TLS certificate chain with its private key. Immutable. */
 public final class Certificate {
@@ -29,13 +31,13 @@ public final class Certificate {
   }
 
   /**
-   * Reads a certificate from two PEM files. To rotate it, replace the key first and then the chain, each by renaming a
-   * complete file over it.
+   * Reads a certificate from two PEM files. Files can be replaced at any time, each by renaming a complete one over it:
+   * while they don't belong together, reading them fails, and the proxy keeps what it has.
    *
    * @param chain file with the chain, leaf first, then intermediates
    * @param key file with the key: PKCS#8, PKCS#1 or SEC1, not encrypted
    * @return the certificate, with the name {@link #DEFAULT_NAME}, for the DNS names in its leaf
-   * @throws IOException if a file can't be read or is not what it should be
+   * @throws IOException if a file can't be read or is not what it should be, or the key does not belong to the leaf
    */
   public static Certificate read(Path chain, Path key) throws IOException {
     byte[] chainPem = Files.readAllBytes(chain);
@@ -46,11 +48,15 @@ public final class Certificate {
     if (!isKey(keyPem)) {
       throw new IOException(key + " holds no PEM private key that is not encrypted");
     }
+    Optional<String> problem = KeyMatch.problem(chainPem, keyPem);
+    if (problem.isPresent()) {
+      throw new IOException(chain + " and " + key + ": " + problem.get());
+    }
     return new Certificate(DEFAULT_NAME, List.of(), chainPem, keyPem);
   }
 
   /**
-   * Makes a certificate from PEM in memory.
+   * Makes a certificate from PEM in memory. Whether the two belong together is left to the caller.
    *
    * @param chainPem the chain, leaf first, then intermediates; copied
    * @param keyPem the key: PKCS#8, PKCS#1 or SEC1, not encrypted; copied

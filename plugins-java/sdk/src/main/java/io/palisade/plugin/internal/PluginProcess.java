@@ -23,7 +23,7 @@ public final class PluginProcess {
   private final PluginServices services;
   private final Path socket;
   private final AtomicBoolean stopping = new AtomicBoolean();
-  private Server server;
+  private volatile Server server;
 
   private PluginProcess(Definition definition, HostEnvironment environment) {
     this.services = new PluginServices(definition, this::stop);
