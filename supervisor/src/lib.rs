@@ -1,1 +1,44 @@
-//! Placeholder.
+//! Hosts plugins that are separate processes, in any language, speaking HashiCorp go-plugin's handshake and gRPC.
+//!
+//! Give [`Plugin::start`] what to run ([`PluginSpec`]) and how to turn a fresh connection into the thing that your
+//! program calls ([`Adapter`]). From then on the plugin is kept running: its exit is noticed without any traffic, a
+//! frozen one is found by health checks, and both are restarted with backoff. Callers take [`Plugin::client`], which
+//! never blocks, or [`Plugin::wait_client`], which waits for a restart no longer than the caller has time.
+//!
+//! What is promised, and tested:
+//!
+//! - A plugin inherits nothing that it was not given: environment, file descriptors, signal mask, umask, session.
+//! - Everything it prints is bounded, escaped, and lands in `tracing` under the target `plugin`.
+//! - Every wait on a plugin has a deadline; nothing that it does takes the host down.
+//! - No process of a plugin's group is left when it is stopped, when it crashes, or when the host ends, `kill -9` of
+//!   the host included.
+//!
+//! Linux 5.11 or newer. Which room does what: `lifecycle` decides (pure), `instance` performs, `process` owns the
+//! operating system's side, `handshake`, `connect` and `health` talk to the plugin, `sys` holds every `unsafe`.
+
+#![deny(unsafe_code)]
+
+mod connect;
+mod handshake;
+mod health;
+mod instance;
+mod lifecycle;
+mod logs;
+mod plugin;
+mod process;
+mod report;
+mod restart;
+mod spec;
+mod status;
+mod sys;
+
+pub use crate::connect::{ConnectError, EndpointError};
+pub use crate::handshake::HandshakeFailure;
+pub use crate::instance::{Adapter, AttachError, InstanceInfo};
+pub use crate::plugin::{Plugin, StartError, Unavailable};
+pub use crate::process::{PrivateDirError, SpawnError};
+pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure};
+pub use crate::spec::{
+    HandshakePolicy, HealthPolicy, PluginSpec, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
+};
+pub use crate::status::{State, Status};

@@ -1,0 +1,319 @@
+//! From the address that a plugin announced to an HTTP/2 connection.
+//!
+//! No HTTP/2 keep-alive pings: gRPC servers in Go, Python and Java close connections that ping more often than every
+//! five minutes ("too_many_pings"). Health checks find what pings would.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use palisade_plugin_proto::handshake::Address;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tonic::transport::{Channel, Uri};
+use tower::service_fn;
+
+use crate::spec::TcpPolicy;
+
+/// How long one attempt may take. Local sockets answer at once or not at all.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// Between attempts while a plugin that announced its socket is about to listen.
+const FIRST_RETRY: Duration = Duration::from_millis(2);
+const LAST_RETRY: Duration = Duration::from_millis(100);
+
+/// Where a plugin listens, and may be connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+/// Why an announced address must not be connected to.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// A socket that is not in the directory of this start.
+    #[error("socket {path:?} is not in {private:?}; listen in the directory that PLUGIN_UNIX_SOCKET_DIR names")]
+    Elsewhere {
+        /// What was announced.
+        path: PathBuf,
+        /// Where it should be.
+        private: PathBuf,
+    },
+    /// An address beyond this machine.
+    #[error("{0} is not a loopback address; listen on 127.0.0.1 or on a unix socket (`tcp: any` lifts this)")]
+    NotLoopback(SocketAddr),
+    /// An address for listening only.
+    #[error("{0} is for listening on every interface; listen on 127.0.0.1, and announce that")]
+    Unspecified(SocketAddr),
+}
+
+/// Why nothing could be connected to.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A file, a directory, a FIFO, a symbolic link.
+    #[error("{0:?} is not a socket")]
+    NotASocket(PathBuf),
+    /// connect(2).
+    #[error("connect to {endpoint}")]
+    Dial {
+        /// The address.
+        endpoint: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The attempt took too long.
+    #[error("connect to {0}: no answer within {ATTEMPT:?}")]
+    Slow(String),
+    /// HTTP/2.
+    #[error("HTTP/2 to {endpoint}")]
+    Http2 {
+        /// The address.
+        endpoint: String,
+        /// Why not.
+        #[source]
+        source: tonic::transport::Error,
+    },
+}
+
+impl Endpoint {
+    /// Decides on an address. Looks at the file system where a path is written in an unusual way.
+    pub(crate) async fn accept(address: &Address, private: &Path, tcp: TcpPolicy) -> Result<Self, EndpointError> {
+        match address {
+            Address::Unix(path) => {
+                let elsewhere = || EndpointError::Elsewhere { path: path.clone(), private: private.to_owned() };
+                let name = path.file_name().ok_or_else(elsewhere)?;
+                let parent = path.parent().ok_or_else(elsewhere)?;
+                // The usual case needs no look. Otherwise not on this thread: the plugin chose the path, and some
+                // file systems never answer.
+                if parent != private && real(parent).await.as_deref() != Some(private) {
+                    return Err(elsewhere());
+                }
+                Ok(Self::Unix(private.join(name)))
+            }
+            Address::Tcp(address) => {
+                let ip = address.ip();
+                if ip.to_canonical().is_unspecified() {
+                    return Err(EndpointError::Unspecified(*address));
+                }
+                if tcp == TcpPolicy::LoopbackOnly && !ip.is_loopback() {
+                    return Err(EndpointError::NotLoopback(*address));
+                }
+                Ok(Self::Tcp(*address))
+            }
+        }
+    }
+
+    async fn dial(&self) -> Result<Box<dyn Stream>, ConnectError> {
+        let dialled = timeout(ATTEMPT, async {
+            match self {
+                Self::Unix(path) => {
+                    // Not through a symbolic link, which could lead to any socket of this user.
+                    let found = fs::symlink_metadata(path).map_err(|source| self.failed(source))?;
+                    if !found.file_type().is_socket() {
+                        return Err(ConnectError::NotASocket(path.clone()));
+                    }
+                    let stream = UnixStream::connect(path).await.map_err(|source| self.failed(source))?;
+                    Ok(Box::new(stream) as Box<dyn Stream>)
+                }
+                Self::Tcp(address) => {
+                    let stream = TcpStream::connect(address).await.map_err(|source| self.failed(source))?;
+                    stream.set_nodelay(true).map_err(|source| self.failed(source))?;
+                    Ok(Box::new(stream) as Box<dyn Stream>)
+                }
+            }
+        });
+        dialled.await.map_err(|_| ConnectError::Slow(self.to_string()))?
+    }
+
+    fn failed(&self, source: io::Error) -> ConnectError {
+        ConnectError::Dial { endpoint: self.to_string(), source }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+async fn real(path: &Path) -> Option<PathBuf> {
+    let path = path.to_owned();
+    spawn_blocking(move || path.canonicalize()).await.ok()?.ok()
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Whether the process that announced the address still runs. A connection that broke is made anew only as long as it
+/// does: later, a TCP port may belong to somebody else.
+#[derive(Debug, Clone)]
+pub(crate) struct Alive(Arc<AtomicBool>);
+
+impl Alive {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    pub(crate) fn end(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+
+    fn check(&self, endpoint: &Endpoint) -> Result<(), ConnectError> {
+        if self.0.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let gone = io::Error::new(io::ErrorKind::NotConnected, "the plugin's process has gone");
+        Err(endpoint.failed(gone))
+    }
+}
+
+/// What a start waits for, for the report of a timeout.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress(Arc<Mutex<String>>);
+
+impl Progress {
+    pub(crate) fn set(&self, text: impl Into<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
+    }
+
+    pub(crate) fn get(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Connects, waiting for a socket that is not there yet or has no listener yet. Has no deadline of its own: the
+/// lifecycle's covers the whole.
+pub(crate) async fn connect(endpoint: Endpoint, alive: Alive, progress: &Progress) -> Result<Channel, ConnectError> {
+    let mut pause = FIRST_RETRY;
+    let first = loop {
+        match endpoint.dial().await {
+            Ok(stream) => break stream,
+            Err(error) if may_pass(&error) => progress.set(crate::report::chain(&error)),
+            Err(error) => return Err(error),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LAST_RETRY);
+    };
+
+    // A server may close a connection of a certain age, so later ones are made where the process still runs.
+    let first = Arc::new(Mutex::new(Some(first)));
+    let name = endpoint.to_string();
+    let connector = service_fn(move |_: Uri| {
+        let (endpoint, alive) = (endpoint.clone(), alive.clone());
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        async move {
+            if let Some(stream) = first {
+                return Ok(TokioIo::new(stream));
+            }
+            alive.check(&endpoint)?;
+            endpoint.dial().await.map(TokioIo::new)
+        }
+    });
+    // The authority is never resolved; servers see it in `:authority`.
+    tonic::transport::Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| ConnectError::Http2 { endpoint: name, source })
+}
+
+fn may_pass(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Dial { source, .. } => matches!(
+            source.kind(),
+            // WouldBlock: the backlog of a unix socket is full.
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
+        ),
+        ConnectError::NotASocket(_) | ConnectError::Slow(_) | ConnectError::Http2 { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    async fn tcp(address: &str, policy: TcpPolicy) -> Result<Endpoint, EndpointError> {
+        Endpoint::accept(&Address::Tcp(address.parse().unwrap()), Path::new("/run/p-1"), policy).await
+    }
+
+    #[tokio::test]
+    async fn only_loopback_unless_allowed_and_never_every_interface() {
+        for address in ["127.0.0.1:1", "127.8.9.1:1", "[::1]:1"] {
+            assert!(tcp(address, TcpPolicy::LoopbackOnly).await.is_ok(), "{address}");
+        }
+        for address in ["10.0.0.5:80", "[::ffff:10.0.0.5]:1", "[::ffff:127.0.0.1]:1", "[2001:db8::1]:1"] {
+            assert!(matches!(tcp(address, TcpPolicy::LoopbackOnly).await, Err(EndpointError::NotLoopback(_))));
+            assert!(tcp(address, TcpPolicy::Any).await.is_ok(), "{address}");
+        }
+        for address in ["0.0.0.0:1", "[::]:1", "[::ffff:0.0.0.0]:1"] {
+            for policy in [TcpPolicy::LoopbackOnly, TcpPolicy::Any] {
+                assert!(matches!(tcp(address, policy).await, Err(EndpointError::Unspecified(_))), "{address}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_must_be_in_its_own_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let (own, other) = (root.join("own"), root.join("other"));
+        fs::create_dir(&own).unwrap();
+        fs::create_dir(&other).unwrap();
+        symlink(&own, root.join("alias")).unwrap();
+        symlink(&other, own.join("out")).unwrap();
+        let accept = async |path: PathBuf| Endpoint::accept(&Address::Unix(path), &own, TcpPolicy::LoopbackOnly).await;
+        assert_eq!(accept(own.join("s")).await.unwrap(), Endpoint::Unix(own.join("s")));
+        assert_eq!(accept(root.join("alias/s")).await.unwrap(), Endpoint::Unix(own.join("s")));
+        for path in [other.join("s"), own.join("out/s"), own.join("deep/s"), own.clone(), "/".into(), "/s".into()] {
+            assert!(accept(path.clone()).await.is_err(), "{path:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        fs::write(path("file"), "").unwrap();
+        fs::create_dir(path("dir")).unwrap();
+        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(path("real")).unwrap();
+        symlink(path("real"), path("link")).unwrap();
+        for name in ["file", "dir", "fifo", "link"] {
+            let error = connect(Endpoint::Unix(path(name)), Alive::new(), &Progress::default()).await.unwrap_err();
+            assert!(matches!(error, ConnectError::NotASocket(_)), "{name}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_late_listener_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("s");
+        let progress = Progress::default();
+        let connecting = connect(Endpoint::Unix(path.clone()), Alive::new(), &progress);
+        let listening = async {
+            while !progress.get().contains("No such file") {
+                tokio::task::yield_now().await;
+            }
+            tokio::net::UnixListener::bind(&path).unwrap()
+        };
+        let (channel, _listener) = tokio::join!(connecting, listening);
+        channel.unwrap();
+    }
+}

@@ -1,0 +1,445 @@
+//! Performs what the lifecycle decides for one plugin: a single task that owns the process and everything around it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use nix::sys::signal::Signal;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+use tracing::{error, info, warn};
+
+use self::run::{News, Reporter, Run, report, written};
+use crate::handshake::HandshakeFailure;
+use crate::health::Health;
+use crate::lifecycle::{Action, Blame, Event, Lifecycle, Next, Order, Phase};
+use crate::process::{Process, SpawnError};
+use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain};
+use crate::restart::Hope;
+use crate::spec::PluginSpec;
+use crate::status::{Outlook, State, Status};
+
+mod run;
+
+/// Turns a raw connection into what callers use. The host's own contract with its plugins lives here.
+pub trait Adapter: Send + Sync + 'static {
+    /// What callers get.
+    type Client: Send + Sync + 'static;
+
+    /// Called once for each start, when the plugin is connected and healthy; only then are calls let through.
+    /// Dropped when `ready_timeout` is over, or when the process ends meanwhile.
+    fn attach(
+        &self,
+        channel: Channel,
+        instance: InstanceInfo,
+    ) -> impl Future<Output = Result<Self::Client, AttachError>> + Send;
+}
+
+/// One start of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceInfo {
+    /// The plugin's name.
+    pub plugin: String,
+    /// Counts the starts, from 1. No two clients of a plugin have the same.
+    pub start: u64,
+    /// The process.
+    pub pid: i32,
+    /// Where it listens, as `unix:/path` or `tcp:ip:port`.
+    pub endpoint: String,
+    /// The application version that it chose.
+    pub app_version: u32,
+}
+
+/// Why an [`Adapter`] does not accept a plugin.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct AttachError(Box<dyn std::error::Error + Send + Sync>);
+
+impl AttachError {
+    /// From an error of the adapter's own, or a sentence.
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+/// An order, and whom to tell when it has been carried out.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) order: Order,
+    pub(crate) done: oneshot::Sender<()>,
+}
+
+/// Where callers find the client.
+pub(crate) type Slot<C> = Arc<ArcSwapOption<C>>;
+
+pub(crate) struct Instance<A: Adapter> {
+    spec: Arc<PluginSpec>,
+    name: Arc<str>,
+    adapter: Arc<A>,
+    machine: Lifecycle,
+    run: Option<Run<A::Client>>,
+    /// The client of the run, between its readiness and its offer.
+    ready: Option<Arc<A::Client>>,
+    offered: Offered<A::Client>,
+    status: watch::Sender<Status>,
+    orders: mpsc::Receiver<Request>,
+    /// Whom to tell when the orders so far have been carried out.
+    waiting: Vec<oneshot::Sender<()>>,
+    starts: u64,
+    spawned: mpsc::Receiver<Result<Process, SpawnError>>,
+    spawning: mpsc::Sender<Result<Process, SpawnError>>,
+    spawning_since: Instant,
+    news: mpsc::Receiver<(u64, News<A::Client>)>,
+    reporter: mpsc::Sender<(u64, News<A::Client>)>,
+    /// Spawns under way and removals of directories.
+    background: TaskTracker,
+}
+
+/// Takes the client back however the instance ends.
+struct Offered<C>(Slot<C>);
+
+impl<C> Drop for Offered<C> {
+    fn drop(&mut self) {
+        self.0.store(None);
+    }
+}
+
+impl<A: Adapter> Instance<A> {
+    pub(crate) fn new(
+        spec: Arc<PluginSpec>,
+        adapter: A,
+        slot: Slot<A::Client>,
+        orders: mpsc::Receiver<Request>,
+    ) -> (Self, watch::Receiver<Status>) {
+        let machine = Lifecycle::new(&spec, fastrand::u64(..));
+        let initial = Status {
+            name: spec.name.clone(),
+            state: State::Starting,
+            pid: None,
+            restarts: 0,
+            failures: 0,
+            since: SystemTime::now(),
+            serving_since: None,
+            endpoint: None,
+            app_version: None,
+            last_exit: None,
+            command: written(&spec),
+            outlook: Outlook::Soon,
+        };
+        let (status, watching) = watch::channel(initial);
+        let (spawning, spawned) = mpsc::channel(1);
+        let (reporter, news) = mpsc::channel(8);
+        let instance = Self {
+            name: spec.name.as_str().into(),
+            spec,
+            adapter: Arc::new(adapter),
+            machine,
+            run: None,
+            ready: None,
+            offered: Offered(slot),
+            status,
+            orders,
+            waiting: vec![],
+            starts: 0,
+            spawned,
+            spawning,
+            spawning_since: Instant::now(),
+            news,
+            reporter,
+            background: TaskTracker::new(),
+        };
+        (instance, watching)
+    }
+
+    /// The whole life of the plugin. Ends when an order says so, or when nobody is left to give orders.
+    pub(crate) async fn run(mut self) {
+        self.feed(Event::Order(Order::Start)).await;
+        let mut open = true;
+        while self.machine.phase() != Phase::Finished {
+            let deadline = self.machine.deadline();
+            tokio::select! {
+                biased;
+                request = self.orders.recv(), if open => match request {
+                    Some(Request { order, done }) => {
+                        self.waiting.push(done);
+                        self.feed(Event::Order(order)).await;
+                    }
+                    None => {
+                        open = false;
+                        self.feed(Event::Order(Order::Discard)).await;
+                    }
+                },
+                () = exit_of(self.run.as_ref()) => self.process_exited().await,
+                Some(spawned) = self.spawned.recv() => self.process_spawned(spawned).await,
+                Some((start, news)) = self.news.recv() => {
+                    if self.run.as_ref().is_some_and(|run| run.start() == start) {
+                        self.hear(news).await;
+                    }
+                }
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    self.feed(Event::Deadline).await;
+                }
+            }
+        }
+        self.background.close();
+        self.background.wait().await;
+    }
+
+    async fn process_spawned(&mut self, spawned: Result<Process, SpawnError>) {
+        match spawned {
+            Ok(process) => {
+                let reporter = Reporter { start: self.starts, news: self.reporter.clone() };
+                self.run = Some(Run::begin(self.spec.clone(), self.name.clone(), process, reporter));
+                self.feed(Event::Spawned).await;
+            }
+            Err(error) => {
+                let cause = ExitCause::StartFailure(chain(&StartFailure::Spawn(error)));
+                let report = report(&self.spec, None, cause, None, self.spawning_since.elapsed(), vec![]);
+                self.ended(report, Event::SpawnFailed).await;
+            }
+        }
+    }
+
+    async fn hear(&mut self, news: News<A::Client>) {
+        let Some(run) = self.run.as_mut() else { return };
+        match news {
+            News::Handshake(Ok(accepted)) => {
+                run.accepted = Some(accepted);
+                self.feed(Event::Handshaken).await;
+            }
+            News::Handshake(Err(failure)) => {
+                // A process that has just exited closes its stdout as well, and its status says more.
+                if matches!(failure, HandshakeFailure::Closed { .. }) && run.exits_soon().await {
+                    return self.process_exited().await;
+                }
+                let hope = failure.hope();
+                self.start_failed(&StartFailure::Handshake(failure), hope).await;
+            }
+            News::Connected(channel) => run.connected(channel),
+            News::Ready(Ok(client)) => {
+                self.ready = Some(client);
+                self.feed(Event::Ready).await;
+            }
+            News::Ready(Err(failure)) => {
+                if run.exits_soon().await {
+                    return self.process_exited().await;
+                }
+                self.start_failed(&failure, Hope::Transient).await;
+            }
+            News::Health(Health::Alive) => self.feed(Event::HealthAnswered).await,
+            News::Health(Health::Missed(why)) => {
+                warn!(plugin = %self.name, pid = run.pid(), %why, "the plugin missed a health check");
+                run.last_miss = why;
+                self.feed(Event::HealthMissed).await;
+            }
+            News::ShutdownRefused => self.feed(Event::ShutdownRefused).await,
+        }
+    }
+
+    async fn start_failed(&mut self, failure: &StartFailure, hope: Hope) {
+        // Where an order is ending the process already, it fails because of that.
+        let expected = matches!(self.machine.phase(), Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. });
+        if let Some(run) = self.run.as_mut().filter(|_| expected) {
+            run.blame_failure(failure);
+        }
+        self.feed(Event::StartFailed(hope)).await;
+    }
+
+    async fn process_exited(&mut self) {
+        let Some(mut run) = self.run.take() else { return };
+        // At once: what is called now can only fail.
+        self.offered.0.store(None);
+        self.ready = None;
+        // What it said before it went may still be on the way.
+        let start = run.start();
+        let phase = self.machine.phase();
+        run.drain().await;
+        while let Ok((of, news)) = self.news.try_recv() {
+            match news {
+                News::Handshake(Err(failure)) if of == start && !matches!(failure, HandshakeFailure::Closed { .. }) => {
+                    run.blame_failure(&StartFailure::Handshake(failure));
+                }
+                News::Handshake(Ok(accepted)) if of == start => run.accepted = Some(accepted),
+                _ => {}
+            }
+        }
+        let handshaken = run.accepted.is_some();
+        let report = run.finish(&self.background, |end| match phase {
+            Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
+                let failure =
+                    if handshaken { StartFailure::ExitedBeforeReady } else { StartFailure::ExitedBeforeHandshake };
+                ExitCause::StartFailure(failure.to_string())
+            }
+            _ => match end {
+                ProcessEnd::Exited(code) => ExitCause::Exited(*code),
+                ProcessEnd::Signalled(signal) => ExitCause::Signalled(signal.clone()),
+            },
+        });
+        let report = report.await;
+        self.ended(report, Event::Exited).await;
+    }
+
+    /// There is no process any more, or there was none: says so, and goes on.
+    async fn ended(&mut self, report: ExitReport, event: Event) {
+        let report = Arc::new(report);
+        self.status.send_modify(|status| status.last_exit = Some(report.clone()));
+        Box::pin(self.feed(event)).await;
+        let next = match self.machine.phase() {
+            Phase::Starting { .. } => Some(Duration::ZERO),
+            Phase::Waiting { until, .. } => Some(until - Instant::now()),
+            _ => None,
+        };
+        if report.cause == ExitCause::Requested {
+            info!(plugin = %self.name, pid = report.pid, "{}", report.headline());
+        } else {
+            warn!(
+                plugin = %self.name,
+                pid = report.pid,
+                likely = report.likely.as_deref(),
+                next_attempt_in = next.map(tracing::field::debug),
+                failures = self.machine.failures(),
+                "{}",
+                report.headline()
+            );
+        }
+    }
+
+    /// Gives the machine an event, does what it says, and shows the result.
+    async fn feed(&mut self, event: Event) {
+        let (machine, actions) = self.machine.clone().on(event, Instant::now());
+        self.machine = machine;
+        for action in actions {
+            self.perform(action).await;
+        }
+        self.publish();
+        let settled = !matches!(self.machine.phase(), Phase::Ending { .. } | Phase::Starting { order: Some(_) });
+        if settled {
+            for done in self.waiting.drain(..) {
+                // Nobody has to wait.
+                done.send(()).ok();
+            }
+        }
+    }
+
+    async fn perform(&mut self, action: Action) {
+        match action {
+            Action::Spawn => self.spawn(),
+            Action::Prepare => {
+                if let Some(run) = self.run.as_mut()
+                    && let Some(accepted) = run.accepted.clone()
+                {
+                    run.prepare(self.adapter.clone(), &accepted);
+                }
+            }
+            Action::Serve => {
+                // The client first: who sees the state may call at once.
+                self.offered.0.store(self.ready.take());
+                if let Some(run) = self.run.as_mut() {
+                    run.serving_since = Some(SystemTime::now());
+                    run.watch_health();
+                    let endpoint = run.accepted.as_ref().map(|accepted| accepted.endpoint.to_string());
+                    info!(plugin = %self.name, pid = run.pid(), endpoint, "the plugin serves");
+                }
+            }
+            Action::Withdraw => {
+                self.offered.0.store(None);
+                if let Some(run) = &self.run {
+                    run.withdraw();
+                }
+            }
+            Action::AskShutdown => {
+                if let Some(run) = self.run.as_mut() {
+                    run.ask_shutdown();
+                }
+            }
+            Action::Terminate => self.signal(Signal::SIGTERM),
+            Action::Kill => self.signal(Signal::SIGKILL),
+            Action::Abandon => self.abandon().await,
+            Action::Blame(blame) => {
+                if let Some(run) = self.run.as_mut() {
+                    match blame {
+                        Blame::Requested => run.blame(ExitCause::Requested),
+                        Blame::HandshakeTimeout => run.handshake_overdue(),
+                        Blame::ReadyTimeout => run.ready_overdue(),
+                        Blame::Unhealthy => run.blame(ExitCause::Unhealthy(run.last_miss.clone())),
+                    }
+                }
+            }
+        }
+    }
+
+    fn spawn(&mut self) {
+        self.starts += 1;
+        self.spawning_since = Instant::now();
+        let (spec, spawning) = (self.spec.clone(), self.spawning.clone());
+        self.background.spawn(async move {
+            // Dropped where the instance has ended, and killed by that.
+            spawning.send(Process::spawn(spec).await).await.ok();
+        });
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(run) = &self.run {
+            run.process().signal(signal);
+        }
+    }
+
+    async fn abandon(&mut self) {
+        let Some(run) = self.run.take() else { return };
+        error!(plugin = %self.name, pid = run.pid(), "the process outlived SIGKILL; it is stuck in the kernel");
+        let report = Arc::new(run.abandon(&self.background).await);
+        self.status.send_modify(|status| status.last_exit = Some(report));
+    }
+
+    fn publish(&self) {
+        let (state, outlook) = self.shown();
+        let run = self.run.as_ref();
+        self.status.send_modify(|status| {
+            if status.state.as_str() != state.as_str() {
+                status.since = SystemTime::now();
+            }
+            status.state = state;
+            status.outlook = outlook;
+            status.restarts = self.machine.restarts();
+            status.failures = self.machine.failures();
+            status.pid = run.map(Run::pid);
+            let accepted = run.and_then(|run| run.accepted.as_ref());
+            status.endpoint = accepted.map(|accepted| accepted.endpoint.to_string());
+            status.app_version = accepted.map(|accepted| accepted.app_version);
+            status.serving_since = run.and_then(|run| run.serving_since);
+        });
+    }
+
+    fn shown(&self) -> (State, Outlook) {
+        match self.machine.phase() {
+            Phase::Stopped | Phase::Finished => (State::Stopped, Outlook::Never),
+            Phase::Starting { order: None } => (State::Starting, Outlook::Soon),
+            Phase::AwaitHandshake { .. } => (State::AwaitHandshake, Outlook::Soon),
+            Phase::AwaitReady { .. } => (State::AwaitReady, Outlook::Soon),
+            Phase::Serving { .. } => (State::Serving, Outlook::Soon),
+            Phase::Waiting { until, crash_looped } => {
+                let next_attempt = SystemTime::now() + (until - Instant::now());
+                let state =
+                    if crash_looped { State::CrashLooped { next_attempt } } else { State::BackingOff { next_attempt } };
+                (state, Outlook::NotBefore(until))
+            }
+            Phase::Starting { order: Some(next) } | Phase::Ending { next, .. } => {
+                let outlook = match next {
+                    Next::Stay | Next::Finish => Outlook::Never,
+                    Next::Again | Next::BackOff(_) => Outlook::Soon,
+                };
+                (State::Stopping, outlook)
+            }
+        }
+    }
+}
+
+async fn exit_of<C: Send + Sync + 'static>(run: Option<&Run<C>>) {
+    match run {
+        Some(run) => run.process().exited().await,
+        None => std::future::pending().await,
+    }
+}

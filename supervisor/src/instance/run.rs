@@ -1,0 +1,373 @@
+//! One start of a plugin: its process, what reads its output, what talks to it.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use palisade_plugin_proto::goplugin::grpc_controller_client::GrpcControllerClient;
+use palisade_plugin_proto::goplugin::grpc_stdio_client::GrpcStdioClient;
+use palisade_plugin_proto::goplugin::stdio_data::Channel as StdioChannel;
+use palisade_plugin_proto::goplugin::{Empty, StdioData};
+use tokio::process::ChildStdout;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+use tonic::{Code, Status as RpcStatus};
+
+use super::{Adapter, InstanceInfo};
+use crate::connect::{Alive, Endpoint, Progress, connect};
+use crate::handshake::{self, Accepted, HandshakeFailure, Heard};
+use crate::health::{self, Health};
+use crate::logs::{Log, Sink, Stream};
+use crate::process::Process;
+use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain, user};
+use crate::spec::PluginSpec;
+
+/// How long output may keep coming after the process has gone: its last lines are on their way, and a stranger that
+/// holds the pipe must not delay the restart.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// What the tasks of a run tell the instance.
+#[derive(Debug)]
+pub(super) enum News<C> {
+    Handshake(Result<Accepted, HandshakeFailure>),
+    Connected(Channel),
+    Ready(Result<Arc<C>, StartFailure>),
+    Health(Health),
+    ShutdownRefused,
+}
+
+/// The way there. `start` tells the news of this run from those of an earlier one.
+#[derive(Debug)]
+pub(super) struct Reporter<C> {
+    pub(super) start: u64,
+    pub(super) news: mpsc::Sender<(u64, News<C>)>,
+}
+
+impl<C> Clone for Reporter<C> {
+    fn clone(&self) -> Self {
+        Self { start: self.start, news: self.news.clone() }
+    }
+}
+
+impl<C> Reporter<C> {
+    /// `None` where nobody listens any more.
+    async fn tell(&self, news: News<C>) -> Option<()> {
+        self.news.send((self.start, news)).await.ok()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Run<C> {
+    spec: Arc<PluginSpec>,
+    reporter: Reporter<C>,
+    process: Process,
+    private_dir: PathBuf,
+    started: Instant,
+    log: Log,
+    /// What reads the process's own output. It goes on a little after the process has gone.
+    drains: JoinSet<()>,
+    /// Everything else, cancelled together.
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    /// Ends the health checks alone.
+    watching: CancellationToken,
+    alive: Alive,
+    heard: Heard,
+    progress: Progress,
+    channel: Option<Channel>,
+    pub(super) accepted: Option<Accepted>,
+    pub(super) serving_since: Option<SystemTime>,
+    pub(super) last_miss: String,
+    /// Why it is about to end; the first reason counts.
+    cause: Option<ExitCause>,
+}
+
+impl<C: Send + Sync + 'static> Run<C> {
+    /// Takes a fresh process and starts reading what it prints.
+    pub(super) fn begin(spec: Arc<PluginSpec>, name: Arc<str>, mut process: Process, reporter: Reporter<C>) -> Self {
+        let log = Log::new(name);
+        let (stdout, stderr) = process.take_output();
+        let cancel = CancellationToken::new();
+        let mut run = Self {
+            private_dir: process.private_dir().unwrap_or_default(),
+            spec,
+            reporter,
+            process,
+            started: Instant::now(),
+            drains: JoinSet::new(),
+            tasks: TaskTracker::new(),
+            watching: cancel.child_token(),
+            cancel,
+            alive: Alive::new(),
+            heard: Heard::default(),
+            progress: Progress::default(),
+            channel: None,
+            accepted: None,
+            serving_since: None,
+            last_miss: String::new(),
+            cause: None,
+            log,
+        };
+        if let Some(stderr) = stderr {
+            run.drains.spawn(run.log.sink(Stream::Stderr).drain(stderr));
+        }
+        if let Some(stdout) = stdout {
+            run.drains.spawn(read_stdout(
+                stdout,
+                run.log.sink(Stream::Stdout),
+                run.spec.clone(),
+                run.private_dir.clone(),
+                run.heard.clone(),
+                run.reporter.clone(),
+            ));
+        }
+        run
+    }
+
+    pub(super) fn start(&self) -> u64 {
+        self.reporter.start
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    pub(super) fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Waits a moment for a process that has just failed us: its exit is the better explanation.
+    pub(super) async fn exits_soon(&self) -> bool {
+        timeout(LAST_WORDS, self.process.exited()).await.is_ok()
+    }
+
+    pub(super) fn blame(&mut self, cause: ExitCause) {
+        self.cause.get_or_insert(cause);
+    }
+
+    pub(super) fn blame_failure(&mut self, failure: &StartFailure) {
+        self.blame(ExitCause::StartFailure(chain(failure)));
+    }
+
+    /// The handshake's part of the time is over.
+    pub(super) fn handshake_overdue(&mut self) {
+        let failure = HandshakeFailure::Timeout { limit: self.spec.handshake.timeout, line: self.heard.get() };
+        self.blame_failure(&StartFailure::Handshake(failure));
+    }
+
+    pub(super) fn ready_overdue(&mut self) {
+        self.blame_failure(&StartFailure::NotReady(self.spec.ready_timeout, self.progress.get()));
+    }
+
+    /// Connects, waits for health, sets up the host's contract.
+    pub(super) fn prepare<A: Adapter<Client = C>>(&mut self, adapter: Arc<A>, accepted: &Accepted) {
+        let info = InstanceInfo {
+            plugin: self.spec.name.clone(),
+            start: self.start(),
+            pid: self.pid(),
+            endpoint: accepted.endpoint.to_string(),
+            app_version: accepted.app_version,
+        };
+        let (spec, progress, alive) = (self.spec.clone(), self.progress.clone(), self.alive.clone());
+        let (endpoint, reporter) = (accepted.endpoint.clone(), self.reporter.clone());
+        self.spawn(async move {
+            let ready = prepare(adapter, info, &spec, endpoint, alive, &progress, &reporter).await;
+            reporter.tell(News::Ready(ready)).await;
+        });
+    }
+
+    /// From here on there is somebody to read the plugin's remote output from, and to ask to end.
+    pub(super) fn connected(&mut self, channel: Channel) {
+        let (out, err) = (self.log.sink(Stream::RemoteStdout), self.log.sink(Stream::RemoteStderr));
+        self.spawn(read_remote(channel.clone(), out, err));
+        self.channel = Some(channel);
+    }
+
+    pub(super) fn watch_health(&mut self) {
+        let Some(channel) = self.channel.clone() else { return };
+        let (policy, reporter, watching) =
+            (self.spec.health.clone(), self.reporter.clone(), self.watching.clone());
+        self.spawn(async move {
+            let report = |health| reporter.tell(News::Health(health));
+            watching.run_until_cancelled(health::watch(channel, policy, report)).await;
+        });
+    }
+
+    /// No calls are wanted any more.
+    pub(super) fn withdraw(&self) {
+        self.watching.cancel();
+    }
+
+    pub(super) fn ask_shutdown(&mut self) {
+        let (channel, reporter) = (self.channel.clone(), self.reporter.clone());
+        self.spawn(async move {
+            if !shutdown_taken(channel).await {
+                reporter.tell(News::ShutdownRefused).await;
+            }
+        });
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            cancel.run_until_cancelled(task).await;
+        });
+    }
+
+    /// Cleans up after a process that has exited, and tells how it ended. `stage` is the cause where nobody has blamed
+    /// anything else. The directory's removal goes to `background`.
+    pub(super) async fn finish(
+        mut self,
+        background: &TaskTracker,
+        stage: impl FnOnce(&ProcessEnd) -> ExitCause,
+    ) -> ExitReport {
+        self.alive.end();
+        let after = self.started.elapsed();
+        // A status that cannot be had counts as a plain end: the process has gone all the same.
+        let end = self.process.reap().await.map_or(ProcessEnd::Exited(-1), ProcessEnd::of);
+        self.end_tasks().await;
+        let cause = self.cause.take().unwrap_or_else(|| stage(&end));
+        self.remove_dir(background);
+        self.report(cause, Some(end), after)
+    }
+
+    /// Gives up on a process that SIGKILL did not end.
+    pub(super) async fn abandon(mut self, background: &TaskTracker) -> ExitReport {
+        self.alive.end();
+        let after = self.started.elapsed();
+        self.end_tasks().await;
+        let cause = self.cause.take().unwrap_or(ExitCause::Requested);
+        self.remove_dir(background);
+        self.report(cause, None, after)
+    }
+
+    /// Reads what a process that has exited has left in its pipes. Its group is killed first: whoever of it still
+    /// lives holds the pipes open.
+    pub(super) async fn drain(&mut self) {
+        self.process.signal(Signal::SIGKILL);
+        let drained = async { while self.drains.join_next().await.is_some() {} };
+        if timeout(LAST_WORDS, drained).await.is_err() {
+            self.drains.shutdown().await;
+        }
+    }
+
+    async fn end_tasks(&mut self) {
+        self.drains.shutdown().await;
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.log.close();
+    }
+
+    fn remove_dir(&mut self, background: &TaskTracker) {
+        let dir = self.process.take_private_dir();
+        // A plugin may have left a great many files.
+        background.spawn_blocking(move || drop(dir));
+    }
+
+    fn report(&self, cause: ExitCause, end: Option<ProcessEnd>, after: Duration) -> ExitReport {
+        report(&self.spec, Some(self.pid()), cause, end, after, self.log.tail())
+    }
+}
+
+/// A report of this plugin's; also for starts that made no process.
+pub(super) fn report(
+    spec: &PluginSpec,
+    pid: Option<i32>,
+    cause: ExitCause,
+    end: Option<ProcessEnd>,
+    after: Duration,
+    stderr: Vec<String>,
+) -> ExitReport {
+    let report = ExitReport {
+        plugin: spec.name.clone(),
+        at: SystemTime::now(),
+        pid,
+        cause,
+        end,
+        after,
+        stderr,
+        command: written(spec),
+        cwd: spec.cwd.clone(),
+        user: user(),
+        likely: None,
+    };
+    report.with_hint()
+}
+
+/// The command as an operator wrote it.
+pub(super) fn written(spec: &PluginSpec) -> Vec<String> {
+    spec.command.iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
+}
+
+/// Finds the handshake, then keeps reading for life: a pipe that nobody reads blocks the plugin.
+async fn read_stdout<C>(
+    mut stdout: ChildStdout,
+    mut sink: Sink,
+    spec: Arc<PluginSpec>,
+    private_dir: PathBuf,
+    heard: Heard,
+    reporter: Reporter<C>,
+) {
+    let outcome = match handshake::read(&mut stdout, &spec.handshake, &mut sink, &heard).await {
+        Ok((line, rest)) => {
+            sink.feed(&rest);
+            handshake::accept(&line, &spec, &private_dir).await
+        }
+        Err(failure) => Err(failure),
+    };
+    reporter.tell(News::Handshake(outcome)).await;
+    sink.drain(stdout).await;
+}
+
+async fn prepare<A: Adapter>(
+    adapter: Arc<A>,
+    info: InstanceInfo,
+    spec: &PluginSpec,
+    endpoint: Endpoint,
+    alive: Alive,
+    progress: &Progress,
+    reporter: &Reporter<A::Client>,
+) -> Result<Arc<A::Client>, StartFailure> {
+    progress.set("connection");
+    let channel = connect(endpoint, alive, progress).await.map_err(StartFailure::Connect)?;
+    reporter.tell(News::Connected(channel.clone())).await;
+    progress.set("health check");
+    health::await_alive(&channel, &spec.health, progress).await;
+    progress.set("answer to the host's first calls");
+    adapter.attach(channel, info).await.map(Arc::new).map_err(StartFailure::Attach)
+}
+
+/// What a go-plugin's program prints after the handshake comes over gRPC, and blocks the program where nobody takes it.
+/// Data is sent once, so this is called once for each process.
+async fn read_remote(channel: Channel, mut out: Sink, mut err: Sink) {
+    // UNIMPLEMENTED or UNAVAILABLE: it has none, and prints to its own stdout and stderr.
+    let Ok(answer) = GrpcStdioClient::new(channel).stream_stdio(()).await else { return };
+    let mut stream = answer.into_inner();
+    while let Ok(Some(StdioData { channel, data })) = stream.message().await {
+        match StdioChannel::try_from(channel) {
+            Ok(StdioChannel::Stderr) => err.feed(&data),
+            _ => out.feed(&data),
+        }
+    }
+}
+
+/// Whether the plugin takes the request to end. The lifecycle's deadline ends the wait.
+async fn shutdown_taken(channel: Option<Channel>) -> bool {
+    let Some(channel) = channel else { return false };
+    match GrpcControllerClient::new(channel).shutdown(Empty {}).await {
+        Ok(_) => true,
+        // Go plugins drop the connection while they answer.
+        Err(status) => dropped_connection(&status),
+    }
+}
+
+fn dropped_connection(status: &RpcStatus) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal)
+}

@@ -1,0 +1,199 @@
+//! One operating system process: made, watched, signalled, reaped.
+//!
+//! A process is its own session and group leader. Its group is signalled only while the leader has not been reaped,
+//! since the number may belong to somebody else after that.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::process::{Child, ChildStderr, ChildStdout};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tracing::error;
+
+use self::private_dir::PrivateDir;
+pub use self::private_dir::PrivateDirError;
+pub(crate) use self::private_dir::{check as check_runtime_dir, sweep};
+use crate::spec::PluginSpec;
+use crate::sys;
+
+mod private_dir;
+mod program;
+mod spawner;
+
+/// Why there is no process.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// A bare name that no directory of the host's `PATH` has.
+    #[error("program {0:?} was not found in PATH")]
+    NotInPath(OsString),
+    /// A path at which nothing can be examined.
+    #[error("program {path:?}")]
+    Program {
+        /// The program.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory, or a file that this user may not execute.
+    #[error("program {0:?} is not executable")]
+    NotExecutable(PathBuf),
+    /// A script whose `#!` line names a program that is not there.
+    #[error("interpreter {interpreter:?} of script {path:?} was not found")]
+    Interpreter {
+        /// The script.
+        path: PathBuf,
+        /// What it names.
+        interpreter: String,
+    },
+    /// The working directory.
+    #[error("working directory {0:?} is not a directory that can be entered")]
+    WorkingDirectory(PathBuf),
+    /// The private directory.
+    #[error("no private directory")]
+    PrivateDir(#[from] PrivateDirError),
+    /// fork, the set-up of the child, or exec.
+    #[error("start of {path:?}")]
+    Exec {
+        /// The program.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What the host needs to watch the process.
+    #[error("watch the process")]
+    Watch(#[source] io::Error),
+    /// The thread that makes processes.
+    #[error("the spawning thread is not there")]
+    Spawner,
+}
+
+/// A process and what belongs to it. Dropping it kills the group.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: i32,
+    child: Child,
+    pidfd: AsyncFd<OwnedFd>,
+    reaped: bool,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    dir: Option<PrivateDir>,
+}
+
+impl Process {
+    /// Makes the process. Cancel safe: a process that nobody waits for any more is killed.
+    pub(crate) async fn spawn(spec: Arc<PluginSpec>) -> Result<Self, SpawnError> {
+        let (reply, answer) = oneshot::channel();
+        let runtime = Handle::current();
+        let job = move |spawner: &spawner::Spawner| {
+            // tokio registers the child and its pipes with the runtime that it finds entered.
+            let _entered = runtime.enter();
+            // Where nobody waits any more, dropping the process kills it.
+            drop(reply.send(make(&spec, spawner)));
+        };
+        spawner::run(job).map_err(|_| SpawnError::Spawner)?;
+        answer.await.map_err(|_| SpawnError::Spawner)?
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(crate) fn private_dir(&self) -> Option<PathBuf> {
+        self.dir.as_ref().map(|dir| dir.path().to_owned())
+    }
+
+    /// Standard output and error, once.
+    pub(crate) fn take_output(&mut self) -> (Option<ChildStdout>, Option<ChildStderr>) {
+        (self.stdout.take(), self.stderr.take())
+    }
+
+    /// Waits until the process has exited. It is not reaped yet, so its group can still be signalled. Cancel safe.
+    pub(crate) async fn exited(&self) {
+        if let Err(error) = self.pidfd.ready(Interest::READABLE).await {
+            // The runtime is shutting down, and this task with it.
+            error!(%error, pid = self.pid, "the exit of a process cannot be watched");
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Signals every process of the group. One that has gone is none to signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if !self.reaped {
+            killpg(Pid::from_raw(self.pid), signal).ok();
+        }
+    }
+
+    /// Kills what is left of the group, then takes the exit status. To be called after [`Self::exited`].
+    pub(crate) async fn reap(&mut self) -> io::Result<ExitStatus> {
+        // While the leader is a zombie, no new group can have its number.
+        self.signal(Signal::SIGKILL);
+        let status = self.child.wait().await;
+        self.reaped = true;
+        spawner::forget(self.pid);
+        status
+    }
+
+    /// The private directory, to be removed by dropping it where that may take its time.
+    pub(crate) fn take_private_dir(&mut self) -> Option<impl Send + 'static> {
+        self.dir.take()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.signal(Signal::SIGKILL);
+            // tokio reaps the child later (`kill_on_drop`). With its group killed, the number is of no use to the guard.
+            spawner::forget(self.pid);
+        }
+    }
+}
+
+/// Runs on the spawning thread.
+fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnError> {
+    if !spec.cwd.is_dir() {
+        return Err(SpawnError::WorkingDirectory(spec.cwd.clone()));
+    }
+    let (name, arguments) = spec.command.split_first().ok_or_else(|| SpawnError::NotInPath(OsString::new()))?;
+    let path = program::resolve(name, &spec.cwd)?;
+    let dir = PrivateDir::create(&spec.runtime_dir)?;
+
+    let mut command = std::process::Command::new(&path);
+    command
+        .args(arguments)
+        .current_dir(&spec.cwd)
+        .env_clear()
+        .envs(program::environment(spec, dir.path()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = spawner.with_setup(|setup| {
+        sys::child::prepare(&mut command, setup);
+        tokio::process::Command::from(command).kill_on_drop(true).spawn()
+    });
+    let mut child = child.map_err(|source| program::explain(path, source))?;
+
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    // Only a child that has been waited for has none.
+    let pid = pid.ok_or_else(|| SpawnError::Watch(io::ErrorKind::NotFound.into()))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    match sys::pidfd_open(pid) {
+        Ok(pidfd) => Ok(Process { pid, child, pidfd, reaped: false, stdout, stderr, dir: Some(dir) }),
+        Err(error) => {
+            killpg(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            spawner::forget(pid);
+            Err(SpawnError::Watch(error))
+        }
+    }
+}

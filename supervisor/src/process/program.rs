@@ -1,0 +1,155 @@
+//! Which program to execute, and with which environment.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access};
+use palisade_plugin_proto::env as names;
+
+use super::SpawnError;
+use crate::spec::PluginSpec;
+
+/// For plugins that start programs themselves, such as scripts whose first line is `#!/usr/bin/env python3`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Ports for plugins that listen on TCP and choose one themselves: go-plugin's defaults.
+const PORTS: (&str, &str) = ("10000", "25000");
+
+/// Finds the program as a shell of the host's would: by the host's `PATH` where it is a bare name, from `cwd` where it
+/// is a relative path. The result is absolute and ends in the name as written: Python finds its virtual environment,
+/// and multi-call programs their role, by that.
+pub(super) fn resolve(program: &OsStr, cwd: &Path) -> Result<PathBuf, SpawnError> {
+    if program.as_bytes().contains(&b'/') {
+        let path = cwd.join(program);
+        return executable(&path).map(|()| path);
+    }
+    let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut refused = None;
+    for dir in env::split_paths(&path).filter(|dir| dir.is_absolute()) {
+        let candidate = dir.join(program);
+        match executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(error @ SpawnError::NotExecutable(_)) => refused = refused.or(Some(error)),
+            Err(_) => {}
+        }
+    }
+    Err(refused.unwrap_or_else(|| SpawnError::NotInPath(program.to_owned())))
+}
+
+fn executable(path: &Path) -> Result<(), SpawnError> {
+    let found = fs::metadata(path).map_err(|source| SpawnError::Program { path: path.to_owned(), source })?;
+    if !found.is_file() || access(path, AccessFlags::X_OK).is_err() {
+        return Err(SpawnError::NotExecutable(path.to_owned()));
+    }
+    Ok(())
+}
+
+/// The whole environment of a plugin. Later entries win, and the protocol's come last.
+pub(super) fn environment(spec: &PluginSpec, private: &Path) -> BTreeMap<OsString, OsString> {
+    let mut vars: BTreeMap<OsString, OsString> = BTreeMap::new();
+    vars.insert("PATH".into(), DEFAULT_PATH.into());
+    // Without it, Python and Java read and write ASCII.
+    vars.insert("LANG".into(), "C.UTF-8".into());
+    vars.insert("HOME".into(), private.into());
+    for name in &spec.env_pass {
+        if let Some(value) = env::var_os(name) {
+            vars.insert(name.clone(), value);
+        }
+    }
+    vars.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let versions: Vec<String> = spec.app_versions.iter().map(u32::to_string).collect();
+    let (cookie, value) = &spec.cookie;
+    vars.insert(cookie.into(), value.into());
+    vars.insert(names::PROTOCOL_VERSIONS.into(), versions.join(",").into());
+    vars.insert(names::MIN_PORT.into(), PORTS.0.into());
+    vars.insert(names::MAX_PORT.into(), PORTS.1.into());
+    // Plugins from before go-plugin v1.5.0 know only the second.
+    vars.insert(names::UNIX_SOCKET_DIR.into(), private.into());
+    vars.insert("TMPDIR".into(), private.into());
+    vars
+}
+
+/// Why exec failed, when the kernel's one number could mean several things.
+pub(super) fn explain(path: PathBuf, source: io::Error) -> SpawnError {
+    if source.kind() == io::ErrorKind::NotFound
+        && let Some(interpreter) = interpreter(&path)
+    {
+        return SpawnError::Interpreter { path, interpreter };
+    }
+    SpawnError::Exec { path, source }
+}
+
+/// What the first line of a script names. A carriage return at its end is shown, being the usual fault.
+fn interpreter(path: &Path) -> Option<String> {
+    let mut head = [0; 256];
+    let count = File::open(path).ok()?.read(&mut head).ok()?;
+    let line = head[..count].strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let line = String::from_utf8_lossy(line);
+    Some(line.trim_start().split([' ', '\t']).next()?.escape_debug().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn programs_are_found_as_a_shell_finds_them() {
+        let root = tempfile::tempdir().unwrap();
+        let script = root.path().join("run.sh");
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        let resolve = |program: &str| resolve(OsStr::new(program), root.path());
+        assert!(resolve("sh").unwrap().ends_with("sh"));
+        assert!(matches!(resolve("run.sh"), Err(SpawnError::NotInPath(_))));
+        assert!(matches!(resolve("./run.sh"), Err(SpawnError::NotExecutable(_))));
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(resolve("./run.sh").unwrap(), root.path().join("./run.sh"));
+        assert!(matches!(resolve("./none"), Err(SpawnError::Program { .. })));
+        assert!(matches!(resolve("/"), Err(SpawnError::NotExecutable(_))));
+    }
+
+    #[test]
+    fn the_environment_holds_what_was_given_and_the_protocol_has_the_last_word() {
+        let mut spec = PluginSpec::new("auth", ["x"], "/run");
+        spec.env_pass = vec!["CARGO_MANIFEST_DIR".into(), "NOT_SET_ANYWHERE".into()];
+        spec.env = [("HOME".into(), "/home/me".into()), ("TMPDIR".into(), "/elsewhere".into())].into();
+        spec.app_versions = vec![1, 3];
+        let vars = environment(&spec, Path::new("/run/p-1"));
+        let names: Vec<_> = vars.keys().map(|name| name.to_string_lossy()).collect();
+        assert_eq!(
+            names,
+            [
+                "CARGO_MANIFEST_DIR",
+                "HOME",
+                "LANG",
+                "PALISADE_PLUGIN",
+                "PATH",
+                "PLUGIN_MAX_PORT",
+                "PLUGIN_MIN_PORT",
+                "PLUGIN_PROTOCOL_VERSIONS",
+                "PLUGIN_UNIX_SOCKET_DIR",
+                "TMPDIR",
+            ]
+        );
+        assert_eq!(vars[OsStr::new("HOME")], "/home/me");
+        assert_eq!(vars[OsStr::new("TMPDIR")], "/run/p-1");
+        assert_eq!(vars[OsStr::new("PLUGIN_PROTOCOL_VERSIONS")], "1,3");
+    }
+
+    #[test]
+    fn a_missing_interpreter_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let script = root.path().join("run");
+        fs::write(&script, "#! /usr/bin/python9\r\nx").unwrap();
+        let error = explain(script, io::ErrorKind::NotFound.into());
+        assert!(matches!(&error, SpawnError::Interpreter { interpreter, .. } if interpreter == "/usr/bin/python9\\r"));
+    }
+}

@@ -1,0 +1,246 @@
+//! How a process ended and why, told so that an operator can act on it.
+
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use nix::unistd::{User, geteuid};
+use serde::Serialize;
+
+use crate::connect::ConnectError;
+use crate::handshake::HandshakeFailure;
+use crate::instance::AttachError;
+use crate::process::SpawnError;
+use crate::status::{duration_seconds, epoch_seconds};
+
+mod hints;
+
+/// The end of one process, or of the attempt to start one.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExitReport {
+    /// The plugin's name.
+    pub plugin: String,
+    /// When. Serialised as seconds since the epoch.
+    #[serde(serialize_with = "epoch_seconds")]
+    pub at: SystemTime,
+    /// The process, where one was started.
+    pub pid: Option<i32>,
+    /// Why it ended.
+    pub cause: ExitCause,
+    /// What the kernel said, where there was a process and it has gone.
+    pub end: Option<ProcessEnd>,
+    /// How long it had run. Serialised in seconds.
+    #[serde(serialize_with = "duration_seconds")]
+    pub after: Duration,
+    /// Its last lines on stderr, at most 20.
+    pub stderr: Vec<String>,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Its working directory.
+    pub cwd: PathBuf,
+    /// The user it ran as.
+    pub user: String,
+    /// What usually helps against it.
+    pub likely: Option<String>,
+}
+
+/// Why a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", content = "detail", rename_all = "snake_case")]
+pub enum ExitCause {
+    /// It never came to serve; the text says why.
+    StartFailure(String),
+    /// It exited by itself, with this code.
+    Exited(i32),
+    /// It was ended by this signal, which we did not send.
+    Signalled(String),
+    /// It was killed because it stopped answering health checks; the text says how.
+    Unhealthy(String),
+    /// It was stopped or restarted by an operator, or with the host.
+    Requested,
+}
+
+/// How the kernel says a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessEnd {
+    /// With an exit status.
+    Exited(i32),
+    /// By a signal, such as `SIGSEGV`.
+    Signalled(String),
+}
+
+/// Why a plugin did not come to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFailure {
+    /// There is no process.
+    #[error("could not be started")]
+    Spawn(#[source] SpawnError),
+    /// The process went before its line came.
+    #[error("exited before the handshake")]
+    ExitedBeforeHandshake,
+    /// The process went after its line.
+    #[error("exited after the handshake, before it served")]
+    ExitedBeforeReady,
+    /// What it printed is not acceptable.
+    #[error("failed the handshake")]
+    Handshake(#[source] HandshakeFailure),
+    /// Where it says it listens, nobody could be reached.
+    #[error("could not be connected to")]
+    Connect(#[source] ConnectError),
+    /// It was connected to, and the host's own contract with it failed.
+    #[error("did not accept the host")]
+    Attach(#[source] AttachError),
+    /// The time was up; the text says what was awaited last.
+    #[error("was not ready within {0:?}: {1}")]
+    NotReady(Duration, String),
+}
+
+impl ProcessEnd {
+    pub(crate) fn of(status: ExitStatus) -> Self {
+        match status.signal() {
+            Some(signal) => Self::Signalled(
+                Signal::try_from(signal)
+                    .map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned()),
+            ),
+            // Without a signal there is a code.
+            None => Self::Exited(status.code().unwrap_or_default()),
+        }
+    }
+}
+
+impl fmt::Display for ProcessEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit status {code}"),
+            Self::Signalled(signal) => f.write_str(signal),
+        }
+    }
+}
+
+impl ExitReport {
+    /// The first line of the report, without the word `error`.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        let after = format!("after {}", Readable(self.after));
+        let plugin = format!("plugin `{}`", self.plugin);
+        match (&self.cause, &self.end) {
+            (ExitCause::StartFailure(reason), Some(end)) => format!("{plugin} {reason} ({end}, {after})"),
+            (ExitCause::StartFailure(reason), None) => format!("{plugin} {reason} ({after})"),
+            (ExitCause::Exited(code), _) => format!("{plugin} exited (exit status {code}, {after})"),
+            (ExitCause::Signalled(signal), _) => format!("{plugin} was killed by {signal} ({after})"),
+            (ExitCause::Unhealthy(detail), _) => {
+                format!("{plugin} stopped answering health checks and was killed: {detail} ({after})")
+            }
+            (ExitCause::Requested, Some(end)) => format!("{plugin} was stopped ({end}, {after})"),
+            (ExitCause::Requested, None) => format!("{plugin} was stopped ({after})"),
+        }
+    }
+
+    pub(crate) fn with_hint(mut self) -> Self {
+        self.likely = hints::likely(&self);
+        self
+    }
+}
+
+impl fmt::Display for ExitReport {
+    /// Several lines, the last without a line end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = if self.cause == ExitCause::Requested { "" } else { "error: " };
+        write!(f, "{error}{}", self.headline())?;
+        write!(f, "\n  command: {}", self.command.join(" "))?;
+        write!(f, "     cwd: {}     user: {}", self.cwd.display(), self.user)?;
+        if !self.stderr.is_empty() {
+            write!(f, "\n  last lines on stderr:")?;
+            for line in &self.stderr {
+                write!(f, "\n    | {line}")?;
+            }
+        }
+        if let Some(likely) = &self.likely {
+            write!(f, "\n  likely: {likely}")?;
+        }
+        Ok(())
+    }
+}
+
+/// An error and everything below it in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(error) = below {
+        let part = error.to_string();
+        // Some libraries repeat the level below in their own text.
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        below = error.source();
+    }
+    text
+}
+
+/// The name of the user that plugins run as.
+pub(crate) fn user() -> String {
+    static USER: OnceLock<String> = OnceLock::new();
+    let look_up = || {
+        let uid = geteuid();
+        User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+    };
+    USER.get_or_init(look_up).clone()
+}
+
+/// A duration as people say it.
+struct Readable(Duration);
+
+impl fmt::Display for Readable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        match seconds {
+            0 => write!(f, "{} ms", self.0.as_millis()),
+            1..=59 => write!(f, "{:.1} s", self.0.as_secs_f64()),
+            60..=3_599 => write!(f, "{} min {} s", seconds / 60, seconds % 60),
+            _ => write!(f, "{} h {} min", seconds / 3_600, seconds / 60 % 60),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_reads_as_an_operator_needs_it() {
+        let report = ExitReport {
+            plugin: "auth".into(),
+            at: SystemTime::UNIX_EPOCH,
+            pid: Some(7),
+            cause: ExitCause::StartFailure(StartFailure::ExitedBeforeHandshake.to_string()),
+            end: Some(ProcessEnd::Exited(1)),
+            after: Duration::from_millis(212),
+            stderr: vec!["ModuleNotFoundError: No module named 'grpc'".into()],
+            command: vec!["python3".into(), "auth.py".into()],
+            cwd: "/srv/app".into(),
+            user: "palisade".into(),
+            likely: None,
+        };
+        let expected = "error: plugin `auth` exited before the handshake (exit status 1, after 212 ms)
+  command: python3 auth.py     cwd: /srv/app     user: palisade
+  last lines on stderr:
+    | ModuleNotFoundError: No module named 'grpc'
+  likely: the interpreter has no `grpcio`; try: pip install palisade-plugin";
+        assert_eq!(report.with_hint().to_string(), expected);
+    }
+
+    #[test]
+    fn durations_read_well() {
+        let shown = |millis| Readable(Duration::from_millis(millis)).to_string();
+        assert_eq!(shown(212), "212 ms");
+        assert_eq!(shown(1_250), "1.2 s");
+        assert_eq!(shown(61_000), "1 min 1 s");
+        assert_eq!(shown(2 * 3_600_000 + 300_000), "2 h 5 min");
+    }
+}

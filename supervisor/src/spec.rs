@@ -1,0 +1,274 @@
+//! What to run and how: data, and the checks that need nothing but the data.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use palisade_plugin_proto::env;
+
+/// Longest plugin name: names end up in paths, log fields and metrics.
+const MAX_NAME: usize = 64;
+
+/// One plugin: the command, what it is given, and the limits it is held to.
+#[derive(Debug, Clone)]
+pub struct PluginSpec {
+    /// How operators call it: 1 to 64 characters of `A-Z a-z 0-9 - _`.
+    pub name: String,
+    /// Program and arguments. A program without `/` is looked up in the host's own `PATH`, a relative one with `/`
+    /// starts at `cwd`.
+    pub command: Vec<OsString>,
+    /// Working directory of the plugin.
+    pub cwd: PathBuf,
+    /// Variables set for the plugin. `PLUGIN_*` belongs to the protocol and is refused.
+    pub env: BTreeMap<OsString, OsString>,
+    /// Names of variables passed on from the host's own environment, where they are set. Nothing else is inherited.
+    pub env_pass: Vec<OsString>,
+    /// Name and value of the variable that tells a plugin that a host started it. Not a secret.
+    pub cookie: (String, String),
+    /// Application versions that the host speaks.
+    pub app_versions: Vec<u32>,
+    /// Parent of the private directories that each start gets for its socket and temporary files. Created with mode
+    /// 0700 if absent. Keep it short: a socket's path must not be longer than 107 bytes.
+    pub runtime_dir: PathBuf,
+    /// The line on stdout.
+    pub handshake: HandshakePolicy,
+    /// From the handshake line to serving: connection, first health check and [`crate::Adapter::attach`] together.
+    pub ready_timeout: Duration,
+    /// Which TCP addresses a plugin may announce.
+    pub tcp: TcpPolicy,
+    /// How a frozen plugin is found.
+    pub health: HealthPolicy,
+    /// How soon it is started again.
+    pub restart: RestartPolicy,
+    /// How it is stopped.
+    pub stop: StopPolicy,
+}
+
+/// Limits of the handshake.
+#[derive(Debug, Clone)]
+pub struct HandshakePolicy {
+    /// From the start of the process to the end of the line.
+    pub timeout: Duration,
+    /// Longest line in bytes; also the most that may be printed before it in all.
+    pub max_line: usize,
+    /// How many other lines may come before it.
+    pub max_stray_lines: usize,
+}
+
+/// Which TCP addresses a plugin may announce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcpPolicy {
+    /// Literal addresses in 127.0.0.0/8, and `[::1]`.
+    LoopbackOnly,
+    /// Any literal address that names one host.
+    Any,
+}
+
+/// Health checks over `grpc.health.v1`. Plugins without the service count as healthy as long as they answer at all.
+#[derive(Debug, Clone)]
+pub struct HealthPolicy {
+    /// From one check to the next.
+    pub interval: Duration,
+    /// How long one check may take.
+    pub timeout: Duration,
+    /// How many checks in a row must fail before the plugin is killed.
+    pub failures: u32,
+    /// Service name in the request.
+    pub service: String,
+}
+
+/// Backoff between starts. It never gives up: a crash loop is made visible, not final.
+#[derive(Debug, Clone)]
+pub struct RestartPolicy {
+    /// First pause. A plugin that had been serving is started again without one.
+    pub initial: Duration,
+    /// Longest pause.
+    pub max: Duration,
+    /// Growth from one pause to the next.
+    pub multiplier: f64,
+    /// Share of the pause by which it is varied at random, up and down.
+    pub jitter: f64,
+    /// Serving for this long makes earlier failures forgotten.
+    pub reset_after: Duration,
+    /// Failures in a row from which on the plugin counts as crash looped.
+    pub crash_loop_after: u32,
+}
+
+/// Limits of each step of a stop; SIGKILL follows the last one.
+#[derive(Debug, Clone)]
+pub struct StopPolicy {
+    /// From the call of `GRPCController.Shutdown` to SIGTERM.
+    pub rpc_timeout: Duration,
+    /// From SIGTERM to SIGKILL.
+    pub term_timeout: Duration,
+}
+
+impl PluginSpec {
+    /// A plugin with Palisade's own cookie and version, the host's working directory and the default limits.
+    pub fn new(
+        name: impl Into<String>,
+        command: impl IntoIterator<Item = impl Into<OsString>>,
+        runtime_dir: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            command: command.into_iter().map(Into::into).collect(),
+            // Where the working directory has been deleted under the host, `/` at least exists.
+            cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            env: BTreeMap::new(),
+            env_pass: Vec::new(),
+            cookie: (env::COOKIE.0.to_owned(), env::COOKIE.1.to_owned()),
+            app_versions: vec![env::APP_VERSION],
+            runtime_dir: runtime_dir.into(),
+            handshake: HandshakePolicy::default(),
+            ready_timeout: Duration::from_secs(15),
+            tcp: TcpPolicy::LoopbackOnly,
+            health: HealthPolicy::default(),
+            restart: RestartPolicy::default(),
+            stop: StopPolicy::default(),
+        }
+    }
+
+    /// Checks what can be known without starting anything.
+    ///
+    /// # Errors
+    ///
+    /// The first fault found, in the order of the fields.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if self.name.is_empty() || self.name.len() > MAX_NAME || !self.name.bytes().all(legal) {
+            return Err(SpecError::Name(self.name.clone()));
+        }
+        if self.command.first().is_none_or(|program| program.is_empty()) {
+            return Err(SpecError::NoCommand);
+        }
+        if self.command.iter().any(|argument| argument.as_bytes().contains(&0)) {
+            return Err(SpecError::NulInCommand);
+        }
+        for (name, value) in &self.env {
+            check_variable(name)?;
+            if value.as_bytes().contains(&0) {
+                return Err(SpecError::Variable(name.clone()));
+            }
+        }
+        self.env_pass.iter().try_for_each(|name| check_variable(name))?;
+        check_variable(OsStr::new(&self.cookie.0))?;
+        if self.cookie.1.contains('\0') {
+            return Err(SpecError::Variable(self.cookie.0.clone().into()));
+        }
+        if self.app_versions.is_empty() {
+            return Err(SpecError::NoVersions);
+        }
+        Ok(())
+    }
+}
+
+fn check_variable(name: &OsStr) -> Result<(), SpecError> {
+    let bytes = name.as_bytes();
+    if bytes.is_empty() || bytes.iter().any(|byte| matches!(byte, 0 | b'=')) {
+        return Err(SpecError::Variable(name.to_owned()));
+    }
+    if bytes.starts_with(env::PREFIX.as_bytes()) {
+        return Err(SpecError::ReservedVariable(name.to_owned()));
+    }
+    Ok(())
+}
+
+impl Default for HandshakePolicy {
+    fn default() -> Self {
+        // 15 s: a JVM on two busy cores needs 5 of them.
+        Self { timeout: Duration::from_secs(15), max_line: 8 * 1024, max_stray_lines: 32 }
+    }
+}
+
+impl Default for HealthPolicy {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(1),
+            failures: 3,
+            service: env::HEALTH_SERVICE.to_owned(),
+        }
+    }
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_millis(100),
+            max: Duration::from_secs(30),
+            multiplier: 2.0,
+            jitter: 0.2,
+            reset_after: Duration::from_secs(60),
+            crash_loop_after: 5,
+        }
+    }
+}
+
+impl Default for StopPolicy {
+    fn default() -> Self {
+        Self { rpc_timeout: Duration::from_secs(1), term_timeout: Duration::from_secs(5) }
+    }
+}
+
+/// What is wrong with a [`PluginSpec`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The name cannot stand in a path or a metric.
+    #[error("plugin name {0:?} must be 1 to {MAX_NAME} characters of A-Z a-z 0-9 - _")]
+    Name(String),
+    /// Nothing to run.
+    #[error("the command is empty")]
+    NoCommand,
+    /// An argument that no process can be given.
+    #[error("the command contains a NUL byte")]
+    NulInCommand,
+    /// A name or value that no environment can hold.
+    #[error("environment variable {0:?} has an empty name, a `=` in its name, or a NUL byte")]
+    Variable(OsString),
+    /// A name that belongs to the protocol.
+    #[error("environment variable {0:?} is set by the host; remove it")]
+    ReservedVariable(OsString),
+    /// No version could ever match.
+    #[error("no application version is offered")]
+    NoVersions,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_its_error() {
+        type Change = fn(&mut PluginSpec);
+        let cases: &[(Change, SpecError)] = &[
+            (|spec| spec.name = "../x".into(), SpecError::Name("../x".into())),
+            (|spec| spec.name.clear(), SpecError::Name(String::new())),
+            (|spec| spec.name = "x".repeat(65), SpecError::Name("x".repeat(65))),
+            (|spec| spec.command.clear(), SpecError::NoCommand),
+            (|spec| spec.command[0].clear(), SpecError::NoCommand),
+            (|spec| spec.command.push("a\0b".into()), SpecError::NulInCommand),
+            (|spec| spec.env_pass.push("A=B".into()), SpecError::Variable("A=B".into())),
+            (
+                |spec| spec.env_pass.push("PLUGIN_CLIENT_CERT".into()),
+                SpecError::ReservedVariable("PLUGIN_CLIENT_CERT".into()),
+            ),
+            (
+                |spec| drop(spec.env.insert("PLUGIN_X".into(), "1".into())),
+                SpecError::ReservedVariable("PLUGIN_X".into()),
+            ),
+            (|spec| drop(spec.env.insert("X".into(), "\0".into())), SpecError::Variable("X".into())),
+            (|spec| spec.cookie.0 = "PLUGIN_COOKIE".into(), SpecError::ReservedVariable("PLUGIN_COOKIE".into())),
+            (|spec| spec.app_versions.clear(), SpecError::NoVersions),
+        ];
+        let good = PluginSpec::new("auth", ["python3", "auth.py"], "/run/palisade");
+        assert_eq!(good.check(), Ok(()));
+        for (change, expected) in cases {
+            let mut spec = good.clone();
+            change(&mut spec);
+            assert_eq!(spec.check().as_ref(), Err(expected));
+        }
+    }
+}

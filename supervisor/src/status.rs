@@ -1,0 +1,133 @@
+//! What an operator sees of a plugin.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::{Serialize, Serializer};
+use tokio::time::Instant;
+
+use crate::report::ExitReport;
+
+/// What is happening with a plugin, or awaited from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// The process is being made.
+    Starting,
+    /// It runs; the line on its stdout is awaited.
+    AwaitHandshake,
+    /// It said where it listens; connection, health and the host's own contract are being set up.
+    AwaitReady,
+    /// It takes calls.
+    Serving,
+    /// It failed and is started again later.
+    BackingOff {
+        /// When. Serialised as seconds since the epoch.
+        #[serde(serialize_with = "epoch_seconds")]
+        next_attempt: SystemTime,
+    },
+    /// It failed so often that somebody should look; it is started again later all the same.
+    CrashLooped {
+        /// When. Serialised as seconds since the epoch.
+        #[serde(serialize_with = "epoch_seconds")]
+        next_attempt: SystemTime,
+    },
+    /// Its process is being ended.
+    Stopping,
+    /// There is no process, and none will be started until an operator asks.
+    Stopped,
+}
+
+impl State {
+    /// The state in one word, as in the serialised form.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::AwaitHandshake => "await_handshake",
+            Self::AwaitReady => "await_ready",
+            Self::Serving => "serving",
+            Self::BackingOff { .. } => "backing_off",
+            Self::CrashLooped { .. } => "crash_looped",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = match self {
+            Self::Starting => "starting",
+            Self::AwaitHandshake => "awaiting the handshake",
+            Self::AwaitReady => "awaiting readiness",
+            Self::Serving => "serving",
+            Self::BackingOff { .. } => "backing off",
+            Self::CrashLooped { .. } => "crash looped",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        };
+        f.write_str(words)
+    }
+}
+
+/// A snapshot of one plugin.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// The plugin's name.
+    pub name: String,
+    /// What is happening.
+    #[serde(flatten)]
+    pub state: State,
+    /// The running process.
+    pub pid: Option<i32>,
+    /// Starts after the first one, whoever caused them.
+    pub restarts: u64,
+    /// Failures in a row, until it has served for a while or an operator restarted it.
+    pub failures: u32,
+    /// Since when it has been in this state. Serialised as seconds since the epoch.
+    #[serde(serialize_with = "epoch_seconds")]
+    pub since: SystemTime,
+    /// Since when this process has been serving. Serialised as seconds since the epoch.
+    #[serde(serialize_with = "optional_epoch_seconds")]
+    pub serving_since: Option<SystemTime>,
+    /// Where the running process listens, as `unix:/path` or `tcp:ip:port`.
+    pub endpoint: Option<String>,
+    /// The application version that the running process chose.
+    pub app_version: Option<u32>,
+    /// How the last process ended.
+    pub last_exit: Option<Arc<ExitReport>>,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    #[serde(skip)]
+    pub(crate) outlook: Outlook,
+}
+
+/// When a client may be there, for those who wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// There is one, or a start is under way.
+    Soon,
+    /// Not before this time.
+    NotBefore(Instant),
+    /// Not unless an operator acts.
+    Never,
+}
+
+pub(crate) fn epoch_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    // A clock set before 1970 shows as 0.
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    serializer.serialize_f64(seconds.as_secs_f64())
+}
+
+fn optional_epoch_seconds<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => epoch_seconds(time, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+pub(crate) fn duration_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}

@@ -1,0 +1,114 @@
+//! What the scenarios share: plugins to run, an adapter, and waiting for states.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use palisade_supervisor::{Adapter, AttachError, ExitReport, InstanceInfo, Plugin, PluginSpec, Status};
+use tempfile::TempDir;
+use tokio::time::timeout;
+use tonic::transport::Channel;
+
+/// Long enough for a loaded machine; nothing waits that long unless it is broken.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// Hands out which start it is.
+#[derive(Debug)]
+pub struct Number;
+
+#[derive(Debug)]
+pub struct Client {
+    pub info: InstanceInfo,
+    pub channel: Channel,
+}
+
+impl Adapter for Number {
+    type Client = Client;
+    async fn attach(&self, channel: Channel, info: InstanceInfo) -> Result<Client, AttachError> {
+        Ok(Client { info, channel })
+    }
+}
+
+/// A program that `cargo test` builds beside the tests.
+pub fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is not built: run cargo test for the whole package", path.display());
+    path
+}
+
+/// A plugin under test and the directory that it lives in.
+pub struct Scenario {
+    pub dir: TempDir,
+    pub spec: PluginSpec,
+}
+
+impl Scenario {
+    /// The fake plugin.
+    pub fn fake(options: &[&str]) -> Self {
+        let program = example("fake_plugin").into_os_string();
+        Self::command(std::iter::once(program).chain(options.iter().map(Into::into)))
+    }
+
+    /// A shell script. `$FAKE` is the fake plugin.
+    pub fn shell(script: &str) -> Self {
+        let mut scenario = Self::command(["sh", "-c", script].map(Into::into));
+        scenario.spec.env.insert("FAKE".into(), example("fake_plugin").into());
+        scenario
+    }
+
+    fn command(command: impl IntoIterator<Item = std::ffi::OsString>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = PluginSpec::new("fake", command, dir.path().join("run"));
+        Self { dir, spec }
+    }
+
+    pub fn start(&self) -> Plugin<Number> {
+        Plugin::start(self.spec.clone(), Number).unwrap()
+    }
+
+    /// The private directories that exist now.
+    pub fn private_dirs(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("run")).unwrap().count()
+    }
+}
+
+/// Waits until the plugin's status is as wanted.
+pub async fn until(plugin: &Plugin<Number>, wanted: impl Fn(&Status) -> bool) -> Status {
+    let mut watch = plugin.watch();
+    match timeout(LONG, watch.wait_for(|status| wanted(status))).await {
+        Ok(status) => status.unwrap().clone(),
+        Err(_) => panic!("the awaited state did not come; it is {:?}", plugin.status()),
+    }
+}
+
+/// Waits for the first report of an end.
+pub async fn until_report(plugin: &Plugin<Number>) -> std::sync::Arc<ExitReport> {
+    until(plugin, |status| status.last_exit.is_some()).await.last_exit.unwrap()
+}
+
+pub async fn client(plugin: &Plugin<Number>) -> std::sync::Arc<Client> {
+    plugin.wait_client(tokio::time::Instant::now() + LONG).await.unwrap()
+}
+
+pub fn kill(pid: i32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+/// Whether a process exists and is no zombie.
+pub fn runs(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or_default().starts_with('Z'))
+}
+
+/// Waits for something that has no event of its own.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(timeout(LONG, waiting).await.is_ok(), "never came true: {what}");
+}
