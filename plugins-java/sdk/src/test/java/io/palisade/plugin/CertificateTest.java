@@ -190,14 +190,13 @@ class CertificateTest {
     }
   }
 
-  /** What the SDK logs, in place of the console. */
+  /** What the SDK logs. */
   private static final class CapturedLog extends Handler implements AutoCloseable {
     private final Logger logger = Logger.getLogger("io.palisade.plugin");
     private final List<String> messages = new java.util.ArrayList<>();
     private int awaited;
 
     CapturedLog() {
-      logger.setUseParentHandlers(false);
       logger.addHandler(this);
     }
 
@@ -229,7 +228,6 @@ class CertificateTest {
     @Override
     public void close() {
       logger.removeHandler(this);
-      logger.setUseParentHandlers(true);
     }
   }
 }

@@ -23,26 +23,9 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
-import java.util.logging.Level;
-import java.util.logging.Logger;
-import org.junit.jupiter.api.AfterAll;
-import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 
 class PluginTesterTest {
-
-  /** Failures are part of these tests; their stack traces need not be read. Held, so that the level stays. */
-  private static final Logger sdkLogger = Logger.getLogger("io.palisade.plugin");
-
-  @BeforeAll
-  static void quiet() {
-    sdkLogger.setLevel(Level.OFF);
-  }
-
-  @AfterAll
-  static void loud() {
-    sdkLogger.setLevel(null);
-  }
 
   private static CallFailedException failure(RequestFilter filter) {
     try (PluginTester tester = PluginTester.of(Plugin.named("test").filter(filter))) {
