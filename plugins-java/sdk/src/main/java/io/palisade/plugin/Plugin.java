@@ -202,8 +202,9 @@ public final class Plugin {
    * <p>Meant to be called from {@code main}, which should not do much else. The process has to be started by the proxy;
    * otherwise it says so on standard error. {@link System#out} leads to standard error, records of
    * {@code java.util.logging} go there as JSON lines that the proxy understands (unless
-   * {@code java.util.logging.config.file} or {@code .class} is set), and {@code java.io.tmpdir} is the directory that
-   * the proxy named. When the proxy dies, so does the process.
+   * {@code java.util.logging.config.file} or {@code .class} is set), and the system property {@code java.io.tmpdir} is
+   * the directory that the proxy named; {@link java.nio.file.Files#createTempFile} keeps to what it was when the JVM
+   * began. When the proxy dies, so does the process.
    *
    * @throws IllegalStateException if the plugin has neither a filter nor a certificate loader
    */

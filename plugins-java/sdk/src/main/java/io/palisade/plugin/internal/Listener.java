@@ -2,6 +2,7 @@ package io.palisade.plugin.internal;
 
 import io.grpc.Server;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
+import io.grpc.netty.shaded.io.netty.channel.ChannelOption;
 import io.grpc.netty.shaded.io.netty.channel.EventLoopGroup;
 import io.grpc.netty.shaded.io.netty.channel.IoHandlerFactory;
 import io.grpc.netty.shaded.io.netty.channel.MultiThreadIoEventLoopGroup;
@@ -82,10 +83,16 @@ final class Listener {
   }
 
   NettyServerBuilder serverBuilder() {
-    return NettyServerBuilder.forAddress(address)
-        .channelType(channel)
-        .bossEventLoopGroup(events)
-        .workerEventLoopGroup(events);
+    NettyServerBuilder builder =
+        NettyServerBuilder.forAddress(address)
+            .channelType(channel)
+            .bossEventLoopGroup(events)
+            .workerEventLoopGroup(events);
+    if (path.isPresent()) {
+      // gRPC asks for it always; a unix socket has none, and netty would warn of every connection.
+      builder.withChildOption(ChannelOption.SO_KEEPALIVE, null);
+    }
+    return builder;
   }
 
   /** The endpoint as the handshake names it, once the server listens. */

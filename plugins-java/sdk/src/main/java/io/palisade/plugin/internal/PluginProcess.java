@@ -62,7 +62,7 @@ public final class PluginProcess {
     System.exit(1);
   }
 
-  /** Before any class looks: both the JDK and netty (for its native libraries) look only once. */
+  /** Before netty looks, once, for where to unpack its native library; the JDK itself has looked already. */
   private static void useTemporaryDirectory(HostEnvironment environment) {
     environment
         .temporary()

@@ -1,0 +1,271 @@
+package io.palisade.samples;
+
+import static io.palisade.plugin.Decision.allow;
+import static io.palisade.plugin.Decision.deny;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.google.protobuf.Empty;
+import io.grpc.CallOptions;
+import io.grpc.MethodDescriptor;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.ProtoUtils;
+import io.grpc.stub.ClientCalls;
+import io.palisade.plugin.Decision;
+import io.palisade.plugin.internal.HostSide;
+import io.palisade.plugin.testing.RequestBuilder;
+import java.net.StandardProtocolFamily;
+import java.net.UnixDomainSocketAddress;
+import java.nio.channels.ServerSocketChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.TimeUnit;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Plugins as processes, from the handshake to their end. */
+class PluginProcessIT {
+
+  @TempDir private Path dir;
+
+  private RunningPlugin noisy() throws Exception {
+    return RunningPlugin.main(
+        dir, RunningPlugin.target().resolve("test-classes"), NoisyPlugin.class.getName());
+  }
+
+  private String handshake() {
+    return "1|1|unix|" + dir.resolve("plugin.sock") + "|grpc\n";
+  }
+
+  // Processes that can't be plugins.
+
+  private String refusal(Map<String, String> environment) throws Exception {
+    List<String> command =
+        List.of(RunningPlugin.java(), "-jar", RunningPlugin.target().resolve("header-auth.jar").toString());
+    try (RunningPlugin plugin = RunningPlugin.start(environment, command)) {
+      assertEquals(1, plugin.exitStatus());
+      assertEquals("", plugin.stdoutAtEnd());
+      return plugin.stderrAtEnd();
+    }
+  }
+
+  @Test
+  void a_person_who_starts_a_plugin_is_told_what_it_is() throws Exception {
+    String message = refusal(Map.of());
+    assertTrue(message.startsWith("header-auth: this program is a plugin: it is started by palisade"), message);
+    assertFalse(message.contains("\tat "), message);
+  }
+
+  @Test
+  void a_socket_path_that_is_too_long_is_named() throws Exception {
+    Path deep = Files.createDirectories(dir.resolve("d".repeat(100)));
+    String message = refusal(RunningPlugin.environment(deep));
+    assertTrue(message.contains("a unix socket's has at most 107: " + deep), message);
+  }
+
+  @Test
+  void a_socket_directory_that_is_not_there_is_named() throws Exception {
+    Map<String, String> environment = new HashMap<>(RunningPlugin.environment(dir));
+    environment.put("PLUGIN_UNIX_SOCKET_DIR", dir.resolve("missing").toString());
+    String message = refusal(environment);
+    assertTrue(message.contains("the plugin can't serve"), message);
+    assertTrue(message.contains(dir.resolve("missing").toString()), message);
+  }
+
+  @Test
+  void a_live_plugin_keeps_its_socket() throws Exception {
+    try (RunningPlugin first = RunningPlugin.jar(dir, "header-auth.jar")) {
+      first.connect(dir);
+      String message = refusal(RunningPlugin.environment(dir));
+      assertTrue(message.contains("another process listens on"), message);
+      first.signal("TERM");
+      assertEquals(0, first.exitStatus());
+    }
+  }
+
+  // Ends.
+
+  @Test
+  void sigterm_lets_calls_finish_and_ends_with_status_0() throws Exception {
+    try (RunningPlugin plugin = noisy()) {
+      HostSide host = plugin.configured(dir, Map.of());
+      Path gate = dir.resolve("gate");
+      CompletableFuture<Decision> call =
+          CompletableFuture.supplyAsync(
+              () -> host.check(RequestBuilder.get("/slow").header("x-gate", gate.toString()).build()));
+      plugin.awaitStderr("printed for /slow");
+      plugin.signal("TERM");
+      Files.createFile(gate);
+      assertEquals(allow(), call.get(60, TimeUnit.SECONDS));
+      assertEquals(0, plugin.exitStatus());
+      assertEquals(handshake(), plugin.stdoutAtEnd());
+      assertTrue(plugin.stderrAtEnd().contains("printed by a shutdown hook"));
+      assertFalse(Files.exists(dir.resolve("plugin.sock")));
+    }
+  }
+
+  @Test
+  void a_call_that_does_not_end_does_not_keep_the_process() throws Exception {
+    try (RunningPlugin plugin = noisy()) {
+      HostSide host = plugin.configured(dir, Map.of());
+      CompletableFuture<Decision> call =
+          CompletableFuture.supplyAsync(
+              () -> host.check(RequestBuilder.get("/never").header("x-gate", dir + "/never").build()));
+      plugin.awaitStderr("printed for /never");
+      plugin.signal("TERM");
+      assertEquals(0, plugin.exitStatus());
+      assertThrows(Exception.class, () -> call.get(60, TimeUnit.SECONDS));
+    }
+  }
+
+  @Test
+  void the_shutdown_call_ends_the_process_with_status_0() throws Exception {
+    try (RunningPlugin plugin = RunningPlugin.jar(dir, "header-auth.jar")) {
+      plugin.connect(dir);
+      MethodDescriptor<Empty, Empty> method =
+          MethodDescriptor.<Empty, Empty>newBuilder()
+              .setType(MethodDescriptor.MethodType.UNARY)
+              .setFullMethodName("plugin.GRPCController/Shutdown")
+              .setRequestMarshaller(ProtoUtils.marshaller(Empty.getDefaultInstance()))
+              .setResponseMarshaller(ProtoUtils.marshaller(Empty.getDefaultInstance()))
+              .build();
+      ClientCalls.blockingUnaryCall(
+          plugin.channel(), method, CallOptions.DEFAULT, Empty.getDefaultInstance());
+      assertEquals(0, plugin.exitStatus());
+      assertEquals(handshake(), plugin.stdoutAtEnd());
+    }
+  }
+
+  @Test
+  void sigint_is_not_for_plugins() throws Exception {
+    try (RunningPlugin plugin = noisy()) {
+      HostSide host = plugin.configured(dir, Map.of());
+      plugin.signal("INT");
+      host.check(RequestBuilder.get("/after-int").build());
+      plugin.signal("TERM");
+      assertEquals(0, plugin.exitStatus());
+    }
+  }
+
+  @Test
+  void a_plugin_does_not_outlive_its_host() throws Exception {
+    List<String> command =
+        List.of(
+            "/bin/sh",
+            "-c",
+            "\"$0\" -jar \"$1\" & echo $! >&2; wait",
+            RunningPlugin.java(),
+            RunningPlugin.target().resolve("header-auth.jar").toString());
+    try (RunningPlugin shell = RunningPlugin.start(RunningPlugin.environment(dir), command)) {
+      shell.connect(dir);
+      ProcessHandle plugin =
+          ProcessHandle.of(Long.parseLong(shell.stderr().lines().findFirst().orElseThrow())).orElseThrow();
+      assertTrue(plugin.isAlive());
+      shell.signal("KILL");
+      plugin.onExit().get(60, TimeUnit.SECONDS);
+      assertFalse(Files.exists(dir.resolve("plugin.sock")));
+    }
+  }
+
+  // Output.
+
+  @Test
+  void what_a_plugin_prints_and_logs_goes_to_standard_error() throws Exception {
+    try (RunningPlugin plugin = noisy()) {
+      HostSide host = plugin.configured(dir, Map.of());
+      host.check(RequestBuilder.get("/talk").build());
+      StatusRuntimeException thrown =
+          assertThrows(
+              StatusRuntimeException.class, () -> host.check(RequestBuilder.get("/throw").build()));
+      assertEquals(Status.Code.INTERNAL, thrown.getStatus().getCode());
+      plugin.signal("TERM");
+      assertEquals(0, plugin.exitStatus());
+      assertEquals(handshake(), plugin.stdoutAtEnd());
+      String stderr = plugin.stderrAtEnd();
+      assertTrue(stderr.contains("printed before the handshake\n"), stderr);
+      assertTrue(stderr.contains("printed for /talk\n"), stderr);
+      Pattern logged =
+          Pattern.compile(
+              "\\{\"@level\":\"info\",\"@message\":\"logged for /talk\","
+                  + "\"@timestamp\":\"\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{6}Z\",\"@module\":\"noisy\"}");
+      assertTrue(stderr.lines().anyMatch(logged.asMatchPredicate()), stderr);
+      assertTrue(
+          stderr.lines().anyMatch(
+              line ->
+                  line.startsWith("{\"@level\":\"error\",\"@message\":\"the filter failed\"")
+                      && line.contains("\"stacktrace\":\"java.lang.IllegalStateException: on purpose\\n\\tat io.palisade.samples.NoisyPlugin.check")),
+          stderr);
+    }
+  }
+
+  // Places.
+
+  @Test
+  void native_libraries_are_unpacked_where_the_host_says_and_nothing_is_said_of_it() throws Exception {
+    String keep = "-Dio.grpc.netty.shaded.io.netty.native.deleteLibAfterLoading=false";
+    try (RunningPlugin plugin = RunningPlugin.jar(dir, "header-auth.jar", keep)) {
+      HostSide host = plugin.configured(dir, Map.of());
+      host.check(RequestBuilder.get("/").build());
+      try (Stream<Path> files = Files.list(dir)) {
+        assertTrue(files.anyMatch(file -> file.toString().contains("netty_transport_native_epoll")));
+      }
+      plugin.signal("TERM");
+      assertEquals(0, plugin.exitStatus());
+      assertEquals("", plugin.stderrAtEnd());
+    }
+  }
+
+  @Test
+  void a_socket_left_by_a_killed_plugin_is_no_obstacle() throws Exception {
+    Path socket = dir.resolve("plugin.sock");
+    ServerSocketChannel.open(StandardProtocolFamily.UNIX)
+        .bind(UnixDomainSocketAddress.of(socket))
+        .close();
+    assertTrue(Files.exists(socket));
+    try (RunningPlugin plugin = RunningPlugin.jar(dir, "header-auth.jar")) {
+      plugin.connect(dir);
+    }
+  }
+
+  @Test
+  void a_host_without_native_libraries_gets_a_unix_socket_too() throws Exception {
+    String option = "-Dio.grpc.netty.shaded.io.netty.transport.noNative=true";
+    try (RunningPlugin plugin = RunningPlugin.jar(dir, "header-auth.jar", option)) {
+      HostSide host = plugin.configured(dir, Map.of());
+      assertEquals(deny(403, "forbidden"), host.check(RequestBuilder.get("/").build()));
+      plugin.signal("TERM");
+      assertEquals(0, plugin.exitStatus());
+      assertEquals("", plugin.stderrAtEnd());
+    }
+  }
+
+  @Test
+  void flags_of_the_jvm_do_no_harm() throws Exception {
+    List<RunningPlugin> plugins = new ArrayList<>();
+    try {
+      for (String flags : List.of("-XX:+UseSerialGC", "-Xrs")) {
+        Path own = Files.createDirectory(dir.resolve("p" + plugins.size()));
+        RunningPlugin plugin = RunningPlugin.jar(own, "header-auth.jar", flags, "-XX:TieredStopAtLevel=1");
+        plugins.add(plugin);
+        plugin.configured(own, Map.of());
+      }
+    } finally {
+      for (RunningPlugin plugin : plugins) {
+        plugin.close();
+      }
+    }
+    try (Stream<Path> left = Files.list(dir)) {
+      assertEquals(2, left.count());
+    }
+  }
+}
