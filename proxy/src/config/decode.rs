@@ -10,7 +10,7 @@ use std::fmt;
 use serde::de::value::{StrDeserializer, U64Deserializer};
 use serde::de::{self, DeserializeSeed, IntoDeserializer, Unexpected, Visitor};
 
-use super::problem::{Place, Problem, list_of};
+use super::problem::{MOST_PROBLEMS, Place, Problem, list_of};
 use super::suggest::nearest;
 use super::tree::{Meaning, Node, NodeId, Scalar, Shape, Tree};
 
@@ -19,10 +19,18 @@ pub(super) const SLOT: &str = "$slot";
 /// Asked by [`Raw`](super::slot::Raw): the node's number.
 pub(super) const RAW: &str = "$raw";
 
+/// What strings stand for, by the name of their type.
+const NOUNS: [(&str, &str); 3] = [
+    ("Span", "a duration like `5s`"),
+    ("SpanOrNone", "a duration like `5s`, or `none`"),
+    ("Size", "a size like `1MiB`"),
+];
+const STRING: &str = "a string";
+
 /// Reads the whole tree as a `T`, along with everything in it that does not fit.
 pub(super) fn decode<T: de::DeserializeOwned>(tree: &Tree) -> (Option<T>, Vec<Problem>) {
     let problems = RefCell::default();
-    let at = At { tree, id: tree.root(), name: Name::File, problems: &problems };
+    let at = At { tree, id: tree.root(), name: Name::File, noun: STRING, problems: &problems };
     let value = T::deserialize(at).map_err(|failure| at.record(failure)).ok();
     (value, problems.into_inner())
 }
@@ -51,6 +59,8 @@ struct At<'t> {
     tree: &'t Tree,
     id: NodeId,
     name: Name<'t>,
+    /// What a string at this place stands for.
+    noun: &'static str,
     problems: &'t RefCell<Vec<Problem>>,
 }
 
@@ -208,7 +218,7 @@ impl<'t> de::Deserializer<'t> for At<'t> {
     }
 
     fn deserialize_str<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Failure> {
-        visitor.visit_borrowed_str(self.text("a string")?)
+        visitor.visit_borrowed_str(self.text(self.noun)?)
     }
 
     fn deserialize_string<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Failure> {
@@ -227,7 +237,8 @@ impl<'t> de::Deserializer<'t> for At<'t> {
         if name == RAW {
             return visitor.visit_u64(self.id.into());
         }
-        visitor.visit_newtype_struct(self)
+        let noun = NOUNS.iter().find(|(of, _)| *of == name).map_or(STRING, |(_, noun)| noun);
+        visitor.visit_newtype_struct(Self { noun, ..self })
     }
 
     fn deserialize_tuple_struct<V: Visitor<'t>>(
@@ -272,7 +283,10 @@ impl<'t> de::Deserializer<'t> for At<'t> {
         let text = self.text(&list_of(variants))?;
         if !variants.contains(&text) {
             let Failure(problem) = self.misfit(&list_of(variants));
-            return Err(Failure(problem.suggest(nearest(text, variants.iter().copied()))));
+            return Err(Failure(match nearest(text, variants.iter().copied()) {
+                Some(variant) => problem.suggest(variant),
+                None => problem,
+            }));
         }
         visitor.visit_enum(StrDeserializer::new(text))
     }
@@ -362,7 +376,7 @@ impl<'t> de::MapAccess<'t> for MappingAccess<'t> {
             if let Some(fields) = self.fields
                 && !fields.contains(&name)
             {
-                self.at.key(key).record(unknown_field(name, fields));
+                self.at.key(key).record(self.at.unknown_field(name, fields));
                 continue;
             }
             self.value = Some(self.at.value(key, value));
@@ -379,12 +393,17 @@ impl<'t> de::MapAccess<'t> for MappingAccess<'t> {
     }
 }
 
-fn unknown_field(name: &str, fields: &[&str]) -> Failure {
-    let problem = Problem::new(Place::default(), format!("unknown field `{name}`"));
-    Failure(match nearest(name, fields.iter().copied()) {
-        Some(field) => problem.suggest(Some(field)),
-        None => problem.help(format!("known here: {}", fields.join(", "))),
-    })
+impl At<'_> {
+    fn unknown_field(&self, name: &str, fields: &[&str]) -> Failure {
+        let problem = Problem::new(Place::default(), format!("unknown field `{name}`"));
+        if self.problems.borrow().len() >= MOST_PROBLEMS {
+            return Failure(problem);
+        }
+        Failure(match nearest(name, fields.iter().copied()) {
+            Some(field) => problem.suggest(field),
+            None => problem.help(format!("known here: {}", fields.join(", "))),
+        })
+    }
 }
 
 struct ByShape<'t> {

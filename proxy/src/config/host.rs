@@ -51,7 +51,8 @@ mod tests {
 
     #[test]
     fn the_runtime_directory_is_the_first_that_is_given() {
-        let cases: [(&[(&str, &str)], u32, &str); 7] = [
+        type Variables = &'static [(&'static str, &'static str)];
+        let cases: [(Variables, u32, &str); 7] = [
             (&[], 0, "/run/palisade"),
             (&[], 1000, "/tmp/palisade-1000"),
             (&[("XDG_RUNTIME_DIR", "/run/user/1000")], 1000, "/run/user/1000/palisade"),

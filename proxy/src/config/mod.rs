@@ -45,12 +45,13 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, Problems> {
 }
 
 fn parse_on(host: &host::Host, path: &Path, text: &str) -> Result<Config, Problems> {
-    let tree = tree::Tree::read(text).map_err(|problems| Problems::new(path, text, problems))?;
-    let (written, mut problems) = decode::decode::<written::File>(&tree);
-    let config = written.map(|written| {
-        let (config, more) = convert::convert(path, host, &tree, &written);
-        problems.extend(more);
-        config
+    let (tree, mut problems) = tree::Tree::read(text);
+    let config = tree.and_then(|tree| {
+        let (written, misfits) = decode::decode::<written::File>(&tree);
+        problems.extend(misfits);
+        let (config, faults) = convert::convert(path, host, &tree, &written?);
+        problems.extend(faults);
+        Some(config)
     });
     match config {
         Some(config) if problems.is_empty() => Ok(config),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 /// More problems than this are counted, not shown.
-const MOST_PROBLEMS: usize = 100;
+pub(super) const MOST_PROBLEMS: usize = 100;
 /// Longer lines are shown in part.
 const WIDEST_SNIPPET: usize = 100;
 /// How much of a clipped line stands before the problem.
@@ -51,12 +51,9 @@ impl Problem {
         self
     }
 
-    /// `nearest` is what [`super::suggest::nearest`] found.
-    pub(super) fn suggest(self, nearest: Option<&str>) -> Self {
-        match nearest {
-            Some(name) => self.label(format!("did you mean `{name}`?")),
-            None => self,
-        }
+    /// `name` is what [`super::suggest::nearest`] found.
+    pub(super) fn suggest(self, name: &str) -> Self {
+        self.label(format!("did you mean `{name}`?"))
     }
 }
 

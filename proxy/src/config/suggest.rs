@@ -1,5 +1,8 @@
 //! The nearest name to one that does not exist.
 
+/// Candidates that are looked at. Who has more names than that gets no suggestion, but an answer within a second.
+const MOST_CANDIDATES: usize = 1000;
+
 /// The candidate that `written` most likely meant, if any is near enough not to mislead.
 pub(super) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Names are short; a long one is no typo and would only cost time.
@@ -9,8 +12,12 @@ pub(super) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'
     let written = normal(written);
     candidates
         .into_iter()
+        .take(MOST_CANDIDATES)
         .map(|name| (strsim::damerau_levenshtein(&written, &normal(name)), name))
-        .filter(|(distance, name)| *distance <= 1 + name.len().min(written.len()) / 4)
+        .filter(|(distance, name)| {
+            let shorter = name.len().min(written.len());
+            *distance < shorter && *distance <= 1 + shorter / 4
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -34,6 +41,7 @@ mod tests {
             ("maxHeaders", Some("max_headers")),
             ("backend", None),
             ("x", None),
+            ("", None),
         ] {
             assert_eq!(nearest(written, names), expected, "{written}");
         }

@@ -42,6 +42,10 @@ pub(super) struct Node {
     weight: usize,
     /// Levels in it and its own.
     height: usize,
+    /// The key it stands at, the first if aliases repeat it.
+    key: Option<NodeId>,
+    /// Whether an entry of it was reported and left out.
+    pub(super) incomplete: bool,
 }
 
 /// What a node is.
@@ -117,22 +121,16 @@ fn float(text: &str) -> Option<Meaning<'_>> {
 }
 
 impl Tree {
-    /// The tree of `text`'s only document. Duplicate keys and unsupported tags are reported all; what breaks the
-    /// syntax or a bound ends the reading.
-    pub(super) fn read(text: &str) -> Result<Self, Vec<Problem>> {
+    /// The tree of `text`'s only document, and what is wrong with it. What breaks the syntax or a bound leaves no tree;
+    /// a key that comes twice is left out of it.
+    pub(super) fn read(text: &str) -> (Option<Self>, Vec<Problem>) {
         if text.len() > MAX_BYTES {
-            let message = format!("the file has {} bytes, more than the {MAX_BYTES} that are read", text.len());
-            return Err(vec![Problem::new(Place::default(), message)]);
+            let message = format!("the file is larger than {MAX_BYTES} bytes");
+            return (None, vec![Problem::new(Place::default(), message)]);
         }
         let mut builder = Builder::default();
-        match builder.run(text) {
-            Ok(root) if builder.problems.is_empty() => Ok(Self { nodes: builder.nodes, root }),
-            Ok(_) => Err(builder.problems),
-            Err(problem) => {
-                builder.problems.push(problem);
-                Err(builder.problems)
-            }
-        }
+        let root = builder.run(text).map_err(|problem| builder.problems.push(problem));
+        (root.ok().map(|root| Self { nodes: builder.nodes, root }), builder.problems)
     }
 
     pub(super) fn root(&self) -> NodeId {
@@ -151,6 +149,11 @@ impl Tree {
     pub(super) fn id(&self, number: u64) -> Option<NodeId> {
         let id = u32::try_from(number).ok()?;
         ((id as usize) < self.nodes.len()).then_some(NodeId(id))
+    }
+
+    /// The text of the key that a node stands at.
+    pub(super) fn key_of(&self, id: NodeId) -> Option<&str> {
+        self.node(id).key.map(|key| self.key(key))
     }
 
     /// A key's text. Keys are scalars.
@@ -177,11 +180,20 @@ struct Open {
     content: Content,
     weight: usize,
     height: usize,
+    incomplete: bool,
 }
 
 enum Content {
     List(Vec<NodeId>),
-    Mapping { entries: Vec<(NodeId, NodeId)>, key: Option<NodeId>, seen: HashMap<String, Place> },
+    Mapping { entries: Vec<(NodeId, NodeId)>, key: Option<Key>, seen: HashMap<String, Place> },
+}
+
+/// A key whose value comes next.
+#[derive(Clone, Copy)]
+enum Key {
+    Good(NodeId),
+    /// Reported; the entry is left out.
+    Bad,
 }
 
 impl Builder {
@@ -200,7 +212,8 @@ impl Builder {
                 Event::Scalar(text, style, anchor, tag) => {
                     let quoted = self.is_text(style, tag.as_deref(), place);
                     let shape = Shape::Scalar(Scalar { text: text.into_owned(), quoted });
-                    Some(self.finish(Node { place, shape, weight: 1, height: 1 }, anchor)?)
+                    let node = Node { place, shape, weight: 1, height: 1, key: None, incomplete: false };
+                    Some(self.finish(node, anchor)?)
                 }
                 Event::SequenceStart(anchor, tag) => {
                     self.open(place, anchor, tag.as_deref(), Content::List(Vec::new()))?;
@@ -237,7 +250,7 @@ impl Builder {
         {
             self.problems.push(unknown_tag(tag, place));
         }
-        self.open.push(Open { place, anchor, content, weight: 1, height: 1 });
+        self.open.push(Open { place, anchor, content, weight: 1, height: 1, incomplete: false });
         Ok(())
     }
 
@@ -247,7 +260,8 @@ impl Builder {
             Content::List(items) => Shape::List(items),
             Content::Mapping { entries, .. } => Shape::Mapping(entries),
         };
-        let node = Node { place: open.place, shape, weight: open.weight, height: open.height };
+        let Open { place, weight, height, incomplete, .. } = open;
+        let node = Node { place, shape, weight, height, key: None, incomplete };
         self.finish(node, open.anchor).map(Some)
     }
 
@@ -292,18 +306,21 @@ impl Builder {
         open.height = open.height.max(height + 1);
         match &mut open.content {
             Content::List(items) => items.push(id),
-            Content::Mapping { entries, key: key @ Some(_), .. } => {
-                if let Some(key) = key.take() {
+            Content::Mapping { entries, key, seen } => match key.take() {
+                Some(Key::Good(key)) => {
                     entries.push((key, id));
+                    self.nodes[id.0 as usize].key.get_or_insert(key);
                 }
-            }
-            Content::Mapping { key, seen, .. } => {
-                *key = Some(id);
-                let Shape::Scalar(scalar) = &self.nodes[id.0 as usize].shape else {
-                    return Err(Problem::new(place, "a key must be a string, not a list or a mapping"));
-                };
-                self.problems.extend(key_problem(scalar, place, seen));
-            }
+                Some(Key::Bad) => open.incomplete = true,
+                None => {
+                    let Shape::Scalar(scalar) = &self.nodes[id.0 as usize].shape else {
+                        return Err(Problem::new(place, "a key must be a string, not a list or a mapping"));
+                    };
+                    let problem = key_problem(scalar, place, seen);
+                    *key = Some(if problem.is_some() { Key::Bad } else { Key::Good(id) });
+                    self.problems.extend(problem);
+                }
+            },
         }
         Ok(())
     }
@@ -361,6 +378,9 @@ fn place(mark: &Marker) -> Place {
 /// The parser's words are kept, being what a search finds; advice is added for the usual causes.
 fn syntax(error: &ScanError, text: &str) -> Problem {
     let info = error.info();
+    if info.contains("recursion limit") {
+        return too_deep(place(error.marker()));
+    }
     let problem = Problem::new(place(error.marker()), format!("not valid YAML: {info}"));
     let line = text.lines().nth(error.marker().line().saturating_sub(1)).unwrap_or_default();
     if info.contains("tab") || line.trim_start_matches(' ').starts_with('\t') {
@@ -374,8 +394,11 @@ fn syntax(error: &ScanError, text: &str) -> Problem {
         problem.help("a string that begins with `*` has to be quoted")
     } else if line.contains(": [:") || line.contains(": [0") {
         problem.help("an IPv6 address in brackets has to be quoted: \"[::1]:8080\"")
-    } else if info.contains("unexpected end of stream") || info.contains("unexpected eof") {
-        problem.help("a quote or a bracket is not closed")
+    } else if ["unexpected end of stream", "unexpected eof", "expected ',' or"].iter().any(|known| info.contains(known))
+    {
+        problem.help("a quote or a bracket is not closed, or a comma is missing")
+    } else if info.contains("while parsing a block") || info.contains("indent") {
+        problem.help("look at the indentation of this line and of the one before")
     } else {
         problem
     }

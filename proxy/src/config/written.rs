@@ -312,12 +312,12 @@ pub(super) struct Plugin {
     pub(super) stop_timeout: Slot<Span>,
 }
 
-/// Only the list is right; the string is read to show how it would be written.
+/// Program and arguments, each an entry of its own.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(untagged)]
 pub(super) enum Command {
-    /// One string for a shell.
+    // Wrong, and read only to show how the list would be written.
     #[schemars(skip)]
     Text(String),
     /// Program and arguments.

@@ -1,5 +1,6 @@
 //! Listeners.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,7 +41,8 @@ impl Reading<'_> {
             Some(Listener { name: name.clone(), address, tls, filters, limits })
         });
         // A name that is the address repeats with it; once is enough.
-        names.retain(|(name, _, node)| !addresses.iter().any(|(_, text, at)| text == name && at == node));
+        let of_addresses: HashSet<u64> = addresses.iter().map(|(_, _, node)| *node).collect();
+        names.retain(|(_, _, node)| !of_addresses.contains(node));
         self.unique("the address", addresses);
         self.unique("the listener's name", names);
         listeners

@@ -20,7 +20,7 @@ use std::time::Duration;
 pub(super) use value::{pattern, shown_duration, shown_size};
 
 use super::host::Host;
-use super::problem::{Place, Problem};
+use super::problem::{MOST_PROBLEMS, Place, Problem};
 use super::slot::Slot;
 use super::suggest::nearest;
 use super::tree::{NodeId, Shape, Tree};
@@ -121,22 +121,42 @@ impl Reading<'_> {
         Problem::new(place, message)
     }
 
+    /// A value along with its key.
+    fn written(&self, text: &str, node: u64) -> String {
+        match self.tree.id(node).and_then(|id| self.tree.key_of(id)) {
+            Some(key) => format!("`{key}: {text}`"),
+            None => format!("`{text}`"),
+        }
+    }
+
     fn push(&mut self, problem: Problem) {
         self.problems.push(problem);
     }
 
-    /// Reports a field that is missing from the mapping `parent`, unless it is there misspelt, which is reported
-    /// already.
+    /// Reports a field that is missing from the mapping `parent`, unless it may be there in a way that is reported
+    /// already: misspelt, or in an entry that was left out.
     fn require<T>(&mut self, slot: &Slot<T>, field: &str, parent: u64) {
         if slot.is_missing() && !self.has_key_like(field, parent) {
             self.push(self.problem(parent, format!("missing field `{field}`")));
         }
     }
 
+    /// For mappings of which no known field is written: whether others are, which are reported already.
+    fn has_unknown_fields(&self, node: u64) -> bool {
+        let node = self.tree.id(node).map(|id| self.tree.node(id));
+        node.is_some_and(|node| {
+            node.incomplete || !matches!(&node.shape, Shape::Mapping(entries) if entries.is_empty())
+        })
+    }
+
     fn has_key_like(&self, field: &str, parent: u64) -> bool {
         let Some(parent) = self.tree.id(parent) else { return false };
-        match &self.tree.node(parent).shape {
-            Shape::Mapping(entries) => entries.iter().any(|(key, _)| nearest(self.tree.key(*key), [field]).is_some()),
+        let parent = self.tree.node(parent);
+        match &parent.shape {
+            _ if parent.incomplete => true,
+            Shape::Mapping(entries) => {
+                entries.iter().take(100).any(|(key, _)| nearest(self.tree.key(*key), [field]).is_some())
+            }
             Shape::Scalar(_) | Shape::List(_) => false,
         }
     }
@@ -156,7 +176,7 @@ impl Reading<'_> {
         for (key, shown, node) in entries {
             if let Some(first) = seen.get(&key).copied() {
                 let first: Place = self.tree.id(first).map_or(Place::default(), |id: NodeId| self.tree.place(id));
-                let problem = self.problem(node, format!("{what} `{shown}` is already taken"));
+                let problem = self.problem(node, format!("{what} `{shown}` is used twice"));
                 self.push(problem.label(format!("first written at {}:{}", first.line, first.column)));
             } else {
                 seen.insert(key, node);
@@ -167,8 +187,11 @@ impl Reading<'_> {
     /// Reports a name that is not among `known`.
     fn unknown<'n>(&mut self, what: &str, name: &str, node: u64, known: impl Iterator<Item = &'n str> + Clone) {
         let problem = self.problem(node, format!("unknown {what} `{name}`"));
+        if self.problems.len() >= MOST_PROBLEMS {
+            return self.push(problem);
+        }
         let problem = match nearest(name, known.clone()) {
-            Some(near) => problem.suggest(Some(near)),
+            Some(near) => problem.suggest(near),
             None => {
                 let known: Vec<_> = known.take(20).collect();
                 if known.is_empty() {

@@ -1,6 +1,6 @@
 //! Plugins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::super::slot::{Plain, Raw, Slot, Table};
 use super::super::tree::{Meaning, NodeId, Shape};
 use super::super::written;
 use super::super::{Contract, Health, OnFailure, Plugin, Restart};
+use super::program::joined;
 use super::{Plugins, Reading};
 
 /// Beyond this, an integer is not the same number any more once it went through a `google.protobuf.Struct`, which
@@ -87,8 +88,7 @@ impl Reading<'_> {
     /// The directory, and whether it is one.
     fn cwd(&mut self, written: &Slot<String>) -> (PathBuf, bool) {
         let Some((text, node)) = written.given() else { return (self.dir.to_owned(), self.dir.is_dir()) };
-        // Joined bit by bit, since `/etc/palisade/.` would show in every message.
-        let cwd: PathBuf = self.dir.join(text).components().collect();
+        let cwd = joined(self.dir, text);
         let is_dir = cwd.is_dir();
         if !is_dir {
             let state = if cwd.exists() { "is not a directory" } else { "does not exist" };
@@ -107,7 +107,7 @@ impl Reading<'_> {
     }
 
     fn env_pass(&mut self, written: &written::List<String>, env: &Slot<Table<Plain>>) -> Vec<String> {
-        let set: Vec<_> =
+        let set: HashSet<_> =
             env.value().map_or(&[][..], |table| &table.0).iter().filter_map(|(key, _)| key.value()).collect();
         let mut seen = Vec::new();
         let names = self.list(written, |reading, name, node| {
@@ -124,8 +124,7 @@ impl Reading<'_> {
 
     /// Refuses what is no name, and what the handshake sets itself.
     fn variable(&mut self, name: &str, node: u64) {
-        let head = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        let problem = if !head || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        let problem = if name.is_empty() || !name.chars().all(|c| c.is_ascii_graphic() && c != '=') {
             self.problem(node, format!("`{name}` is not the name of a variable"))
         } else if name.starts_with(env::PREFIX) || [env::COOKIE.0, env::MOSN_COOKIE.0].contains(&name) {
             let problem = self.problem(node, format!("`{name}` belongs to the handshake"));

@@ -50,7 +50,7 @@ impl Reading<'_> {
             return Err(("the program's name is empty".to_owned(), None));
         }
         if program.contains('/') {
-            return executable(&cwd.join(program));
+            return executable(&joined(cwd, program));
         }
         let candidates = self.host.path.iter().map(|dir| dir.join(program)).filter(|path| path.is_file());
         let mut unfit = None;
@@ -87,9 +87,14 @@ impl Reading<'_> {
             && !file.starts_with('-')
             && !cwd.join(file).exists()
         {
-            self.push(self.problem(node, format!("`{}` does not exist", cwd.join(file).display())));
+            self.push(self.problem(node, format!("`{}` does not exist", joined(cwd, file).display())));
         }
     }
+}
+
+/// Without a `.` on the way, which would only be in the way in messages.
+pub(super) fn joined(dir: &Path, name: &str) -> PathBuf {
+    dir.join(name).components().collect()
 }
 
 fn executable(path: &Path) -> Result<(), (String, Option<String>)> {

@@ -139,6 +139,7 @@ impl Reading<'_> {
                 let (text, node) = regex.given()?;
                 self.regex(text, node).map(PathPattern::Regex)
             }
+            (Slot::Missing, Slot::Missing, Slot::Missing) if self.has_unknown_fields(node) => None,
             _ => {
                 self.push(self.problem(node, "a path is one of `exact`, `prefix` and `regex`"));
                 None
@@ -223,7 +224,11 @@ impl Reading<'_> {
             !details.regex.is_missing(),
             !details.present.is_missing(),
         ];
-        if written.iter().filter(|given| **given).count() != 1 {
+        let count = written.iter().filter(|given| **given).count();
+        if count == 0 && self.has_unknown_fields(node) {
+            return None;
+        }
+        if count != 1 {
             self.push(self.problem(node, "a header is matched by one of `exact`, `prefix`, `regex` and `present`"));
             return None;
         }

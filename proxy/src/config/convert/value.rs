@@ -28,26 +28,24 @@ impl Reading<'_> {
     pub(super) fn positive(&mut self, text: &str, node: u64) -> Option<Duration> {
         let duration = self.duration(text, node)?;
         if duration.is_zero() {
-            self.push(self.problem(node, format!("`{text}` must be longer than 0")));
+            let problem = self.problem(node, format!("{} is no time at all", self.written(text, node)));
+            self.push(problem.label("more than 0"));
             return None;
         }
         Some(duration)
     }
 
     fn duration(&mut self, text: &str, node: u64) -> Option<Duration> {
-        let (message, label) = match duration(text) {
+        let (fault, label) = match duration(text) {
             Ok(duration) if duration <= LONGEST => return Some(duration),
-            Ok(_) | Err(DurationFault::TooLong) => (format!("`{text}` is too long"), "at most 720h".to_owned()),
-            Err(DurationFault::NoUnit) => (format!("`{text}` has no unit"), format!("write `{text}s` or `{text}ms`")),
-            Err(DurationFault::Negative) => (format!("`{text}` is negative"), "a duration is 0 or more".to_owned()),
-            Err(DurationFault::Fraction) => {
-                (format!("`{text}` has a fraction"), "use a smaller unit: `1500ms` for 1.5 s".to_owned())
-            }
-            Err(DurationFault::Other) => {
-                (format!("`{text}` is not a duration"), "write it like `250ms`, `5s` or `1m30s`".to_owned())
-            }
+            Ok(_) | Err(DurationFault::TooLong) => ("is too long", "at most 720h".to_owned()),
+            Err(DurationFault::NoUnit) => ("has no unit", format!("write `{text}s` or `{text}ms`")),
+            Err(DurationFault::Negative) => ("is negative", "a duration is 0 or more".to_owned()),
+            Err(DurationFault::Fraction) => ("has a fraction", "use a smaller unit: `1500ms` for 1.5 s".to_owned()),
+            Err(DurationFault::Other) => ("is not a duration", "write it like `250ms`, `5s` or `1m30s`".to_owned()),
         };
-        self.push(self.problem(node, message).label(label));
+        let written = self.written(text, node);
+        self.push(self.problem(node, format!("{written} {fault}")).label(label));
         None
     }
 
@@ -55,13 +53,14 @@ impl Reading<'_> {
     pub(super) fn size(&mut self, slot: &Slot<Size>, default: usize, range: RangeInclusive<usize>) -> usize {
         let Some((Size(text), node)) = slot.given() else { return default };
         let Some(bytes) = size(text) else {
-            let problem = self.problem(node, format!("`{text}` is not a size"));
+            let problem = self.problem(node, format!("{} is not a size", self.written(text, node)));
             self.push(problem.label("write it like `64KiB`, `1MiB` or a number of bytes"));
             return default;
         };
         if !range.contains(&bytes) {
             let (least, most) = (shown_size(*range.start()), shown_size(*range.end()));
-            self.push(self.problem(node, format!("`{text}` is out of range")).label(format!("{least} to {most}")));
+            let problem = self.problem(node, format!("{} is out of range", self.written(text, node)));
+            self.push(problem.label(format!("{least} to {most}")));
         }
         bytes
     }
@@ -72,7 +71,8 @@ impl Reading<'_> {
         match u32::try_from(number) {
             Ok(number) if range.contains(&number) => number,
             _ => {
-                let problem = self.problem(node, format!("`{number}` is out of range"));
+                let problem =
+                    self.problem(node, format!("{} is out of range", self.written(&number.to_string(), node)));
                 self.push(problem.label(format!("{} to {}", range.start(), range.end())));
                 default
             }
@@ -82,16 +82,19 @@ impl Reading<'_> {
     /// An expression that matches a whole text.
     pub(super) fn regex(&mut self, pattern: &str, node: u64) -> Option<Arc<Regex>> {
         // Compiled alone first: a pattern like `a)(b` or `(?x) a #` must not be mended or broken by the anchors.
-        let compiled = compile(pattern).and_then(|_| compile(&format!("^(?:{pattern})$")));
-        match compiled {
-            Ok(regex) => Some(Arc::new(regex)),
-            Err(error) => {
-                let error = error.to_string();
-                let reason = error.rsplit("error: ").next().unwrap_or(&error).trim();
-                self.push(self.problem(node, format!("not a regular expression: {reason}")));
-                None
+        let reason = match (compile(pattern), compile(&format!("^(?:{pattern})$"))) {
+            (Ok(_), Ok(anchored)) => return Some(Arc::new(anchored)),
+            (Ok(_), Err(regex::Error::Syntax(_))) => "it ends in a comment".to_owned(),
+            (Err(regex::Error::CompiledTooBig(_)), _) | (_, Err(regex::Error::CompiledTooBig(_))) => {
+                format!("compiled, it takes more than {}", shown_size(LARGEST_REGEX))
             }
-        }
+            (Err(error), _) | (_, Err(error)) => {
+                let error = error.to_string();
+                error.rsplit("error: ").next().unwrap_or(&error).trim().to_owned()
+            }
+        };
+        self.push(self.problem(node, format!("not usable as a regular expression: {reason}")));
+        None
     }
 
     /// A header's name that a request can be judged by.

@@ -1,0 +1,227 @@
+//! Plugins that can't be.
+
+use super::{LISTENER, Place};
+
+#[test]
+fn each_is_reported_at_its_place() {
+    let place = Place::new();
+    place.write("crlf", "#!/usr/bin/env python3\r\n", 0o755);
+    place.write("noint", "#!/nowhere/python9\n", 0o755);
+    place.write("noline", "print(1)\n", 0o755);
+    place.check(LISTENER, CASES);
+}
+
+/// What follows a good listener, which is line 1.
+const CASES: &[(&str, &[&str])] = &[
+    (
+        r"plugins:
+  auth: {}
+  audit: {comand: [python3]}
+  b: [python3, auth.py]
+  c:
+",
+        &[
+            "3:9 missing field `command`",
+            "4:11 unknown field `comand` (did you mean `command`?)",
+            "5:6 `b` must be a mapping, not a list",
+            "6:4 `c` has no value (write a mapping, or remove the line)",
+        ],
+    ),
+    (
+        r#"plugins:
+  "a b": {command: [python3]}
+  ../x: {command: [python3]}
+  nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn: {command: [python3]}
+  '': {command: [python3]}
+"#,
+        &[
+            "3:3 `a b` can't be the name of a plugin (letters, digits, `-` and `_`, at most 64)",
+            "4:3 `../x` can't be the name of a plugin (letters, digits, `-` and `_`, at most 64)",
+            "5:3 `nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn` can't be the name of a plugin (letters, digits, `-` and `_`, at most 64)",
+            "6:3 `` can't be the name of a plugin (letters, digits, `-` and `_`, at most 64)",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: python3 auth.py --fast}
+  b: {command: []}
+  c: {command: ['']}
+  d: {command: [python3, [x]]}
+  e: {command: {program: x}}
+",
+        &[
+            "3:16 `command` must be a list of program and arguments, not a string (write `[python3, auth.py, --fast]`)",
+            "4:16 `command` is empty (write it like `[python3, auth.py]`)",
+            "5:17 the program's name is empty",
+            "6:26 an entry of `command` must be a string, not a list",
+            "7:16 `command` must be a string or a list, not a mapping",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [phyton3]}
+  b: {command: [./missing]}
+  c: {command: [./auth.py]}
+  d: {command: [bin]}
+  e: {command: [./bin]}
+  f: {command: [python3, missing.py]}
+  g: {command: [java, -Xmx64m, -jar, missing.jar]}
+  h: {command: [auth.py]}
+",
+        &[
+            "3:17 `phyton3` is not in PATH [install it, or write its path]",
+            "4:17 `DIR/missing` does not exist",
+            "5:17 `DIR/auth.py` is not executable [try: chmod +x DIR/auth.py]",
+            "6:17 `bin` is not in PATH [install it, or write its path]",
+            "7:17 `DIR/bin` is not a file",
+            "8:26 `DIR/missing.py` does not exist",
+            "9:38 `DIR/missing.jar` does not exist",
+            "10:17 `auth.py` is not in PATH [the current directory is not searched: write `./auth.py`]",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [./crlf]}
+  b: {command: [./noint]}
+  c: {command: [./noline]}
+",
+        &[
+            r#"3:17 the `#!` line of `DIR/crlf` ends with a Windows line end, so `/usr/bin/env` is not found [try: sed -i 's/\r$//' DIR/crlf]"#,
+            "4:17 `DIR/noint` needs `/nowhere/python9`, which does not exist [install the interpreter, or correct the script's `#!` line]",
+            "5:17 `DIR/noline` is a script without a `#!` line [begin it with a line like `#!/usr/bin/env python3`, or name the interpreter in `command`]",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [./bin/python3], cwd: missing}
+  b: {command: [python3], cwd: auth.py}
+  c: {command: [python3], cwd: []}
+",
+        &[
+            "3:38 the directory `DIR/missing` does not exist",
+            "4:32 the directory `DIR/auth.py` is not a directory",
+            "5:32 `cwd` must be a string, not a list",
+        ],
+    ),
+    (
+        r#"plugins:
+  a: {command: [python3], env: {1A: x, PLUGIN_MIN_PORT: 1, PALISADE_PLUGIN: x, MOSN_PLUGIN: x, "A=B": c, A: [x], B: ~}}
+"#,
+        &[
+            "3:40 `PLUGIN_MIN_PORT` belongs to the handshake (the proxy sets it itself where it is needed)",
+            "3:60 `PALISADE_PLUGIN` belongs to the handshake (the proxy sets it itself where it is needed)",
+            "3:80 `MOSN_PLUGIN` belongs to the handshake (the proxy sets it itself where it is needed)",
+            "3:96 `A=B` is not the name of a variable",
+            "3:109 `A` must be a string, not a list",
+            "3:117 `B` has no value (write a string, or remove the line)",
+        ],
+    ),
+    (
+        r#"plugins:
+  a: {command: [python3], env: {A: b}, env_pass: [A, PLUGIN_X, LANG, LANG, "", {}]}
+  b: {command: [python3], env_pass: LANG, env: [A=b]}
+"#,
+        &[
+            "3:51 `A` is in `env` already",
+            "3:54 `PLUGIN_X` belongs to the handshake (the proxy sets it itself where it is needed)",
+            "3:70 the variable `LANG` is used twice (first written at 3:64)",
+            "3:76 `` is not the name of a variable",
+            "3:80 an entry of `env_pass` must be a string, not a mapping",
+            "4:37 `env_pass` must be a list, not `LANG` (write `[LANG]`)",
+            "4:48 `env` must be a mapping, not a list",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [python3], contract: mosm}
+  b: {command: [python3], contract: grpc}
+  c: {command: [python3], required: no}
+  d: {command: [python3], allow_remote_tcp: 1}
+  e: {command: [python3], timeout: 250, on_failure: open}
+",
+        &[
+            "3:37 `contract` must be `palisade` or `mosn`, not `mosm` (did you mean `mosn`?)",
+            "4:37 `contract` must be `palisade` or `mosn`, not `grpc`",
+            "5:37 `required` must be `true` or `false`, not `no` (write `false`)",
+            "6:45 `allow_remote_tcp` must be `true` or `false`, not `1`",
+            "7:36 `timeout: 250` has no unit (write `250s` or `250ms`)",
+            "7:53 `on_failure` must be `deny` or `allow`, not `open`",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [python3], health: {interval: 0s, timeout: x, failures: 0}, restart: {initial: 1m, max: 1s}, stop_timeout: 5}
+  b: {command: [python3], restart: {initial: 1m, max: soon, crash_loop_after: 0, reset_afer: 1m}}
+  c: {command: [python3], handshake_timeout: 0s, ready_timeout: -1s}
+",
+        &[
+            "3:46 `interval: 0s` is no time at all (more than 0)",
+            "3:59 `timeout: x` is not a duration (write it like `250ms`, `5s` or `1m30s`)",
+            "3:72 `failures: 0` is out of range (1 to 100)",
+            "3:85 `initial` is longer than `max`",
+            "3:123 `stop_timeout: 5` has no unit (write `5s` or `5ms`)",
+            "4:55 `max: soon` is not a duration (write it like `250ms`, `5s` or `1m30s`)",
+            "4:79 `crash_loop_after: 0` is out of range (1 to 1000)",
+            "4:82 unknown field `reset_afer` (did you mean `reset_after`?)",
+            "5:46 `handshake_timeout: 0s` is no time at all (more than 0)",
+            "5:65 `ready_timeout: -1s` is negative (a duration is 0 or more)",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [python3], config: [a]}
+  b: {command: [python3], config: text}
+  c: {command: [python3], config: }
+",
+        &[
+            "3:35 `config` must be a mapping",
+            "4:35 `config` must be a mapping",
+            "5:33 `config` has no value (write a mapping, or remove the line)",
+        ],
+    ),
+    (
+        r"plugins:
+  a:
+    command: [python3]
+    config:
+      small: 9007199254740992
+      large: 9007199254740993
+      negative: -9007199254740993
+      huge: 99999999999999999999999999999999999999999
+      mode: 0644
+      deep: [{inf: .inf}, .nan]
+      date: 2024-01-01
+      no: no
+      a: 1
+      a: 2
+",
+        &[
+            "7:14 `9007199254740993` is beyond 2^53 (plugins would get another number: write a string)",
+            "8:17 `-9007199254740993` is beyond 2^53 (plugins would get another number: write a string)",
+            "9:13 `99999999999999999999999999999999999999999` is beyond 2^53 (plugins would get another number: write a string)",
+            "10:13 `0644` could be octal or decimal (write it without zeros, with `0o`, or quoted)",
+            "11:20 `.inf` is not a finite number (quote it if a string is meant)",
+            "11:27 `.nan` is not a finite number (quote it if a string is meant)",
+            "15:7 duplicate key `a` (first written at 14:7)",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [python3], config: {large: 9007199254740993, deep: [{inf: .inf}, .nan], mode: 0644, ok: [0o644, 0x1F, 1e3, 08.5, no]}}
+",
+        &[
+            "3:43 `9007199254740993` is beyond 2^53 (plugins would get another number: write a string)",
+            "3:74 `.inf` is not a finite number (quote it if a string is meant)",
+            "3:81 `.nan` is not a finite number (quote it if a string is meant)",
+            "3:94 `0644` could be octal or decimal (write it without zeros, with `0o`, or quoted)",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [python3], sandbox: hardened}
+",
+        &[
+            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, contract, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, health, restart, stop_timeout]",
+        ],
+    ),
+];
