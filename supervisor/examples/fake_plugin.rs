@@ -56,20 +56,15 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
 async fn services(options: &[String]) -> Router {
     let has = |name: &str| options.iter().any(|option| option == name);
     let (reporter, health) = tonic_health::server::health_reporter();
-    let status = if has("not-serving") {
-        tonic_health::ServingStatus::NotServing
-    } else {
-        tonic_health::ServingStatus::Serving
-    };
+    let status =
+        if has("not-serving") { tonic_health::ServingStatus::NotServing } else { tonic_health::ServingStatus::Serving };
     reporter.set_service_status("plugin", status).await;
     // The services that are left out answer UNIMPLEMENTED.
     let health = (!has("no-health")).then_some(health);
-    let controller = (!has("no-controller")).then(|| GrpcControllerServer::new(Controller { deaf: has("ignore-shutdown") }));
+    let controller =
+        (!has("no-controller")).then(|| GrpcControllerServer::new(Controller { deaf: has("ignore-shutdown") }));
     let stdio = has("stdio").then(|| GrpcStdioServer::new(Stdio));
-    Server::builder()
-        .add_optional_service(health)
-        .add_optional_service(controller)
-        .add_optional_service(stdio)
+    Server::builder().add_optional_service(health).add_optional_service(controller).add_optional_service(stdio)
 }
 
 struct Controller {

@@ -171,10 +171,7 @@ pub(crate) async fn accept(
 ) -> Result<Accepted, HandshakeFailure> {
     // The most telling fault first: a plugin of another generation may well differ in all that follows.
     if !spec.app_versions.contains(&handshake.app_version) {
-        return Err(HandshakeFailure::AppVersion {
-            got: handshake.app_version,
-            offered: spec.app_versions.clone(),
-        });
+        return Err(HandshakeFailure::AppVersion { got: handshake.app_version, offered: spec.app_versions.clone() });
     }
     if handshake.protocol != Some(Protocol::Grpc) {
         return Err(HandshakeFailure::NetRpc);
@@ -182,9 +179,8 @@ pub(crate) async fn accept(
     if handshake.server_cert.is_some() {
         return Err(HandshakeFailure::Certificate);
     }
-    let endpoint = Endpoint::accept(&handshake.address, private_dir, spec.tcp)
-        .await
-        .map_err(HandshakeFailure::Endpoint)?;
+    let endpoint =
+        Endpoint::accept(&handshake.address, private_dir, spec.tcp).await.map_err(HandshakeFailure::Endpoint)?;
     Ok(Accepted { endpoint, app_version: handshake.app_version })
 }
 
@@ -263,14 +259,21 @@ mod tests {
         assert!(text([vec![b'y'; 10 << 20], b"\n".to_vec()].concat()).await.contains("more than 8192 bytes"));
         assert!(text([vec![b'z'; 5000], b"\n".to_vec()].concat().repeat(2)).await.contains("got 2 other lines"));
         assert_eq!(text(b"2|1|unix|/x|grpc\n1|1|unix|/x|grpc\n".to_vec()).await, "line \"2|1|unix|/x|grpc\"");
-        assert_eq!(text(b"\xff\xfe|1|unix|/x\x1b|grpc\n".to_vec()).await, "line \"\u{fffd}\u{fffd}|1|unix|/x\\\\u{1b}|grpc\"");
+        assert_eq!(
+            text(b"\xff\xfe|1|unix|/x\x1b|grpc\n".to_vec()).await,
+            "line \"\u{fffd}\u{fffd}|1|unix|/x\\\\u{1b}|grpc\""
+        );
     }
 
     #[tokio::test]
     async fn a_well_formed_line_may_still_be_refused() {
         let spec = PluginSpec::new("auth", ["x"], "/run");
         let cases = [
-            ("1|7|unix|/run/p-1/s|grpc", "application version 7 is not offered by the host, which speaks [1]", Hope::Permanent),
+            (
+                "1|7|unix|/run/p-1/s|grpc",
+                "application version 7 is not offered by the host, which speaks [1]",
+                Hope::Permanent,
+            ),
             ("1|1|unix|/run/p-1/s", "net/rpc", Hope::Permanent),
             ("1|1|unix|/run/p-1/s|netrpc", "net/rpc", Hope::Permanent),
             ("1|1|unix|/run/p-2/s|grpc", "address", Hope::Transient),

@@ -109,10 +109,7 @@ mod tests {
         let mut backoff = exact();
         let pauses: Vec<_> = (0..12).map(|_| backoff.failed(failure(None))).collect();
         let millis: Vec<_> = pauses.iter().map(|pause| pause.delay.as_millis()).collect();
-        assert_eq!(
-            millis,
-            [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000, 30_000]
-        );
+        assert_eq!(millis, [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000, 30_000]);
         assert_eq!(pauses.iter().position(|pause| pause.crash_looped), Some(4));
     }
 

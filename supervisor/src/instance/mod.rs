@@ -94,7 +94,7 @@ pub(crate) struct Instance<A: Adapter> {
     spawning_since: Instant,
     news: mpsc::Receiver<(u64, News<A::Client>)>,
     reporter: mpsc::Sender<(u64, News<A::Client>)>,
-    /// Spawns under way and removals of directories.
+    /// Spawns under way, and the clearing of what processes left behind.
     background: TaskTracker,
 }
 

@@ -191,8 +191,7 @@ impl<C: Send + Sync + 'static> Run<C> {
 
     pub(super) fn watch_health(&mut self) {
         let Some(channel) = self.channel.clone() else { return };
-        let (policy, reporter, watching) =
-            (self.spec.health.clone(), self.reporter.clone(), self.watching.clone());
+        let (policy, reporter, watching) = (self.spec.health.clone(), self.reporter.clone(), self.watching.clone());
         self.spawn(async move {
             let report = |health| reporter.tell(News::Health(health));
             watching.run_until_cancelled(health::watch(channel, policy, report)).await;
@@ -221,7 +220,7 @@ impl<C: Send + Sync + 'static> Run<C> {
     }
 
     /// Cleans up after a process that has exited, and tells how it ended. `stage` is the cause where nobody has blamed
-    /// anything else. The directory's removal goes to `background`.
+    /// anything else. What it left behind is cleared in the `background`.
     pub(super) async fn finish(
         mut self,
         background: &TaskTracker,
@@ -233,7 +232,7 @@ impl<C: Send + Sync + 'static> Run<C> {
         let end = self.process.reap().await.map_or(ProcessEnd::Exited(-1), ProcessEnd::of);
         self.end_tasks().await;
         let cause = self.cause.take().unwrap_or_else(|| stage(&end));
-        self.remove_dir(background);
+        self.clear_remains(background);
         self.report(cause, Some(end), after)
     }
 
@@ -243,7 +242,7 @@ impl<C: Send + Sync + 'static> Run<C> {
         let after = self.started.elapsed();
         self.end_tasks().await;
         let cause = self.cause.take().unwrap_or(ExitCause::Requested);
-        self.remove_dir(background);
+        self.clear_remains(background);
         self.report(cause, None, after)
     }
 
@@ -265,10 +264,9 @@ impl<C: Send + Sync + 'static> Run<C> {
         self.log.close();
     }
 
-    fn remove_dir(&mut self, background: &TaskTracker) {
-        let dir = self.process.take_private_dir();
-        // A plugin may have left a great many files.
-        background.spawn_blocking(move || drop(dir));
+    fn clear_remains(&mut self, background: &TaskTracker) {
+        let remains = self.process.take_remains();
+        background.spawn_blocking(|| remains.clear());
     }
 
     fn report(&self, cause: ExitCause, end: Option<ProcessEnd>, after: Duration) -> ExitReport {

@@ -41,14 +41,30 @@ pub(crate) enum Phase {
     /// No process, and none wanted.
     Stopped,
     /// The process is being made. An order that came meanwhile is carried out as soon as that is done.
-    Starting { order: Option<Next> },
-    AwaitHandshake { until: Instant },
-    AwaitReady { until: Instant },
-    Serving { since: Instant, misses: u32 },
+    Starting {
+        order: Option<Next>,
+    },
+    AwaitHandshake {
+        until: Instant,
+    },
+    AwaitReady {
+        until: Instant,
+    },
+    Serving {
+        since: Instant,
+        misses: u32,
+    },
     /// No process; a start is due at `until`.
-    Waiting { until: Instant, crash_looped: bool },
+    Waiting {
+        until: Instant,
+        crash_looped: bool,
+    },
     /// The process is being ended; `step` is what has been tried and `until` how long that may take.
-    Ending { step: Step, until: Instant, next: Next },
+    Ending {
+        step: Step,
+        until: Instant,
+        next: Next,
+    },
     /// No process, never again.
     Finished,
 }

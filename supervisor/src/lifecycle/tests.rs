@@ -1,0 +1,254 @@
+//! Every phase against every event: what the table lists happens, and nothing else changes anything.
+
+use super::*;
+use crate::spec::PluginSpec;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// No jitter, two misses, and limits that tell each other apart.
+fn spec() -> PluginSpec {
+    let mut spec = PluginSpec::new("auth", ["x"], "/run");
+    spec.handshake.timeout = 1_000 * MS;
+    spec.ready_timeout = 2_000 * MS;
+    spec.stop.rpc_timeout = 10 * MS;
+    spec.stop.term_timeout = 20 * MS;
+    spec.health.failures = 2;
+    spec.restart.jitter = 0.0;
+    spec.restart.crash_loop_after = 2;
+    spec
+}
+
+fn at(phase: Phase) -> Lifecycle {
+    Lifecycle { phase, ..Lifecycle::new(&spec(), 1) }
+}
+
+/// What is expected of a phase and an event.
+type Row = (Phase, Event, Phase, Vec<Action>);
+
+#[test]
+fn every_phase_meets_every_event() {
+    use Action as A;
+    use Event as E;
+    use Next::{Again, Finish, Stay};
+    use Order as O;
+    use Phase as P;
+
+    let now = Instant::now();
+    let due = now - MS;
+    let unborn = Failure { served: None, hope: Hope::Transient };
+    let served = |for_how_long| Failure { served: Some(for_how_long), hope: Hope::Transient };
+    let back_off = Next::BackOff(unborn);
+
+    let starting = |order| P::Starting { order };
+    let (handshake, ready) = (P::AwaitHandshake { until: due }, P::AwaitReady { until: due });
+    let serving = |misses| P::Serving { since: now - 5 * MS, misses };
+    let waiting = P::Waiting { until: due, crash_looped: true };
+    let ending = |step, next| P::Ending { step, until: due, next };
+    let (asked, terminated, killed) = (Step::Asked, Step::Terminated, Step::Killed);
+    let begun = |step, next| {
+        let limit = match step {
+            Step::Asked => 10 * MS,
+            Step::Terminated => 20 * MS,
+            Step::Killed => KILL_TIMEOUT,
+        };
+        P::Ending { step, until: now + limit, next }
+    };
+    let paused = P::Waiting { until: now + 100 * MS, crash_looped: false };
+    let blame = A::Blame;
+
+    let mut rows: Vec<Row> = vec![
+        // Without a process.
+        (P::Stopped, E::Order(O::Start), starting(None), vec![A::Spawn]),
+        (P::Stopped, E::Order(O::Restart), starting(None), vec![A::Spawn]),
+        (P::Stopped, E::Order(O::Finish), P::Finished, vec![]),
+        (P::Stopped, E::Order(O::Discard), P::Finished, vec![]),
+        (waiting, E::Order(O::Start), starting(None), vec![A::Spawn]),
+        (waiting, E::Order(O::Restart), starting(None), vec![A::Spawn]),
+        (waiting, E::Order(O::Stop), P::Stopped, vec![]),
+        (waiting, E::Order(O::Finish), P::Finished, vec![]),
+        (waiting, E::Order(O::Discard), P::Finished, vec![]),
+        (waiting, E::Deadline, starting(None), vec![A::Spawn]),
+        // While it is made.
+        (starting(None), E::Order(O::Stop), starting(Some(Stay)), vec![]),
+        (starting(None), E::Order(O::Finish), starting(Some(Finish)), vec![]),
+        (starting(None), E::Order(O::Discard), starting(Some(Finish)), vec![]),
+        (starting(None), E::Spawned, P::AwaitHandshake { until: now + 1_000 * MS }, vec![]),
+        (starting(None), E::SpawnFailed, paused, vec![]),
+        (starting(Some(Stay)), E::Order(O::Start), starting(None), vec![]),
+        (starting(Some(Stay)), E::Order(O::Restart), starting(None), vec![]),
+        (starting(Some(Stay)), E::Order(O::Finish), starting(Some(Finish)), vec![]),
+        (starting(Some(Stay)), E::Order(O::Discard), starting(Some(Finish)), vec![]),
+        (starting(Some(Stay)), E::Spawned, begun(killed, Stay), vec![blame(Blame::Requested), A::Kill]),
+        (starting(Some(Stay)), E::SpawnFailed, P::Stopped, vec![]),
+        (starting(Some(Finish)), E::Spawned, begun(killed, Finish), vec![blame(Blame::Requested), A::Kill]),
+        (starting(Some(Finish)), E::SpawnFailed, P::Finished, vec![]),
+        // Before it serves.
+        (handshake, E::Handshaken, P::AwaitReady { until: now + 2_000 * MS }, vec![A::Prepare]),
+        (handshake, E::Deadline, begun(killed, back_off), vec![blame(Blame::HandshakeTimeout), A::Kill]),
+        (ready, E::Ready, P::Serving { since: now, misses: 0 }, vec![A::Serve]),
+        (ready, E::Deadline, begun(killed, back_off), vec![blame(Blame::ReadyTimeout), A::Kill]),
+        // Serving.
+        (serving(0), E::HealthMissed, serving(1), vec![]),
+        (serving(1), E::HealthAnswered, serving(0), vec![]),
+        (
+            serving(1),
+            E::HealthMissed,
+            begun(killed, Next::BackOff(served(5 * MS))),
+            vec![A::Withdraw, blame(Blame::Unhealthy), A::Kill],
+        ),
+    ];
+    for phase in [handshake, ready] {
+        let terminate = || vec![blame(Blame::Requested), A::Terminate];
+        let permanent = Failure { served: None, hope: Hope::Permanent };
+        rows.extend([
+            (phase, E::Order(O::Stop), begun(terminated, Stay), terminate()),
+            (phase, E::Order(O::Restart), begun(terminated, Again), terminate()),
+            (phase, E::Order(O::Finish), begun(terminated, Finish), terminate()),
+            (phase, E::Order(O::Discard), begun(killed, Finish), vec![blame(Blame::Requested), A::Kill]),
+            (phase, E::StartFailed(Hope::Transient), begun(killed, back_off), vec![A::Kill]),
+            (phase, E::StartFailed(Hope::Permanent), begun(killed, Next::BackOff(permanent)), vec![A::Kill]),
+            (phase, E::Exited, paused, vec![]),
+        ]);
+    }
+    for misses in [0, 1] {
+        let ask = || vec![A::Withdraw, blame(Blame::Requested), A::AskShutdown];
+        rows.extend([
+            (serving(misses), E::Order(O::Stop), begun(asked, Stay), ask()),
+            (serving(misses), E::Order(O::Restart), begun(asked, Again), ask()),
+            (serving(misses), E::Order(O::Finish), begun(asked, Finish), ask()),
+            (
+                serving(misses),
+                E::Order(O::Discard),
+                begun(killed, Finish),
+                vec![A::Withdraw, blame(Blame::Requested), A::Kill],
+            ),
+            // It had served: at once.
+            (serving(misses), E::Exited, starting(None), vec![A::Withdraw, A::Spawn]),
+        ]);
+    }
+    let nexts = [Stay, Again, back_off, Finish];
+    for next in nexts {
+        let after = match next {
+            Stay => (P::Stopped, vec![]),
+            Again => (starting(None), vec![A::Spawn]),
+            Next::BackOff(_) => (paused, vec![]),
+            Finish => (P::Finished, vec![]),
+        };
+        for step in [asked, terminated, killed] {
+            let from = ending(step, next);
+            rows.push((from, E::Exited, after.0, after.1.clone()));
+            if next != Finish {
+                rows.extend([
+                    (from, E::Order(O::Start), ending(step, Again), vec![]),
+                    (from, E::Order(O::Restart), ending(step, Again), vec![]),
+                    (from, E::Order(O::Stop), ending(step, Stay), vec![]),
+                    (from, E::Order(O::Finish), ending(step, Finish), vec![]),
+                ]);
+            }
+            if step == killed {
+                rows.push((from, E::Order(O::Discard), ending(killed, Finish), vec![]));
+            } else {
+                rows.push((from, E::Order(O::Discard), begun(killed, Finish), vec![A::Kill]));
+            }
+        }
+        rows.push((ending(asked, next), E::ShutdownRefused, begun(terminated, next), vec![A::Terminate]));
+        rows.push((ending(asked, next), E::Deadline, begun(terminated, next), vec![A::Terminate]));
+        rows.push((ending(terminated, next), E::Deadline, begun(killed, next), vec![A::Kill]));
+        let mut abandoned = vec![A::Abandon];
+        abandoned.extend(after.1);
+        rows.push((ending(killed, next), E::Deadline, after.0, abandoned));
+    }
+
+    let mut phases = vec![P::Stopped, waiting, handshake, ready, serving(0), serving(1), P::Finished];
+    phases.extend([None, Some(Stay), Some(Finish)].map(starting));
+    for step in [asked, terminated, killed] {
+        phases.extend(nexts.map(|next| ending(step, next)));
+    }
+    let orders = [O::Start, O::Restart, O::Stop, O::Finish, O::Discard].map(E::Order);
+    let others = [
+        E::Spawned,
+        E::SpawnFailed,
+        E::Handshaken,
+        E::StartFailed(Hope::Transient),
+        E::StartFailed(Hope::Permanent),
+        E::Ready,
+        E::HealthAnswered,
+        E::HealthMissed,
+        E::ShutdownRefused,
+        E::Exited,
+        E::Deadline,
+    ];
+    for phase in phases {
+        for event in orders.into_iter().chain(others) {
+            let listed = rows.iter().find(|row| (row.0, row.1) == (phase, event));
+            let (next, actions) = listed.map_or((phase, vec![]), |row| (row.2, row.3.clone()));
+            let (machine, done) = at(phase).on(event, now);
+            assert_eq!((machine.phase, done), (next, actions), "{phase:?} on {event:?}");
+        }
+    }
+}
+
+#[test]
+fn a_deadline_counts_only_when_it_has_passed() {
+    let now = Instant::now();
+    let phase = Phase::AwaitHandshake { until: now + MS };
+    let (machine, actions) = at(phase).on(Event::Deadline, now);
+    assert_eq!((machine.phase, actions), (phase, vec![]));
+    assert_eq!(machine.deadline(), Some(now + MS));
+}
+
+/// Spawned, served for a while, exited: the pause that follows.
+fn crash(machine: Lifecycle, served: Duration, now: &mut Instant) -> Lifecycle {
+    let mut machine = machine;
+    for event in [Event::Spawned, Event::Handshaken, Event::Ready] {
+        machine = machine.on(event, *now).0;
+    }
+    *now += served;
+    machine.on(Event::Exited, *now).0
+}
+
+#[test]
+fn a_crash_loop_is_shown_retried_and_forgotten_by_an_operator() {
+    let mut now = Instant::now();
+    let machine = Lifecycle::new(&spec(), 1).on(Event::Order(Order::Start), now).0;
+    let machine = crash(machine, MS, &mut now);
+    assert_eq!(machine.phase, Phase::Starting { order: None }, "the first restart is immediate");
+    let machine = crash(machine, MS, &mut now);
+    assert_eq!(machine.phase, Phase::Waiting { until: now + 100 * MS, crash_looped: true });
+    assert_eq!((machine.failures(), machine.restarts()), (2, 1));
+    now += 100 * MS;
+    let machine = machine.on(Event::Deadline, now).0;
+    let machine = crash(machine, MS, &mut now);
+    assert_eq!(machine.phase, Phase::Waiting { until: now + 200 * MS, crash_looped: true });
+    let machine = machine.on(Event::Order(Order::Restart), now).0;
+    assert_eq!(machine.failures(), 0);
+    let machine = crash(machine, MS, &mut now);
+    assert_eq!(machine.phase, Phase::Starting { order: None });
+}
+
+#[test]
+fn a_long_healthy_run_forgets_failures() {
+    let mut now = Instant::now();
+    let machine = Lifecycle::new(&spec(), 1).on(Event::Order(Order::Start), now).0;
+    let machine = machine.on(Event::SpawnFailed, now).0;
+    now += 100 * MS;
+    let machine = machine.on(Event::Deadline, now).0;
+    let machine = crash(machine, Duration::from_secs(60), &mut now);
+    assert_eq!((machine.phase, machine.failures()), (Phase::Starting { order: None }, 1));
+}
+
+#[test]
+fn every_chain_of_deadlines_ends() {
+    // Whatever an operator asks for, a process that reacts to nothing is gone or given up within the limits' sum.
+    let now = Instant::now();
+    for order in [Order::Stop, Order::Finish] {
+        let mut machine = at(Phase::Serving { since: now, misses: 0 }).on(Event::Order(order), now).0;
+        let mut clock = now;
+        while let Some(deadline) = machine.deadline() {
+            clock = deadline;
+            machine = machine.on(Event::Deadline, clock).0;
+        }
+        assert_eq!(clock - now, 30 * MS + KILL_TIMEOUT);
+        assert!(matches!(machine.phase, Phase::Stopped | Phase::Finished));
+    }
+}

@@ -4,8 +4,6 @@
 //! `LEVEL:` prefixes, `level=` pairs, and the traces of panics and exceptions. Nothing here fails: what is not
 //! understood is text.
 
-use std::fmt::Write;
-
 use serde_json::{Map, Value};
 use tracing::Level;
 
@@ -31,8 +29,7 @@ pub(crate) enum Context {
     Panic,
 }
 
-const LEVEL_KEYS: [&str; 8] =
-    ["@level", "level", "severity", "lvl", "levelname", "log.level", "loglevel", "log_level"];
+const LEVEL_KEYS: [&str; 8] = ["@level", "level", "severity", "lvl", "levelname", "log.level", "loglevel", "log_level"];
 const MESSAGE_KEYS: [&str; 5] = ["@message", "message", "msg", "event", "text"];
 const MODULE_KEYS: [&str; 6] = ["@module", "logger_name", "logger", "module", "target", "name"];
 /// The host's own log has a time, and these say nothing else.
@@ -129,10 +126,7 @@ fn quoted(text: &str) -> String {
     if !text.is_empty() && text.chars().all(plain) {
         return text.to_owned();
     }
-    let mut quoted = String::with_capacity(text.len() + 2);
-    // Writing to a String does not fail.
-    let _ = write!(quoted, "\"{}\"", escape(&text.replace('\\', "\\\\").replace('"', "\\\"")));
-    quoted
+    format!("\"{}\"", escape(&text.replace('\\', "\\\\").replace('"', "\\\"")))
 }
 
 fn level_of(value: &Value) -> Option<Level> {

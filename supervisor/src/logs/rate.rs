@@ -18,7 +18,9 @@ pub(crate) struct Rate {
 pub(crate) enum Verdict {
     Pass,
     /// Pass, and report that so many bytes before were dropped.
-    PassAfter { dropped: u64 },
+    PassAfter {
+        dropped: u64,
+    },
     Drop,
 }
 

@@ -6,12 +6,14 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use palisade_plugin_proto::env::UNIX_SOCKET_DIR;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, ChildStderr, ChildStdout};
@@ -24,6 +26,7 @@ pub use self::private_dir::PrivateDirError;
 pub(crate) use self::private_dir::{check as check_runtime_dir, sweep};
 use crate::spec::PluginSpec;
 use crate::sys;
+use crate::sys::descendants::{self, Scratch};
 
 mod private_dir;
 mod program;
@@ -144,9 +147,9 @@ impl Process {
         status
     }
 
-    /// The private directory, to be removed by dropping it where that may take its time.
-    pub(crate) fn take_private_dir(&mut self) -> Option<impl Send + 'static> {
-        self.dir.take()
+    /// What is left to do after the process has gone.
+    pub(crate) fn take_remains(&mut self) -> Remains {
+        Remains(self.dir.take())
     }
 }
 
@@ -160,19 +163,35 @@ impl Drop for Process {
     }
 }
 
+/// What a process may leave behind: processes that left its group, and its directory.
+#[derive(Debug)]
+pub(crate) struct Remains(Option<PrivateDir>);
+
+impl Remains {
+    /// Kills the processes, then removes the directory. Blocks: there may be many of either.
+    pub(crate) fn clear(self) {
+        let Some(dir) = self.0 else { return };
+        // No two starts have the same directory.
+        let mut mark = OsString::from(format!("{UNIX_SOCKET_DIR}="));
+        mark.push(dir.path());
+        descendants::kill_all(mark.as_bytes(), &mut Scratch::new());
+    }
+}
+
 /// Runs on the spawning thread.
 fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnError> {
-    if !spec.cwd.is_dir() {
-        return Err(SpawnError::WorkingDirectory(spec.cwd.clone()));
+    let cwd = std::path::absolute(&spec.cwd).unwrap_or_else(|_| spec.cwd.clone());
+    if !cwd.is_dir() {
+        return Err(SpawnError::WorkingDirectory(cwd));
     }
     let (name, arguments) = spec.command.split_first().ok_or_else(|| SpawnError::NotInPath(OsString::new()))?;
-    let path = program::resolve(name, &spec.cwd)?;
+    let path = program::resolve(name, &cwd)?;
     let dir = PrivateDir::create(&spec.runtime_dir)?;
 
     let mut command = std::process::Command::new(&path);
     command
         .args(arguments)
-        .current_dir(&spec.cwd)
+        .current_dir(&cwd)
         .env_clear()
         .envs(program::environment(spec, dir.path()))
         .stdin(Stdio::null())

@@ -7,6 +7,8 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{geteuid, mkdtemp};
@@ -82,7 +84,7 @@ impl PrivateDir {
     /// Makes a fresh one of mode 0700.
     pub(crate) fn create(runtime_dir: &Path) -> Result<Self, PrivateDirError> {
         let runtime = check(runtime_dir)?;
-        let _creating = lock(&runtime, FlockArg::LockShared)?;
+        let _creating = await_lock(&runtime)?;
         let path = mkdtemp(&runtime.join(TEMPLATE))
             .map_err(|errno| failed("create a directory in", &runtime)(errno.into()))?;
         let lock = lock(&path, FlockArg::LockExclusiveNonblock).inspect_err(|_| {
@@ -136,7 +138,10 @@ pub(crate) fn check(runtime_dir: &Path) -> Result<PathBuf, PrivateDirError> {
 pub(crate) fn sweep(runtime_dir: &Path) -> Result<(), PrivateDirError> {
     let runtime = check(runtime_dir)?;
     // Nobody makes one meanwhile: between making and locking it looks like a leftover.
-    let _alone = lock(&runtime, FlockArg::LockExclusive)?;
+    let Ok(_alone) = lock(&runtime, FlockArg::LockExclusiveNonblock) else {
+        // Somebody makes one just now, or sweeps. The next start looks again.
+        return Ok(());
+    };
     let entries = fs::read_dir(&runtime).map_err(failed("list", &runtime))?;
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -153,6 +158,17 @@ pub(crate) fn sweep(runtime_dir: &Path) -> Result<(), PrivateDirError> {
         }
     }
     Ok(())
+}
+
+/// A sweep holds its lock for milliseconds, unless its process has been stopped in the middle of it.
+fn await_lock(runtime: &Path) -> Result<Flock<File>, PrivateDirError> {
+    for _ in 0..100 {
+        if let Ok(lock) = lock(runtime, FlockArg::LockSharedNonblock) {
+            return Ok(lock);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    lock(runtime, FlockArg::LockSharedNonblock)
 }
 
 fn lock(path: &Path, how: FlockArg) -> Result<Flock<File>, PrivateDirError> {

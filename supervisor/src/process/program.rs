@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 use palisade_plugin_proto::env as names;
 
-use super::SpawnError;
+use super::{SpawnError, spawner};
 use crate::spec::PluginSpec;
 
 /// For plugins that start programs themselves, such as scripts whose first line is `#!/usr/bin/env python3`.
@@ -63,6 +63,9 @@ pub(super) fn environment(spec: &PluginSpec, private: &Path) -> BTreeMap<OsStrin
     }
     vars.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
     let versions: Vec<String> = spec.app_versions.iter().map(u32::to_string).collect();
+    if let Some((name, value)) = spawner::mark().split_once('=') {
+        vars.insert(name.into(), value.into());
+    }
     let (cookie, value) = &spec.cookie;
     vars.insert(cookie.into(), value.into());
     vars.insert(names::PROTOCOL_VERSIONS.into(), versions.join(",").into());
@@ -130,6 +133,7 @@ mod tests {
                 "CARGO_MANIFEST_DIR",
                 "HOME",
                 "LANG",
+                "PALISADE_HOST",
                 "PALISADE_PLUGIN",
                 "PATH",
                 "PLUGIN_MAX_PORT",

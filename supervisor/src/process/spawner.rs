@@ -20,6 +20,9 @@ use tracing::{error, warn};
 use crate::sys::child::{Setup, Slot};
 use crate::sys::guard::{self, Record};
 
+/// Names the host in a plugin's environment.
+const HOST_VARIABLE: &str = "PALISADE_HOST";
+
 type Job = Box<dyn FnOnce(&Spawner) + Send>;
 
 enum Message {
@@ -130,7 +133,7 @@ fn guard_socket() -> io::Result<i32> {
 }
 
 fn fork_guard() -> io::Result<Guard> {
-    let (pid, socket) = guard::fork()?;
+    let (pid, socket) = guard::fork(mark().as_bytes())?;
     // A thread that waits costs nothing, and takes the status of no other child.
     thread::Builder::new().name("palisade-guard".to_owned()).spawn(move || {
         // Whatever it returns: nobody is left to wait for.
@@ -141,6 +144,12 @@ fn fork_guard() -> io::Result<Guard> {
         }
     })?;
     Ok(Guard { pid, socket })
+}
+
+/// The entry in the environment by which processes of this host's plugins are known, as `NAME=value`.
+pub(super) fn mark() -> &'static str {
+    static MARK: OnceLock<String> = OnceLock::new();
+    MARK.get_or_init(|| format!("{HOST_VARIABLE}={}-{:016x}", std::process::id(), fastrand::u64(..)))
 }
 
 fn replace_guard(ended: i32) {

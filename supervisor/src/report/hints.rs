@@ -30,15 +30,14 @@ const HINTS: &[(&[&str], &str)] = &[
         &["ddress already in use"],
         "another process has the plugin's port; let the plugin listen on the unix socket, or on a free port",
     ),
-    (
-        &["This binary is a plugin"],
-        "the plugin expects another cookie; set the `cookie` that its author names",
-    ),
+    (&["This binary is a plugin"], "the plugin expects another cookie; set the `cookie` that its author names"),
     (
         &["application version", "is not offered"],
         "plugin and host are of different generations; rebuild the plugin against this host's contract",
     ),
     (&["net/rpc"], "the plugin was built without gRPC; serve it with go-plugin's GRPCServer"),
+    // The C library hands what the kernel cannot execute to a shell, which stumbles over it.
+    (&["\\u{7f}ELF"], "the program is for another architecture"),
     (&["Exec format error"], "the program is for another architecture, or a script without a `#!` line"),
     (&["interpreter", "not found"], "install the interpreter, or correct the `#!` line (mind Windows line ends)"),
     (&["not found in PATH"], "install the program, or write its full path in `command`"),
@@ -50,17 +49,11 @@ const HINTS: &[(&[&str], &str)] = &[
         &["no handshake within"],
         "the plugin does not flush its stdout, or takes longer to start than the handshake timeout",
     ),
-    (
-        &["stdout must carry the handshake"],
-        "something else prints to stdout first; send it to stderr",
-    ),
+    (&["stdout must carry the handshake"], "something else prints to stdout first; send it to stderr"),
 ];
 
 pub(super) fn likely(report: &ExitReport) -> Option<String> {
     let ExitCause::StartFailure(reason) = &report.cause else { return None };
     let said = |word: &str| reason.contains(word) || report.stderr.iter().any(|line| line.contains(word));
-    HINTS
-        .iter()
-        .find(|(words, _)| words.iter().all(|word| said(word)))
-        .map(|(_, advice)| (*advice).to_owned())
+    HINTS.iter().find(|(words, _)| words.iter().all(|word| said(word))).map(|(_, advice)| (*advice).to_owned())
 }

@@ -93,10 +93,12 @@ fn set_up(setup: Setup) -> io::Result<()> {
         // After the descriptors that this function uses. Marked, not closed: std reports a failed exec through one.
         check(libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) as i32)?;
 
-        // Last: from here on signals arrive, and their dispositions are the plugin's.
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()))?;
+        // Last: from here on signals arrive, and their dispositions are the plugin's. Not by the C library's function,
+        // which leaves alone the two signals that it uses itself.
+        let none = 0u64;
+        let size = size_of_val(&none);
+        let how = libc::SIG_SETMASK;
+        check(libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const none, ptr::null_mut::<u64>(), size) as i32)?;
     }
     Ok(())
 }

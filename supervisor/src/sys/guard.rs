@@ -2,7 +2,8 @@
 //!
 //! The kernel's parent-death signal reaches a plugin's first process only; behind a shell wrapper or a launcher the
 //! plugin itself would live on. The guard holds the list of the plugins' process groups and one end of a socket whose
-//! other end only the host has. When that end closes, however the host went, it kills the groups.
+//! other end only the host has. When that end closes, however the host went, it kills the groups, and then every
+//! process that carries the host's mark in its environment: those that have left their group.
 //!
 //! It is forked from the host without exec, so that a library needs no program of its own on disk. Like all code after
 //! the fork of a program with threads, it neither allocates nor locks: system calls and static memory only.
@@ -11,6 +12,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::descendants::{self, Scratch};
 
 /// A process group that was made or has gone.
 #[derive(Clone, Copy)]
@@ -30,22 +33,21 @@ impl Record {
 pub(crate) fn send(socket: RawFd, record: Record) -> bool {
     let bytes = record.0.to_ne_bytes();
     // SAFETY: send(2) reads four bytes of a local. Neither blocks nor raises SIGPIPE.
-    let sent = unsafe {
-        libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
-    };
+    let sent =
+        unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
     sent == bytes.len() as isize
 }
 
-/// Forks a guard: its pid, and the socket for its records.
+/// Forks a guard: its pid, and the socket for its records. `mark` is the entry `NAME=value` that all plugins get into
+/// their environment.
 ///
 /// To be called with all signals blocked, as the spawning thread has them.
-pub(crate) fn fork() -> io::Result<(i32, OwnedFd)> {
+pub(crate) fn fork(mark: &[u8]) -> io::Result<(i32, OwnedFd)> {
     let mut ends = [0; 2];
     // SAFETY: socketpair(2) fills the two integers. SEQPACKET: a record arrives whole, and the end of the last writer
     // is seen as an empty one.
-    let made = unsafe {
-        libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr())
-    };
+    let made =
+        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) };
     if made < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -55,7 +57,7 @@ pub(crate) fn fork() -> io::Result<(i32, OwnedFd)> {
     match unsafe { libc::fork() } {
         ..0 => Err(io::Error::last_os_error()),
         // SAFETY: this is the child.
-        0 => unsafe { run(its.as_raw_fd()) },
+        0 => unsafe { run(its.as_raw_fd(), mark) },
         pid => Ok((pid, ours)),
     }
 }
@@ -70,7 +72,7 @@ const PIDS: usize = 1 << 22;
 /// # Safety
 ///
 /// Only in a forked child, which ends here.
-unsafe fn run(socket: RawFd) -> ! {
+unsafe fn run(socket: RawFd, mark: &[u8]) -> ! {
     // SAFETY: system calls on integers and locals, all of them async-signal-safe or bare. Failures are ignored where
     // the guard is still of use without.
     unsafe {
@@ -102,6 +104,7 @@ unsafe fn run(socket: RawFd) -> ! {
                 libc::kill(-(group as i32), libc::SIGKILL);
             }
         }
+        descendants::kill_all(mark, &mut Scratch::new());
         libc::_exit(0)
     }
 }

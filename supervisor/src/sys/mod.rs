@@ -1,4 +1,5 @@
-//! Every `unsafe` of the crate: what runs between fork and exec, the guard process, and pidfds.
+//! Every `unsafe` of the crate: what runs between fork and exec, the guard process, pidfds, and the search for
+//! processes that left their group.
 
 #![allow(unsafe_code, reason = "the one room for it; each block argues its case")]
 
@@ -9,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub(crate) mod child;
+pub(crate) mod descendants;
 pub(crate) mod guard;
 
 /// A descriptor that becomes readable when the process has exited, and that no later process can take over.

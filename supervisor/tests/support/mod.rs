@@ -12,16 +12,16 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 
 /// Long enough for a loaded machine; nothing waits that long unless it is broken.
-pub const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Hands out which start it is.
 #[derive(Debug)]
-pub struct Number;
+pub(crate) struct Number;
 
 #[derive(Debug)]
-pub struct Client {
-    pub info: InstanceInfo,
-    pub channel: Channel,
+pub(crate) struct Client {
+    pub(crate) info: InstanceInfo,
+    pub(crate) channel: Channel,
 }
 
 impl Adapter for Number {
@@ -32,7 +32,7 @@ impl Adapter for Number {
 }
 
 /// A program that `cargo test` builds beside the tests.
-pub fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
     assert!(path.exists(), "{} is not built: run cargo test for the whole package", path.display());
@@ -40,22 +40,23 @@ pub fn example(name: &str) -> PathBuf {
 }
 
 /// A plugin under test and the directory that it lives in.
-pub struct Scenario {
-    pub dir: TempDir,
-    pub spec: PluginSpec,
+pub(crate) struct Scenario {
+    pub(crate) dir: TempDir,
+    pub(crate) spec: PluginSpec,
 }
 
 impl Scenario {
     /// The fake plugin.
-    pub fn fake(options: &[&str]) -> Self {
+    pub(crate) fn fake(options: &[&str]) -> Self {
         let program = example("fake_plugin").into_os_string();
         Self::command(std::iter::once(program).chain(options.iter().map(Into::into)))
     }
 
-    /// A shell script. `$FAKE` is the fake plugin.
-    pub fn shell(script: &str) -> Self {
+    /// A shell script. `$FAKE` is the fake plugin, `$OUT` a file for the test to read.
+    pub(crate) fn shell(script: &str) -> Self {
         let mut scenario = Self::command(["sh", "-c", script].map(Into::into));
         scenario.spec.env.insert("FAKE".into(), example("fake_plugin").into());
+        scenario.spec.env.insert("OUT".into(), scenario.out().into());
         scenario
     }
 
@@ -65,18 +66,30 @@ impl Scenario {
         Self { dir, spec }
     }
 
-    pub fn start(&self) -> Plugin<Number> {
+    pub(crate) fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    /// The pids that a script has written to `$OUT`, once there are so many.
+    pub(crate) async fn pids(&self, count: usize) -> Vec<i32> {
+        let read = || std::fs::read_to_string(self.out()).unwrap_or_default();
+        let whole = |text: &str| text.ends_with('\n') && text.lines().count() >= count;
+        eventually("the script has written its pids", || whole(&read())).await;
+        read().lines().map(|line| line.parse().unwrap()).collect()
+    }
+
+    pub(crate) fn start(&self) -> Plugin<Number> {
         Plugin::start(self.spec.clone(), Number).unwrap()
     }
 
     /// The private directories that exist now.
-    pub fn private_dirs(&self) -> usize {
+    pub(crate) fn private_dirs(&self) -> usize {
         std::fs::read_dir(self.dir.path().join("run")).unwrap().count()
     }
 }
 
 /// Waits until the plugin's status is as wanted.
-pub async fn until(plugin: &Plugin<Number>, wanted: impl Fn(&Status) -> bool) -> Status {
+pub(crate) async fn until(plugin: &Plugin<Number>, wanted: impl Fn(&Status) -> bool) -> Status {
     let mut watch = plugin.watch();
     match timeout(LONG, watch.wait_for(|status| wanted(status))).await {
         Ok(status) => status.unwrap().clone(),
@@ -85,26 +98,26 @@ pub async fn until(plugin: &Plugin<Number>, wanted: impl Fn(&Status) -> bool) ->
 }
 
 /// Waits for the first report of an end.
-pub async fn until_report(plugin: &Plugin<Number>) -> std::sync::Arc<ExitReport> {
+pub(crate) async fn until_report(plugin: &Plugin<Number>) -> std::sync::Arc<ExitReport> {
     until(plugin, |status| status.last_exit.is_some()).await.last_exit.unwrap()
 }
 
-pub async fn client(plugin: &Plugin<Number>) -> std::sync::Arc<Client> {
+pub(crate) async fn client(plugin: &Plugin<Number>) -> std::sync::Arc<Client> {
     plugin.wait_client(tokio::time::Instant::now() + LONG).await.unwrap()
 }
 
-pub fn kill(pid: i32, signal: nix::sys::signal::Signal) {
+pub(crate) fn kill(pid: i32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }
 
 /// Whether a process exists and is no zombie.
-pub fn runs(pid: i32) -> bool {
+pub(crate) fn runs(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or_default().starts_with('Z'))
 }
 
 /// Waits for something that has no event of its own.
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
