@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The proxy: configuration, and what is made of it.
+
+pub mod config;
