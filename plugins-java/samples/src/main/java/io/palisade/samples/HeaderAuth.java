@@ -20,7 +20,10 @@ public final class HeaderAuth {
   private HeaderAuth() {}
 
   static Plugin plugin() {
-    return Plugin.named("header-auth").version("0.1.0").configure(HeaderAuth::verify).filter(HeaderAuth::check);
+    return Plugin.named("header-auth")
+        .version("0.1.0")
+        .configure(HeaderAuth::verify)
+        .filter(HeaderAuth::check);
   }
 
   /** Reads what {@link #check} will read, so that a wrong type shows when the proxy starts. */

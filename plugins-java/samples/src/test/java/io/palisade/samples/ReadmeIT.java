@@ -50,10 +50,11 @@ class ReadmeIT {
 
   private void compile(Path source) throws Exception {
     JavaCompiler compiler = ToolProvider.getSystemJavaCompiler();
+    String classPath = RunningPlugin.target().resolve("header-auth.jar").toString();
     StringWriter messages = new StringWriter();
     try (StandardJavaFileManager files = compiler.getStandardFileManager(null, null, null)) {
       List<String> options =
-          List.of("-Xlint:all", "-Werror", "-d", dir.toString(), "-cp", RunningPlugin.target().resolve("header-auth.jar").toString());
+          List.of("-Xlint:all", "-Werror", "-d", dir.toString(), "-cp", classPath);
       boolean compiled =
           compiler
               .getTask(messages, files, null, options, null, files.getJavaFileObjects(source))

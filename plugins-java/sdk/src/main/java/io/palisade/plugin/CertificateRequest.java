@@ -9,7 +9,11 @@ import java.util.Objects;
  */
 public record CertificateRequest(Reason reason) {
 
-  /** Checks the components. */
+  /**
+   * Makes a request.
+   *
+   * @param reason what made the SDK call the loader
+   */
   public CertificateRequest {
     Objects.requireNonNull(reason, "reason");
   }

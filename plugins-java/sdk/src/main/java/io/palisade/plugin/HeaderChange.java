@@ -11,7 +11,12 @@ public sealed interface HeaderChange {
    * @param header the new line
    */
   record Set(Header header) implements HeaderChange {
-    /** Checks that HTTP has such a header. */
+    /**
+     * Makes a change.
+     *
+     * @param header the new line
+     * @throws IllegalArgumentException if HTTP has no such header, or it belongs to the connection
+     */
     public Set {
       HeaderRules.check(header);
     }
@@ -23,7 +28,12 @@ public sealed interface HeaderChange {
    * @param header the new line
    */
   record Add(Header header) implements HeaderChange {
-    /** Checks that HTTP has such a header. */
+    /**
+     * Makes a change.
+     *
+     * @param header the new line
+     * @throws IllegalArgumentException if HTTP has no such header, or it belongs to the connection
+     */
     public Add {
       HeaderRules.check(header);
     }
@@ -35,7 +45,12 @@ public sealed interface HeaderChange {
    * @param name the header's name; upper case becomes lower case
    */
   record Remove(String name) implements HeaderChange {
-    /** Checks that HTTP has such a name. */
+    /**
+     * Makes a change.
+     *
+     * @param name the header's name
+     * @throws IllegalArgumentException if HTTP has no such header, or it belongs to the connection
+     */
     public Remove {
       name = name.toLowerCase(Locale.ROOT);
       HeaderRules.check(Header.of(name, new byte[0]));

@@ -9,7 +9,12 @@ import java.util.Map;
  * @param metadata the route's {@code metadata:}, unmodifiable
  */
 public record Route(String name, Map<String, String> metadata) {
-  /** Copies the metadata. */
+  /**
+   * Makes a route.
+   *
+   * @param name the route's name
+   * @param metadata the route's {@code metadata:}, copied
+   */
   public Route {
     metadata = Map.copyOf(metadata);
   }

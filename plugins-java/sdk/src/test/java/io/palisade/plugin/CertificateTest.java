@@ -12,6 +12,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.time.Duration;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CountDownLatch;
@@ -52,15 +53,29 @@ class CertificateTest {
   }
 
   @ParameterizedTest
-  @CsvSource({"one.cert,two.key", "one.cert,rsa.key", "rsa.cert,one.key", "ed25519.cert,one.key", "rsa.cert,one.sec1.key"})
+  @CsvSource({
+    "one.cert,two.key",
+    "one.cert,rsa.key",
+    "rsa.cert,one.key",
+    "rsa.cert,one.sec1.key",
+    "ed25519.cert,one.key"
+  })
   void a_key_of_another_certificate_is_refused(String chain, String key) {
     IOException thrown =
         assertThrows(IOException.class, () -> Certificate.read(pem(chain), pem(key)));
-    assertTrue(thrown.getMessage().endsWith("the key does not belong to the certificate"), thrown.getMessage());
+    assertTrue(
+        thrown.getMessage().endsWith("the key does not belong to the certificate"),
+        thrown.getMessage());
   }
 
   @ParameterizedTest
-  @CsvSource({"one.cert,one.key", "one.cert,one.sec1.key", "rsa.cert,rsa.key", "rsa.cert,rsa.pkcs1.key", "ed25519.cert,ed25519.key"})
+  @CsvSource({
+    "one.cert,one.key",
+    "one.cert,one.sec1.key",
+    "rsa.cert,rsa.key",
+    "rsa.cert,rsa.pkcs1.key",
+    "ed25519.cert,ed25519.key"
+  })
   void every_form_of_key_is_read(String chain, String key) throws IOException {
     assertEquals("default", Certificate.read(pem(chain), pem(key)).name());
   }
@@ -128,7 +143,8 @@ class CertificateTest {
 
   @Test
   void a_reload_does_not_wait_for_the_interval() throws Exception {
-    AtomicReference<Certificate> current = new AtomicReference<>(Certificate.read(pem("one.cert"), pem("one.key")));
+    AtomicReference<Certificate> current =
+        new AtomicReference<>(Certificate.read(pem("one.cert"), pem("one.key")));
     AtomicReference<CertificateRequest.Reason> reason = new AtomicReference<>();
     Plugin plugin =
         Plugin.named("test")
@@ -179,7 +195,9 @@ class CertificateTest {
             .refreshEvery(Duration.ofMillis(5))
             .certificateSet(
                 (request, config) ->
-                    calls.getAndIncrement() == 0 ? List.of(one, two) : List.of(one, two.named("two").serverNames("*.two.test")));
+                    calls.getAndIncrement() == 0
+                        ? List.of(one, two)
+                        : List.of(one, two.named("two").serverNames("*.two.test")));
     try (CapturedLog log = new CapturedLog();
         PluginTester tester = PluginTester.of(plugin)) {
       List<Certificate> certificates = tester.certificates();
@@ -193,7 +211,7 @@ class CertificateTest {
   /** What the SDK logs. */
   private static final class CapturedLog extends Handler implements AutoCloseable {
     private final Logger logger = Logger.getLogger("io.palisade.plugin");
-    private final List<String> messages = new java.util.ArrayList<>();
+    private final List<String> messages = new ArrayList<>();
     private int awaited;
 
     CapturedLog() {

@@ -40,14 +40,18 @@ class ConfigTest {
         mistake(config -> config.string("on", "x"), "on: expected a string, found the truth value true"),
         mistake(config -> config.integer("text"), "text: expected a whole number, found a string"),
         mistake(config -> config.integer("ratio"), "ratio: expected a whole number, found the number 0.5"),
-        mistake(config -> config.integer("large", 1), "large: expected a whole number, found the number 1.8014398509481984E16"),
+        mistake(
+            config -> config.integer("large", 1),
+            "large: expected a whole number, found the number 1.8014398509481984E16"),
         mistake(config -> config.bool("names"), "names: expected true or false, found a list"),
         mistake(config -> config.list("text"), "text: expected a list of strings, found a string"),
         mistake(config -> config.list("nope"), "nope: expected a list of strings, found nothing"),
         mistake(config -> config.list("mixed"), "mixed.1: expected a string, found the number 1"),
         mistake(config -> config.list("holes"), "holes.1: expected a string, found nothing"),
         mistake(config -> config.path("limits"), "limits: expected a file name, found a map"),
-        mistake(config -> config.path("text", null).resolve(config.path("nope")), "nope: expected a file name, found nothing"),
+        mistake(
+            config -> config.path("text", null).resolve(config.path("nope")),
+            "nope: expected a file name, found nothing"),
         mistake(config -> config.map("text"), "text: expected a map, found a string"),
         mistake(
             config -> config.section("limits").integer("burst"),

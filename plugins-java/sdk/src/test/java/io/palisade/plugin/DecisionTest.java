@@ -16,7 +16,10 @@ import org.junit.jupiter.params.provider.ValueSource;
 class DecisionTest {
 
   @ParameterizedTest
-  @ValueSource(strings = {"", "a b", ":path", "a\n", "ä", "content-length", "Transfer-Encoding", "connection", "upgrade"})
+  @ValueSource(
+      strings = {
+        "", "a b", ":path", "a\n", "ä", "content-length", "Transfer-Encoding", "connection", "upgrade"
+      })
   void names_that_no_plugin_may_give_are_refused_at_once(String name) {
     assertThrows(IllegalArgumentException.class, () -> allow().setHeader(name, "v"));
     assertThrows(IllegalArgumentException.class, () -> allow().addHeader(name, "v"));

@@ -14,7 +14,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import io.palisade.plugin.testing.CallFailedException;
 import io.palisade.plugin.testing.PluginTester;
 import io.palisade.plugin.testing.RequestBuilder;
+import java.io.IOException;
 import java.io.InputStream;
+import java.nio.charset.StandardCharsets;
 import java.security.cert.CertificateFactory;
 import java.util.List;
 import java.util.Map;
@@ -141,7 +143,7 @@ class PluginTesterTest {
         Plugin.named("test")
             .configure(
                 config -> {
-                  throw new java.io.IOException("disk");
+                  throw new IOException("disk");
                 })
             .filter((request, config) -> allow());
     assertEquals(
@@ -263,7 +265,7 @@ class PluginTesterTest {
     assertEquals("r-1", request.id());
     assertTrue(request.traceparent().startsWith("00-4bf9"));
     assertEquals("k=v", request.tracestate());
-    assertEquals("hello", new String(request.body(), java.nio.charset.StandardCharsets.UTF_8));
+    assertEquals("hello", new String(request.body(), StandardCharsets.UTF_8));
   }
 
   @Test

@@ -25,6 +25,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFileAttributeView;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.nio.file.attribute.UserPrincipalNotFoundException;
 import java.util.Optional;
 import java.util.concurrent.ThreadFactory;
 
@@ -106,18 +107,21 @@ final class Listener {
                     + server.getPort());
   }
 
-  /** Lets a group connect, once the server listens. */
+  /** Lets a group, by name or id, connect, once the server listens. */
   void shareWith(String group) throws IOException {
-    if (path.isPresent()) {
-      PosixFileAttributeView view =
-          Files.getFileAttributeView(path.get(), PosixFileAttributeView.class);
-      view.setGroup(
-          path.get()
-              .getFileSystem()
-              .getUserPrincipalLookupService()
-              .lookupPrincipalByGroupName(group));
-      view.setPermissions(PosixFilePermissions.fromString("rw-rw----"));
+    if (path.isEmpty()) {
+      return;
     }
+    Path socket = path.get();
+    PosixFileAttributeView view =
+        Files.getFileAttributeView(socket, PosixFileAttributeView.class);
+    try {
+      view.setGroup(
+          socket.getFileSystem().getUserPrincipalLookupService().lookupPrincipalByGroupName(group));
+    } catch (UserPrincipalNotFoundException e) {
+      throw new IOException("there is no group " + group + " (PLUGIN_UNIX_SOCKET_GROUP)", e);
+    }
+    view.setPermissions(PosixFilePermissions.fromString("rw-rw----"));
   }
 
   private static boolean hasUnixSockets() {

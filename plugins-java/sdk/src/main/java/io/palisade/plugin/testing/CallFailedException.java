@@ -1,6 +1,6 @@
 package io.palisade.plugin.testing;
 
-/** A plugin failed a call. The proxy would do what the plugin's {@code on_failure} says: deny, unless told otherwise. */
+/** A plugin failed a call. The proxy would do what its {@code on_failure} says: deny, unless told otherwise. */
 public final class CallFailedException extends RuntimeException {
 
   private static final long serialVersionUID = 1;
