@@ -60,6 +60,10 @@ pub(crate) fn prepare(command: &mut Command, setup: Setup) {
     unsafe { command.pre_exec(move || set_up(setup)) };
 }
 
+/// Linux has 64 signals (signal(7)). A zeroed `struct sigaction` of the kernel's, four words on every 64-bit machine,
+/// means the default disposition.
+const LAST_SIGNAL: i32 = 64;
+
 /// Runs in the child. Signals are all blocked here, since the spawning thread blocks them: a handler of the host's
 /// that ran in the child would write into the host's own pipes.
 fn set_up(setup: Setup) -> io::Result<()> {
@@ -84,21 +88,22 @@ fn set_up(setup: Setup) -> io::Result<()> {
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
 
-        // An ignored signal stays ignored through exec, such as SIGHUP under nohup. SIGKILL, SIGSTOP and the two that
-        // the C library keeps refuse, as they should.
-        for signal in 1..=libc::SIGRTMAX() {
-            libc::signal(signal, libc::SIG_DFL);
+        // An ignored signal stays ignored through exec, such as SIGHUP under nohup. Here and below not by the C
+        // library's functions, which leave alone the two signals that it uses itself; its posix_spawn hands those on
+        // ignored. SIGKILL and SIGSTOP refuse, as they should.
+        let default = [0u64; 4];
+        let mask = size_of::<u64>();
+        for signal in 1..=LAST_SIGNAL {
+            let old = ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, mask);
         }
 
         // After the descriptors that this function uses. Marked, not closed: std reports a failed exec through one.
         check(libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) as i32)?;
 
-        // Last: from here on signals arrive, and their dispositions are the plugin's. Not by the C library's function,
-        // which leaves alone the two signals that it uses itself.
-        let none = 0u64;
-        let size = size_of_val(&none);
-        let how = libc::SIG_SETMASK;
-        check(libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const none, ptr::null_mut::<u64>(), size) as i32)?;
+        // Last: from here on signals arrive, and their dispositions are the plugin's.
+        let (none, old) = (0u64, ptr::null_mut::<u64>());
+        check(libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, old, mask) as i32)?;
     }
     Ok(())
 }
