@@ -23,7 +23,9 @@ public final class PluginProcess {
   private final PluginServices services;
   private final Path socket;
   private final AtomicBoolean stopping = new AtomicBoolean();
-  private volatile Server server;
+  private volatile Serving serving;
+
+  private record Serving(Server server, Listener listener) {}
 
   private PluginProcess(Definition definition, HostEnvironment environment) {
     this.services = new PluginServices(definition, this::stop);
@@ -80,7 +82,8 @@ public final class PluginProcess {
     // A terminal's Ctrl-C goes to the whole process group; the host decides when its plugins stop.
     Signals.handle("INT", () -> {});
     Listener listener = Listener.on(socket);
-    server = services.server(listener.serverBuilder()).start();
+    Server server = services.server(listener.serverBuilder()).start();
+    serving = new Serving(server, listener);
     if (environment.socketGroup().isPresent()) {
       listener.shareWith(environment.socketGroup().get());
     }
@@ -118,9 +121,11 @@ public final class PluginProcess {
   }
 
   private void finish() {
+    Serving stopped = serving;
     try {
-      if (server != null) {
-        services.stop(server, GRACE);
+      if (stopped != null) {
+        services.stop(stopped.server, GRACE);
+        stopped.listener.close();
       }
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
