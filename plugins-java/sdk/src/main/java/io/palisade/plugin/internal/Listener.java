@@ -126,8 +126,8 @@ final class Listener {
   }
 
   /**
-   * Ends the threads of the event loops, once the server is closed. They wait in native code, where the JVM's exit would
-   * wait 300 ms for them.
+   * Ends the threads of the event loops, once the server is closed. They wait in native code, where the JVM's exit
+   * would wait 300 ms for them.
    */
   void close() {
     events.shutdownGracefully(0, 1, TimeUnit.SECONDS).awaitUninterruptibly(1, TimeUnit.SECONDS);
