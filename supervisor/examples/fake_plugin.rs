@@ -5,7 +5,6 @@
 use std::error::Error;
 use std::io::Write;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,11 +14,12 @@ use palisade_plugin_proto::goplugin::grpc_stdio_server::{GrpcStdio, GrpcStdioSer
 use palisade_plugin_proto::goplugin::{Empty, StdioData, stdio_data};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
+use tonic_health::server::HealthReporter;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -63,7 +63,7 @@ async fn services(options: &[String]) -> Router {
     let health = (!has("no-health")).then_some(health);
     let controller =
         (!has("no-controller")).then(|| GrpcControllerServer::new(Controller { deaf: has("ignore-shutdown") }));
-    let stdio = has("stdio").then(|| GrpcStdioServer::new(Stdio));
+    let stdio = has("stdio").then(|| GrpcStdioServer::new(Stdio { reporter }));
     Server::builder().add_optional_service(health).add_optional_service(controller).add_optional_service(stdio)
 }
 
@@ -83,14 +83,25 @@ impl GrpcController for Controller {
     }
 }
 
-struct Stdio;
+/// Serves only once its output has been read, as a program does that blocks on it.
+struct Stdio {
+    reporter: HealthReporter,
+}
 
 #[tonic::async_trait]
 impl GrpcStdio for Stdio {
-    type StreamStdioStream = Pin<Box<dyn Stream<Item = Result<StdioData, Status>> + Send>>;
+    type StreamStdioStream = ReceiverStream<Result<StdioData, Status>>;
 
     async fn stream_stdio(&self, _: Request<()>) -> Result<Response<Self::StreamStdioStream>, Status> {
         let line = StdioData { channel: stdio_data::Channel::Stderr.into(), data: "said remotely\n".into() };
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(line)))))
+        let (lines, stream) = mpsc::channel(1);
+        let reporter = self.reporter.clone();
+        tokio::spawn(async move {
+            if lines.send(Ok(line)).await.is_ok() && lines.reserve().await.is_ok() {
+                reporter.set_service_status("plugin", tonic_health::ServingStatus::Serving).await;
+                lines.closed().await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

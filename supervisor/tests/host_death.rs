@@ -74,6 +74,12 @@ fn comm(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
+fn catches(pid: i32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & (1 << (signal as i32 - 1)) != 0
+}
+
 fn parent(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
@@ -92,6 +98,7 @@ async fn a_killed_host_leaves_no_process() {
 async fn a_host_that_is_asked_to_end_leaves_neither_process_nor_directory() {
     let mut host = Host::start().await;
     let guard = host.guards()[0];
+    eventually("the host listens to signals", || catches(host.pid(), Signal::SIGINT)).await;
     kill(host.pid(), Signal::SIGINT);
     assert!(host.process.wait().unwrap().success());
     let runtime_dir = host.dir.path().join(format!("palisade-host-{}", host.pid()));

@@ -16,7 +16,7 @@ async fn inside(change: impl FnOnce(&mut Scenario)) -> (Scenario, BTreeMap<Strin
     let mut scenario = Scenario::shell(
         r#"{ env | sed 's/^/env./; s/=/ /'
              echo "umask $(umask)"; echo "core $(ulimit -c)"; echo "cwd $(pwd)"
-             sed 's/:\t/ /' /proc/$$/status
+             sed 's/:\t/ /' /proc/self/status
              set -- $(cat /proc/$$/stat); echo "pgrp $5"; echo "session $6"; echo "tty $7"
            } > $OUT; exec "$FAKE""#,
     );

@@ -18,7 +18,6 @@ use crate::health::Health;
 use crate::lifecycle::{Action, Blame, Event, Lifecycle, Next, Order, Phase};
 use crate::process::{Process, SpawnError};
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain};
-use crate::restart::Hope;
 use crate::spec::PluginSpec;
 use crate::status::{Outlook, State, Status};
 
@@ -210,25 +209,13 @@ impl<A: Adapter> Instance<A> {
                 run.accepted = Some(accepted);
                 self.feed(Event::Handshaken).await;
             }
-            News::Handshake(Err(failure)) => {
-                // A process that has just exited closes its stdout as well, and its status says more.
-                if matches!(failure, HandshakeFailure::Closed { .. }) && run.exits_soon().await {
-                    return self.process_exited().await;
-                }
-                let hope = failure.hope();
-                self.start_failed(&StartFailure::Handshake(failure), hope).await;
-            }
+            News::Handshake(Err(failure)) => self.start_failed(StartFailure::Handshake(failure)).await,
             News::Connected(channel) => run.connected(channel),
             News::Ready(Ok(client)) => {
                 self.ready = Some(client);
                 self.feed(Event::Ready).await;
             }
-            News::Ready(Err(failure)) => {
-                if run.exits_soon().await {
-                    return self.process_exited().await;
-                }
-                self.start_failed(&failure, Hope::Transient).await;
-            }
+            News::Ready(Err(failure)) => self.start_failed(failure).await,
             News::Health(Health::Alive) => self.feed(Event::HealthAnswered).await,
             News::Health(Health::Missed(why)) => {
                 warn!(plugin = %self.name, pid = run.pid(), %why, "the plugin missed a health check");
@@ -239,13 +226,17 @@ impl<A: Adapter> Instance<A> {
         }
     }
 
-    async fn start_failed(&mut self, failure: &StartFailure, hope: Hope) {
+    async fn start_failed(&mut self, failure: StartFailure) {
         // Where an order is ending the process already, it fails because of that.
         let expected = matches!(self.machine.phase(), Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. });
-        if let Some(run) = self.run.as_mut().filter(|_| expected) {
-            run.blame_failure(failure);
+        let Some(run) = self.run.as_mut().filter(|_| expected) else { return };
+        // An exit breaks all that was begun. So it is waited for a moment: the same fault is told the same each time.
+        let exited = run.exits_soon().await;
+        if !(exited && breaks_by_exit(&failure)) {
+            run.blame_failure(&failure);
         }
-        self.feed(Event::StartFailed(hope)).await;
+        let hope = run.hope;
+        if exited { self.process_exited().await } else { self.feed(Event::StartFailed(hope)).await }
     }
 
     async fn process_exited(&mut self) {
@@ -259,14 +250,17 @@ impl<A: Adapter> Instance<A> {
         run.drain().await;
         while let Ok((of, news)) = self.news.try_recv() {
             match news {
-                News::Handshake(Err(failure)) if of == start && !matches!(failure, HandshakeFailure::Closed { .. }) => {
-                    run.blame_failure(&StartFailure::Handshake(failure));
+                News::Handshake(Err(failure)) if of == start => {
+                    let failure = StartFailure::Handshake(failure);
+                    if !breaks_by_exit(&failure) {
+                        run.blame_failure(&failure);
+                    }
                 }
                 News::Handshake(Ok(accepted)) if of == start => run.accepted = Some(accepted),
                 _ => {}
             }
         }
-        let handshaken = run.accepted.is_some();
+        let (handshaken, hope) = (run.accepted.is_some(), run.hope);
         let report = run.finish(&self.background, |end| match phase {
             Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
                 let failure =
@@ -279,7 +273,7 @@ impl<A: Adapter> Instance<A> {
             },
         });
         let report = report.await;
-        self.ended(report, Event::Exited).await;
+        self.ended(report, Event::Exited(hope)).await;
     }
 
     /// There is no process any more, or there was none: says so, and goes on.
@@ -434,6 +428,14 @@ impl<A: Adapter> Instance<A> {
                 (State::Stopping, outlook)
             }
         }
+    }
+}
+
+/// Whether the exit of a process may itself have made it fail this way: then the exit is what is told.
+fn breaks_by_exit(failure: &StartFailure) -> bool {
+    match failure {
+        StartFailure::Handshake(failure) => matches!(failure, HandshakeFailure::Closed { .. }),
+        _ => true,
     }
 }
 

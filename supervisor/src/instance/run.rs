@@ -26,6 +26,7 @@ use crate::health::{self, Health};
 use crate::logs::{Log, Sink, Stream};
 use crate::process::Process;
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain, user};
+use crate::restart::Hope;
 use crate::spec::PluginSpec;
 
 /// How long output may keep coming after the process has gone: its last lines are on their way, and a stranger that
@@ -70,7 +71,7 @@ pub(super) struct Run<C> {
     private_dir: PathBuf,
     started: Instant,
     log: Log,
-    /// What reads the process's own output. It goes on a little after the process has gone.
+    /// What reads the process's output. It goes on a little after the process has gone.
     drains: JoinSet<()>,
     /// Everything else, cancelled together.
     tasks: TaskTracker,
@@ -86,6 +87,7 @@ pub(super) struct Run<C> {
     pub(super) last_miss: String,
     /// Why it is about to end; the first reason counts.
     cause: Option<ExitCause>,
+    pub(super) hope: Hope,
 }
 
 impl<C: Send + Sync + 'static> Run<C> {
@@ -112,6 +114,7 @@ impl<C: Send + Sync + 'static> Run<C> {
             serving_since: None,
             last_miss: String::new(),
             cause: None,
+            hope: Hope::Transient,
             log,
         };
         if let Some(stderr) = stderr {
@@ -152,6 +155,9 @@ impl<C: Send + Sync + 'static> Run<C> {
     }
 
     pub(super) fn blame_failure(&mut self, failure: &StartFailure) {
+        if let StartFailure::Handshake(failure) = failure {
+            self.hope = failure.hope();
+        }
         self.blame(ExitCause::StartFailure(chain(failure)));
     }
 
@@ -185,7 +191,7 @@ impl<C: Send + Sync + 'static> Run<C> {
     /// From here on there is somebody to read the plugin's remote output from, and to ask to end.
     pub(super) fn connected(&mut self, channel: Channel) {
         let (out, err) = (self.log.sink(Stream::RemoteStdout), self.log.sink(Stream::RemoteStderr));
-        self.spawn(read_remote(channel.clone(), out, err));
+        self.drains.spawn(read_remote(channel.clone(), out, err));
         self.channel = Some(channel);
     }
 

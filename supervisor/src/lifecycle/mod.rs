@@ -106,7 +106,7 @@ pub(crate) enum Event {
     /// The plugin does not support being asked to end.
     ShutdownRefused,
     /// The process has gone and has been cleaned up after.
-    Exited,
+    Exited(Hope),
     /// The deadline has passed.
     Deadline,
 }
@@ -225,7 +225,7 @@ impl Lifecycle {
                 Phase::Ending { step: Step::Asked, next, .. } => self.terminate(next, now),
                 _ => vec![],
             },
-            Event::Exited => self.exited(now),
+            Event::Exited(hope) => self.exited(hope, now),
             Event::Deadline => self.overdue(now),
         };
         (self, actions)
@@ -315,13 +315,13 @@ impl Lifecycle {
         actions
     }
 
-    fn exited(&mut self, now: Instant) -> Vec<Action> {
+    fn exited(&mut self, hope: Hope, now: Instant) -> Vec<Action> {
         match self.phase {
             Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
-                self.follow(Next::BackOff(Failure { served: None, hope: Hope::Transient }), now)
+                self.follow(Next::BackOff(Failure { served: None, hope }), now)
             }
             Phase::Serving { since, .. } => {
-                let failure = Failure { served: Some(now - since), hope: Hope::Transient };
+                let failure = Failure { served: Some(now - since), hope };
                 let mut actions = vec![Action::Withdraw];
                 actions.extend(self.follow(Next::BackOff(failure), now));
                 actions

@@ -107,7 +107,8 @@ fn every_phase_meets_every_event() {
             (phase, E::Order(O::Discard), begun(killed, Finish), vec![blame(Blame::Requested), A::Kill]),
             (phase, E::StartFailed(Hope::Transient), begun(killed, back_off), vec![A::Kill]),
             (phase, E::StartFailed(Hope::Permanent), begun(killed, Next::BackOff(permanent)), vec![A::Kill]),
-            (phase, E::Exited, paused, vec![]),
+            (phase, E::Exited(Hope::Transient), paused, vec![]),
+            (phase, E::Exited(Hope::Permanent), P::Waiting { until: now + 30_000 * MS, crash_looped: false }, vec![]),
         ]);
     }
     for misses in [0, 1] {
@@ -123,7 +124,13 @@ fn every_phase_meets_every_event() {
                 vec![A::Withdraw, blame(Blame::Requested), A::Kill],
             ),
             // It had served: at once.
-            (serving(misses), E::Exited, starting(None), vec![A::Withdraw, A::Spawn]),
+            (serving(misses), E::Exited(Hope::Transient), starting(None), vec![A::Withdraw, A::Spawn]),
+            (
+                serving(misses),
+                E::Exited(Hope::Permanent),
+                P::Waiting { until: now + 30_000 * MS, crash_looped: false },
+                vec![A::Withdraw],
+            ),
         ]);
     }
     let nexts = [Stay, Again, back_off, Finish];
@@ -136,7 +143,9 @@ fn every_phase_meets_every_event() {
         };
         for step in [asked, terminated, killed] {
             let from = ending(step, next);
-            rows.push((from, E::Exited, after.0, after.1.clone()));
+            for hope in [Hope::Transient, Hope::Permanent] {
+                rows.push((from, E::Exited(hope), after.0, after.1.clone()));
+            }
             if next != Finish {
                 rows.extend([
                     (from, E::Order(O::Start), ending(step, Again), vec![]),
@@ -175,7 +184,8 @@ fn every_phase_meets_every_event() {
         E::HealthAnswered,
         E::HealthMissed,
         E::ShutdownRefused,
-        E::Exited,
+        E::Exited(Hope::Transient),
+        E::Exited(Hope::Permanent),
         E::Deadline,
     ];
     for phase in phases {
@@ -204,7 +214,7 @@ fn crash(machine: Lifecycle, served: Duration, now: &mut Instant) -> Lifecycle {
         machine = machine.on(event, *now).0;
     }
     *now += served;
-    machine.on(Event::Exited, *now).0
+    machine.on(Event::Exited(Hope::Transient), *now).0
 }
 
 #[test]
