@@ -146,6 +146,11 @@ impl<'t> At<'t> {
     fn entries(&self) -> Result<&'t [(NodeId, NodeId)], Failure> {
         match &self.node().shape {
             Shape::Mapping(entries) => Ok(entries),
+            // Without the text: it may be a secret that was to be a variable's.
+            Shape::Scalar(scalar) if scalar.meaning() != Meaning::Null => {
+                let message = format!("{} must be a mapping, not a single value", self.name);
+                Err(Failure(Problem::new(self.node().place, message)))
+            }
             _ => Err(self.misfit("a mapping")),
         }
     }

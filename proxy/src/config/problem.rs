@@ -1,7 +1,9 @@
 //! What is wrong with a configuration: places, messages, and how they are shown.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -62,8 +64,8 @@ impl Problem {
 pub struct Problems {
     file: PathBuf,
     problems: Vec<Problem>,
-    /// The source line of each problem.
-    lines: Vec<Option<String>>,
+    /// The source line of each problem, fit to be shown. Problems on one line share it: it may be the whole file.
+    lines: Vec<Option<Arc<str>>>,
     total: usize,
 }
 
@@ -77,7 +79,12 @@ impl Problems {
         let total = problems.len();
         problems.truncate(MOST_PROBLEMS);
         let source = Lines::of(text);
-        let lines = problems.iter().map(|problem| source.line(problem.line).map(conceal)).collect();
+        let mut shown: BTreeMap<usize, Arc<str>> = BTreeMap::new();
+        let lines = problems.iter().map(|Problem { line, .. }| {
+            let source = source.line(*line)?;
+            Some(Arc::clone(shown.entry(*line).or_insert_with(|| conceal(source).into())))
+        });
+        let lines = lines.collect();
         Self { file: file.to_owned(), problems, lines, total }
     }
 
@@ -231,22 +238,45 @@ fn columns(text: &str) -> usize {
         .sum()
 }
 
-/// Problems go to logs and terminals, so a line of the file is shown without the values of its secrets.
+/// Problems go to logs and terminals, so a line of the file is shown without the values of its secrets. Each character
+/// becomes one, which leaves places where they are.
 fn conceal(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
-    while let Some(colon) = rest.find(": ") {
-        let (head, tail) = rest.split_at(colon + 2);
+    let mut in_flow = false;
+    while let Some(mark) = rest.find([':', '=']) {
+        let blanks = rest[mark + 1..].len() - rest[mark + 1..].trim_start().len();
+        let (head, tail) = rest.split_at(mark + 1 + blanks);
+        let key = head[..mark].rsplit(['{', '[', ',', ' ', '\t']).next().unwrap_or_default();
+        let is_entry = blanks > 0 || rest[mark..].starts_with('=');
+        in_flow |= head.contains(['{', '[']);
         out += head;
-        let key = head[..colon].rsplit(['{', ',', ' ', '\t']).next().unwrap_or_default();
         rest = tail;
-        if super::effective::is_secret(key) && !tail.trim_start().starts_with(['{', '[', '&', '|', '>']) {
-            let end = tail.find([',', '}']).unwrap_or(tail.len());
-            out.extend(tail[..end].chars().map(|_| '*'));
-            rest = &tail[end..];
+        if is_entry && super::effective::is_secret(key) {
+            let (value, behind) = tail.split_at(if in_flow { flow_value(tail) } else { tail.len() });
+            out.extend(value.chars().map(|_| '*'));
+            rest = behind;
         }
     }
     out + rest
+}
+
+/// The length of the value at the start of `text`, in a list or mapping on one line.
+fn flow_value(text: &str) -> usize {
+    let mut depth = 0_usize;
+    let mut quote = None;
+    for (position, c) in text.char_indices() {
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '[' | '{') => depth += 1,
+            (None, ']' | '}' | ',') if depth == 0 => return position,
+            (None, ']' | '}') => depth -= 1,
+            (None, _) => {}
+        }
+    }
+    text.len()
 }
 
 /// The lines of a file, cut where YAML cuts them: at CR LF, LF, or a CR alone.

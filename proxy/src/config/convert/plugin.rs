@@ -17,6 +17,7 @@ use super::{Plugins, Reading};
 /// Beyond this, an integer is not the same number any more once it went through a `google.protobuf.Struct`, which
 /// holds doubles.
 const LARGEST_INTEGER: i128 = 1 << 53;
+const BEYOND: (&str, &str) = ("the number is beyond 2^53", "plugins would get another one: write a string");
 
 impl Reading<'_> {
     pub(super) fn plugins(&mut self, written: &Slot<Table<written::Plugin>>) -> Plugins {
@@ -192,20 +193,20 @@ impl Reading<'_> {
             Shape::List(items) => return Value::Sequence(items.iter().map(|&item| self.config_value(item)).collect()),
             Shape::Scalar(scalar) => scalar,
         };
-        let text = &scalar.text;
+        // Without the text: it may be a secret.
         let (message, label) = match scalar.meaning() {
             Meaning::Null => return Value::Null,
             Meaning::Bool(value) => return value.into(),
             Meaning::Float(value) if value.is_finite() => return value.into(),
             Meaning::Text(text) => return text.into(),
-            Meaning::Integer(value) => match i64::try_from(value) {
-                Ok(small) if value.abs() <= LARGEST_INTEGER => return small.into(),
-                _ => (format!("`{text}` is beyond 2^53"), "plugins would get another number: write a string"),
+            Meaning::Integer(value) if value.abs() <= LARGEST_INTEGER => match i64::try_from(value) {
+                Ok(value) => return value.into(),
+                Err(_) => BEYOND,
             },
-            Meaning::Huge => (format!("`{text}` is beyond 2^53"), "plugins would get another number: write a string"),
-            Meaning::Float(_) => (format!("`{text}` is not a finite number"), "quote it if a string is meant"),
+            Meaning::Integer(_) | Meaning::Huge => BEYOND,
+            Meaning::Float(_) => ("the number is not finite", "quote it if a string is meant"),
             Meaning::Octalish => {
-                (format!("`{text}` could be octal or decimal"), "write it without zeros, with `0o`, or quoted")
+                ("the number could be octal or decimal", "write it without zeros, with `0o`, or quoted")
             }
         };
         self.push(self.problem(id.into(), message).label(label));

@@ -74,7 +74,7 @@ const LISTENERS: &[(&str, &[&str])] = &[
         r"listeners:
   - 127.0.0.1:80
 ",
-        &["2:5 an entry of `listeners` must be a mapping, not `127.0.0.1:80`"],
+        &["2:5 an entry of `listeners` must be a mapping, not a single value"],
     ),
     (
         r"listeners:

@@ -196,12 +196,12 @@ const CASES: &[(&str, &[&str])] = &[
       a: 2
 ",
         &[
-            "7:14 `9007199254740993` is beyond 2^53 (plugins would get another number: write a string)",
-            "8:17 `-9007199254740993` is beyond 2^53 (plugins would get another number: write a string)",
-            "9:13 `99999999999999999999999999999999999999999` is beyond 2^53 (plugins would get another number: write a string)",
-            "10:13 `0644` could be octal or decimal (write it without zeros, with `0o`, or quoted)",
-            "11:20 `.inf` is not a finite number (quote it if a string is meant)",
-            "11:27 `.nan` is not a finite number (quote it if a string is meant)",
+            "7:14 the number is beyond 2^53 (plugins would get another one: write a string)",
+            "8:17 the number is beyond 2^53 (plugins would get another one: write a string)",
+            "9:13 the number is beyond 2^53 (plugins would get another one: write a string)",
+            "10:13 the number could be octal or decimal (write it without zeros, with `0o`, or quoted)",
+            "11:20 the number is not finite (quote it if a string is meant)",
+            "11:27 the number is not finite (quote it if a string is meant)",
             "15:7 duplicate key `a` (first written at 14:7)",
         ],
     ),
@@ -210,10 +210,10 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [python3], config: {large: 9007199254740993, deep: [{inf: .inf}, .nan], mode: 0644, ok: [0o644, 0x1F, 1e3, 08.5, no]}}
 ",
         &[
-            "3:43 `9007199254740993` is beyond 2^53 (plugins would get another number: write a string)",
-            "3:74 `.inf` is not a finite number (quote it if a string is meant)",
-            "3:81 `.nan` is not a finite number (quote it if a string is meant)",
-            "3:94 `0644` could be octal or decimal (write it without zeros, with `0o`, or quoted)",
+            "3:43 the number is beyond 2^53 (plugins would get another one: write a string)",
+            "3:74 the number is not finite (quote it if a string is meant)",
+            "3:81 the number is not finite (quote it if a string is meant)",
+            "3:94 the number could be octal or decimal (write it without zeros, with `0o`, or quoted)",
         ],
     ),
     (

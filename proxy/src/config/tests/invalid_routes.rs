@@ -31,7 +31,7 @@ plugins:
   - upstream: app
 ",
         &[
-            "3:5 an entry of `routes` must be a mapping, not `/a`",
+            "3:5 an entry of `routes` must be a mapping, not a single value",
             "4:15 unknown upstream `app` (no upstreams are defined; add it under `upstreams:`)",
         ],
     ),

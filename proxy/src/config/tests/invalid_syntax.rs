@@ -16,7 +16,7 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     ("~\n", &["0:0 the file is empty [the least is `listeners:` with one `- address: 127.0.0.1:8080`]"]),
     ("- a\n", &["1:1 the file must be a mapping, not a list"]),
-    ("text\n", &["1:1 the file must be a mapping, not `text`"]),
+    ("text\n", &["1:1 the file must be a mapping, not a single value"]),
     (
         "listeners:\n\t- address: 127.0.0.1:1\n",
         &[

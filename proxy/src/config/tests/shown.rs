@@ -108,10 +108,22 @@ fn a_long_line_is_shown_around_the_problem() {
 #[test]
 fn a_shown_line_keeps_its_secrets() {
     let place = Place::new();
-    let plugin = "a: {env: {API_TOKEN: hunter2, A: [b], Password: 'hunter 2'}, config: {key: hunter2}, comand: []}";
-    let shown = place.parse(&format!("{LISTENER}plugins:\n  {plugin}\n")).unwrap_err().to_string();
-    assert!(shown.contains("API_TOKEN: *******, A: [b], Password: "), "{shown}");
-    assert!(!shown.contains("hunter"), "{shown}");
+    for (plugin, expected) in [
+        (
+            "{env: {API_TOKEN: hunter2, A: [b], Password: 'hunter, 2'}, x: 1}",
+            "API_TOKEN: *******, A: [b], Password: ***********}",
+        ),
+        ("{config: {keys: [hunter2, {a: hunter2}], token: {a: hunter2}, b: c}, x: 1}", "token: ************, b: c}"),
+        ("{env: [TOKEN=hunter2, A=b], x: 1}", "{env: [TOKEN=*******, A=b], x: 1}"),
+        ("{env: TOKEN=hunter2}", "{env: TOKEN=*******}"),
+        ("{config: {token: 99999999999999999}}", "{token: *****************}"),
+        ("\n    env: TOKEN=hunter2, a", "env: TOKEN=**********"),
+        ("\n    password: hunter2, {a}", "password: ************"),
+    ] {
+        let shown = place.parse(&format!("{LISTENER}plugins:\n  a: {plugin}\n")).unwrap_err().to_string();
+        assert!(shown.contains(expected), "{shown}");
+        assert!(!shown.contains("hunter") && !shown.contains("9999"), "{shown}");
+    }
 }
 
 #[test]
