@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::io::Write;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,12 +15,11 @@ use palisade_plugin_proto::goplugin::grpc_stdio_server::{GrpcStdio, GrpcStdioSer
 use palisade_plugin_proto::goplugin::{Empty, StdioData, stdio_data};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
-use tonic_health::server::HealthReporter;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -63,7 +63,7 @@ async fn services(options: &[String]) -> Router {
     let health = (!has("no-health")).then_some(health);
     let controller =
         (!has("no-controller")).then(|| GrpcControllerServer::new(Controller { deaf: has("ignore-shutdown") }));
-    let stdio = has("stdio").then(|| GrpcStdioServer::new(Stdio { reporter }));
+    let stdio = has("stdio").then(|| GrpcStdioServer::new(Stdio));
     Server::builder().add_optional_service(health).add_optional_service(controller).add_optional_service(stdio)
 }
 
@@ -83,25 +83,14 @@ impl GrpcController for Controller {
     }
 }
 
-/// Serves only once its output has been read, as a program does that blocks on it.
-struct Stdio {
-    reporter: HealthReporter,
-}
+struct Stdio;
 
 #[tonic::async_trait]
 impl GrpcStdio for Stdio {
-    type StreamStdioStream = ReceiverStream<Result<StdioData, Status>>;
+    type StreamStdioStream = Pin<Box<dyn Stream<Item = Result<StdioData, Status>> + Send>>;
 
     async fn stream_stdio(&self, _: Request<()>) -> Result<Response<Self::StreamStdioStream>, Status> {
-        let line = StdioData { channel: stdio_data::Channel::Stderr.into(), data: "said remotely\n".into() };
-        let (lines, stream) = mpsc::channel(1);
-        let reporter = self.reporter.clone();
-        tokio::spawn(async move {
-            if lines.send(Ok(line)).await.is_ok() && lines.reserve().await.is_ok() {
-                reporter.set_service_status("plugin", tonic_health::ServingStatus::Serving).await;
-                lines.closed().await;
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let line = StdioData { channel: stdio_data::Channel::Stderr.into(), data: "[WARN] said remotely\n".into() };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(line)).chain(tokio_stream::pending()))))
     }
 }

@@ -6,10 +6,12 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use support::{Scenario, client};
+use support::{Scenario, client, eventually};
 
 /// What a plugin's process looks like from the inside, as `key value` lines.
 async fn inside(change: impl FnOnce(&mut Scenario)) -> (Scenario, BTreeMap<String, String>) {
@@ -117,15 +119,38 @@ async fn a_program_by_name_sees_itself_by_its_full_path() {
     assert!(name.starts_with('/') && name.ends_with("/sh\n"), "{name}");
 }
 
+/// What the library has logged, for the one test of this binary that looks at it.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn remote_output_is_drained_and_floods_do_not_block() {
-    // 8 MiB on stderr without a line end: were it not read, the plugin would block at 64 KiB and never serve.
+    let logged = Logged::default();
+    let writer = logged.clone();
+    let format = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+    tracing::subscriber::set_global_default(format.finish()).unwrap();
+    // 8 MB on stderr without a line end: were it not read, the plugin would block at 64 KiB and never serve.
     let mut scenario = Scenario::shell("yes x | tr -d '\\n' | head -c 8000000 >&2; exec \"$FAKE\" stdio");
-    scenario.spec.handshake.timeout = support::LONG;
+    scenario.spec.name = "talkative".into();
     let plugin = scenario.start();
     client(&plugin).await;
+    let said = || String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+    let line = "WARN plugin: said remotely plugin=talkative stream=stdio-stderr";
+    eventually("the remote line is logged", || said().contains(line)).await;
     plugin.shutdown().await;
     let tail = plugin.status().last_exit.unwrap().stderr.clone();
     assert!(tail[0].ends_with("[truncated]") && tail[0].len() < 2_000, "{}", tail[0].len());
-    assert!(tail.contains(&"said remotely".to_owned()), "{:?}", &tail[1..]);
+    assert_eq!(tail[1], "[WARN] said remotely");
+    let flood = said().lines().map(str::len).max().unwrap();
+    assert!((64 * 1024..66 * 1024).contains(&flood), "{flood}");
 }
