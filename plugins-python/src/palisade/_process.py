@@ -22,7 +22,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -111,16 +111,18 @@ async def _serve(registrations: Registrations, host: Host, endpoint: Endpoint, s
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[float] = loop.create_future()
 
-    def stop_within(grace: float) -> None:
+    def stop_within(grace: float, why: str) -> None:
         if not stop.done():
+            logger.info("stopping within %g s: %s", grace, why)
             stop.set_result(grace)
 
     def host_gone(why: str) -> None:
-        logger.warning("%s: stopping", why)
-        loop.call_soon_threadsafe(stop_within, 0.0)
+        # The loop may have ended by itself, while the host ended too.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop_within, 0.0, why)
 
-    loop.add_signal_handler(signal.SIGTERM, stop_within, GRACE)
-    server = Server(registrations, on_shutdown=lambda: stop_within(GRACE))
+    loop.add_signal_handler(signal.SIGTERM, stop_within, GRACE, "got SIGTERM")
+    server = Server(registrations, on_shutdown=lambda: stop_within(GRACE, "the host asked to shut down"))
     with serving(server):
         grace = 0.0
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,7 +71,10 @@ class Handler:
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
 
     async def call(self, pool: Executor, *arguments: object) -> Any:
-        """Calls the function where it belongs. SystemExit would end the event loop, so it becomes an error."""
+        """Calls the function where it belongs, and makes plain errors of what would not end as one.
+
+        SystemExit would end the event loop. A CancelledError that nobody asked for would leave the call unanswered.
+        """
         try:
             if self.is_async:
                 return await self.function(*arguments)
@@ -80,6 +84,16 @@ class Handler:
             return await outcome.value if inspect.isawaitable(outcome.value) else outcome.value
         except SystemExit as error:
             raise RuntimeError(f"{self} tried to exit the process") from error
+        except asyncio.CancelledError as error:
+            if _cancelled_by_others():
+                raise
+            raise RuntimeError(f"{self} cancelled itself") from error
+
+
+def _cancelled_by_others() -> bool:
+    task = asyncio.current_task()
+    # Python 3.10 cannot tell; there, the host's deadline ends the call of a function that cancels itself.
+    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +326,6 @@ class Server:
     # plugin.GRPCController
 
     async def _shutdown(self, request: bytes, context: Context) -> bytes:
-        logger.debug("the host asks to shut down")
         self._on_shutdown()
         return b""
 
