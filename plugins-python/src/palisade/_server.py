@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import grpc
@@ -65,9 +66,10 @@ class Handler:
     def __str__(self) -> str:
         return f"{self.role} `{getattr(self.function, '__name__', type(self.function).__name__)}`"
 
-    @property
+    @cached_property
     def is_async(self) -> bool:
-        call = getattr(self.function, "__call__", None)  # noqa: B004
+        # An object's class may define an async __call__.
+        call = getattr(self.function, "__call__", None)
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
 
     async def call(self, pool: Executor, *arguments: object) -> Any:

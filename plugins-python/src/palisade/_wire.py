@@ -19,7 +19,7 @@ from ._verdicts import Allow, Deny, Keep, Mutation, Replace, Reply, ResponseVerd
 #: The value of ``config:``. Do not change it: every call gets the same one.
 Config = dict[str, Any]
 
-# The largest double up to which every integer is exact, and the largest integer that a host takes in `config:`.
+# Up to here every integer is a double of its own; hosts take no larger one in `config:`.
 _MAX_EXACT = 2.0**53
 
 
@@ -154,7 +154,8 @@ def encode_check_response(verdict: ResponseVerdict) -> bytes:
     if isinstance(verdict, Keep):
         mutations = filter_pb2.HeaderMutations(headers=_mutations(verdict.headers))
         answer = filter_pb2.CheckResponseResponse()
-        answer.__getattribute__("pass").CopyFrom(mutations)
+        # A field named like a keyword.
+        getattr(answer, "pass").CopyFrom(mutations)
     else:
         answer = filter_pb2.CheckResponseResponse(replace=_reply(verdict.reply))
     return answer.SerializeToString()
