@@ -84,7 +84,8 @@ pub struct Status {
     pub pid: Option<i32>,
     /// Starts after the first one, whoever caused them.
     pub restarts: u64,
-    /// Failures in a row, until it has served for a while or an operator restarted it.
+    /// Failures in a row before this run. Forgotten with the next failure after it has served for a while, and when an
+    /// operator restarts it.
     pub failures: u32,
     /// Since when it has been in this state. Serialised as seconds since the epoch.
     #[serde(serialize_with = "epoch_seconds")]

@@ -123,6 +123,18 @@ async fn a_killed_guard_is_replaced_and_the_new_one_knows_its_charges() {
 }
 
 #[tokio::test]
+async fn without_a_guard_the_kernel_takes_the_first_process() {
+    let host = Host::start().await;
+    let guard = host.guards()[0];
+    let first = host.family.iter().copied().find(|pid| parent(*pid) == Some(host.pid())).unwrap();
+    kill(guard, Signal::SIGSTOP);
+    kill(host.pid(), Signal::SIGKILL);
+    eventually("the plugin's first process is gone", || !runs(first)).await;
+    kill(guard, Signal::SIGCONT);
+    host.nothing_is_left(guard).await;
+}
+
+#[tokio::test]
 async fn the_guard_holds_nothing_of_its_host() {
     let host = Host::start().await;
     let guard = host.guards()[0];

@@ -19,7 +19,7 @@ async fn a_killed_plugin_serves_again_without_any_traffic() {
     let first = client(&plugin).await;
     kill(first.info.pid, Signal::SIGKILL);
     let status = until(&plugin, |status| status.restarts == 1 && status.state == State::Serving).await;
-    assert_eq!(status.last_exit.unwrap().cause, ExitCause::Signalled("SIGKILL".into()));
+    assert!(matches!(&status.last_exit.unwrap().cause, ExitCause::Signalled(signal) if signal == "SIGKILL"));
     let second = client(&plugin).await;
     assert_eq!((first.info.start, second.info.start), (1, 2));
     plugin.shutdown().await;
@@ -61,7 +61,7 @@ async fn a_frozen_plugin_is_found_and_replaced() {
     let pid = client(&plugin).await.info.pid;
     kill(pid, Signal::SIGSTOP);
     let status = until(&plugin, |status| status.restarts == 1 && status.state == State::Serving).await;
-    assert_eq!(status.last_exit.unwrap().cause, ExitCause::Unhealthy("no answer within 250ms".into()));
+    assert!(matches!(&status.last_exit.unwrap().cause, ExitCause::Unhealthy(why) if why == "no answer within 250ms"));
     assert!(!runs(pid));
     plugin.shutdown().await;
 }
@@ -98,7 +98,7 @@ async fn a_daemonised_plugin_counts_as_crashed_and_is_killed() {
     scenario.spec.handshake.timeout = LONG;
     let plugin = scenario.start();
     let report = until_report(&plugin).await;
-    assert!(matches!(&report.cause, ExitCause::StartFailure(why) if why.starts_with("exited ")), "{report}");
+    assert!(report.headline().starts_with("plugin `fake` exited "), "{report}");
     let daemon = scenario.pids(1).await[0];
     eventually("the daemon is killed", || !runs(daemon)).await;
     plugin.shutdown().await;
@@ -123,7 +123,7 @@ async fn nothing_a_plugin_ignores_keeps_it_alive() {
         plugin.shutdown().await;
         assert!(!runs(pid), "{options:?}");
         let report = plugin.status().last_exit.unwrap();
-        assert_eq!(report.cause, ExitCause::Requested, "{options:?}");
+        assert!(matches!(report.cause, ExitCause::Requested), "{options:?}");
         assert_eq!(report.end, Some(ProcessEnd::Signalled("SIGKILL".into())), "{options:?}");
         assert_eq!(scenario.private_dirs(), 0);
     }
@@ -168,6 +168,8 @@ async fn a_crash_loop_stays_visible_and_callers_do_not_wait_for_it() {
     let json = serde_json::to_value(plugin.status()).unwrap();
     assert_eq!(json["state"], "crash_looped");
     assert_eq!(json["last_exit"]["end"]["exited"], 3);
+    let cause = serde_json::json!({ "kind": "start_failure", "detail": "exited before the handshake" });
+    assert_eq!(json["last_exit"]["cause"], cause);
     assert!(json["next_attempt"].is_number());
     plugin.shutdown().await;
 }

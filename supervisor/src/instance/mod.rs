@@ -17,7 +17,7 @@ use crate::handshake::HandshakeFailure;
 use crate::health::Health;
 use crate::lifecycle::{Action, Blame, Event, Lifecycle, Next, Order, Phase};
 use crate::process::{Process, SpawnError};
-use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain};
+use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure};
 use crate::spec::PluginSpec;
 use crate::status::{Outlook, State, Status};
 
@@ -195,7 +195,7 @@ impl<A: Adapter> Instance<A> {
                 self.feed(Event::Spawned).await;
             }
             Err(error) => {
-                let cause = ExitCause::StartFailure(chain(&StartFailure::Spawn(error)));
+                let cause = ExitCause::StartFailure(Arc::new(StartFailure::Spawn(error)));
                 let report = report(&self.spec, None, cause, None, self.spawning_since.elapsed(), vec![]);
                 self.ended(report, Event::SpawnFailed).await;
             }
@@ -233,7 +233,7 @@ impl<A: Adapter> Instance<A> {
         // An exit breaks all that was begun. So it is waited for a moment: the same fault is told the same each time.
         let exited = run.exits_soon().await;
         if !(exited && breaks_by_exit(&failure)) {
-            run.blame_failure(&failure);
+            run.blame_failure(failure);
         }
         let hope = run.hope;
         if exited { self.process_exited().await } else { self.feed(Event::StartFailed(hope)).await }
@@ -253,7 +253,7 @@ impl<A: Adapter> Instance<A> {
                 News::Handshake(Err(failure)) if of == start => {
                     let failure = StartFailure::Handshake(failure);
                     if !breaks_by_exit(&failure) {
-                        run.blame_failure(&failure);
+                        run.blame_failure(failure);
                     }
                 }
                 News::Handshake(Ok(accepted)) if of == start => run.accepted = Some(accepted),
@@ -265,7 +265,7 @@ impl<A: Adapter> Instance<A> {
             Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
                 let failure =
                     if handshaken { StartFailure::ExitedBeforeReady } else { StartFailure::ExitedBeforeHandshake };
-                ExitCause::StartFailure(failure.to_string())
+                ExitCause::StartFailure(Arc::new(failure))
             }
             _ => match end {
                 ProcessEnd::Exited(code) => ExitCause::Exited(*code),
@@ -286,7 +286,7 @@ impl<A: Adapter> Instance<A> {
             Phase::Waiting { until, .. } => Some(until - Instant::now()),
             _ => None,
         };
-        if report.cause == ExitCause::Requested {
+        if matches!(report.cause, ExitCause::Requested) {
             info!(plugin = %self.name, pid = report.pid, "{}", report.headline());
         } else {
             warn!(

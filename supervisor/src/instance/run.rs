@@ -25,7 +25,7 @@ use crate::handshake::{self, Accepted, HandshakeFailure, Heard};
 use crate::health::{self, Health};
 use crate::logs::{Log, Sink, Stream};
 use crate::process::Process;
-use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain, user};
+use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, user};
 use crate::restart::Hope;
 use crate::spec::PluginSpec;
 
@@ -154,21 +154,21 @@ impl<C: Send + Sync + 'static> Run<C> {
         self.cause.get_or_insert(cause);
     }
 
-    pub(super) fn blame_failure(&mut self, failure: &StartFailure) {
-        if let StartFailure::Handshake(failure) = failure {
+    pub(super) fn blame_failure(&mut self, failure: StartFailure) {
+        if let StartFailure::Handshake(failure) = &failure {
             self.hope = failure.hope();
         }
-        self.blame(ExitCause::StartFailure(chain(failure)));
+        self.blame(ExitCause::StartFailure(Arc::new(failure)));
     }
 
     /// The handshake's part of the time is over.
     pub(super) fn handshake_overdue(&mut self) {
         let failure = HandshakeFailure::Timeout { limit: self.spec.handshake.timeout, line: self.heard.get() };
-        self.blame_failure(&StartFailure::Handshake(failure));
+        self.blame_failure(StartFailure::Handshake(failure));
     }
 
     pub(super) fn ready_overdue(&mut self) {
-        self.blame_failure(&StartFailure::NotReady(self.spec.ready_timeout, self.progress.get()));
+        self.blame_failure(StartFailure::NotReady(self.spec.ready_timeout, self.progress.get()));
     }
 
     /// Connects, waits for health, sets up the host's contract.
@@ -356,8 +356,8 @@ async fn read_remote(channel: Channel, mut out: Sink, mut err: Sink) {
     let mut stream = answer.into_inner();
     while let Ok(Some(StdioData { channel, data })) = stream.message().await {
         match StdioChannel::try_from(channel) {
-            Ok(StdioChannel::Stderr) => err.feed(&data),
-            _ => out.feed(&data),
+            Ok(StdioChannel::Stderr) => err.take(&data).await,
+            _ => out.take(&data).await,
         }
     }
 }

@@ -8,12 +8,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{Level, debug, error, info, trace, warn};
 
 use self::lines::{Line, Lines};
 use self::parse::{Context, Record, escape, parse};
-use self::rate::{Rate, Verdict};
+use self::rate::{Pace, Rate, Verdict};
 
 mod lines;
 mod parse;
@@ -60,7 +60,7 @@ pub(crate) struct Log {
 #[derive(Debug)]
 struct Shared {
     rate: Rate,
-    tail: VecDeque<String>,
+    tail: VecDeque<Vec<u8>>,
 }
 
 /// One stream of a process.
@@ -70,6 +70,7 @@ pub(crate) struct Sink {
     stream: Stream,
     lines: Lines,
     context: Context,
+    pace: Pace,
 }
 
 impl Log {
@@ -79,12 +80,18 @@ impl Log {
     }
 
     pub(crate) fn sink(&self, stream: Stream) -> Sink {
-        Sink { log: self.clone(), stream, lines: Lines::default(), context: Context::default() }
+        Sink {
+            log: self.clone(),
+            stream,
+            lines: Lines::default(),
+            context: Context::default(),
+            pace: Pace::new(Instant::now()),
+        }
     }
 
     /// The last lines on stderr.
     pub(crate) fn tail(&self) -> Vec<String> {
-        self.lock().tail.iter().cloned().collect()
+        self.lock().tail.iter().map(|line| escape(&String::from_utf8_lossy(line))).collect()
     }
 
     /// Reports what the rate limit swallowed and has not reported yet.
@@ -108,21 +115,33 @@ impl Log {
 impl Sink {
     /// Takes the next bytes of the stream.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
-        let Self { log, stream, lines, context } = self;
-        lines.feed(bytes, |line| log.line(&line, *stream, context));
+        let Self { log, stream, lines, context, .. } = self;
+        // Once for all lines: in a flood they are short and many.
+        let (now, mut shared) = (Instant::now(), log.lock());
+        lines.feed(bytes, |line| log.line(&line, *stream, context, &mut shared, now));
+    }
+
+    /// As [`Self::feed`]; slow where more comes than anybody could want.
+    pub(crate) async fn take(&mut self, bytes: &[u8]) {
+        self.feed(bytes);
+        let pause = self.pace.pause(bytes.len(), Instant::now());
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
     }
 
     /// The stream has ended.
     pub(crate) fn finish(&mut self) {
-        let Self { log, stream, lines, context } = self;
-        lines.finish(|line| log.line(&line, *stream, context));
+        let Self { log, stream, lines, context, .. } = self;
+        let mut shared = log.lock();
+        lines.finish(|line| log.line(&line, *stream, context, &mut shared, Instant::now()));
     }
 
     /// Reads a stream to its end. Never stops reading before it: a plugin whose output nobody takes blocks at 64 KiB.
     pub(crate) async fn drain(mut self, mut from: impl AsyncRead + Unpin) {
         let mut buffer = vec![0; 4096];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
-            self.feed(&buffer[..count]);
+            self.take(&buffer[..count]).await;
         }
     }
 }
@@ -135,18 +154,14 @@ impl Drop for Sink {
 }
 
 impl Log {
-    fn line(&self, line: &Line<'_>, stream: Stream, context: &mut Context) {
+    fn line(&self, line: &Line<'_>, stream: Stream, context: &mut Context, shared: &mut Shared, now: Instant) {
         if line.bytes.trim_ascii().is_empty() {
             return;
         }
-        let verdict = {
-            let mut shared = self.lock();
-            if matches!(stream, Stream::Stderr | Stream::RemoteStderr) {
-                shared.remember(line);
-            }
-            shared.rate.take(line.bytes.len(), Instant::now())
-        };
-        match verdict {
+        if matches!(stream, Stream::Stderr | Stream::RemoteStderr) {
+            shared.remember(line);
+        }
+        match shared.rate.take(line.bytes.len(), now) {
             Verdict::Drop => return,
             Verdict::PassAfter { dropped } => self.report_dropped(dropped),
             Verdict::Pass => {}
@@ -184,16 +199,17 @@ impl Log {
 }
 
 impl Shared {
+    /// Keeps the beginning of a line as it is; it is made presentable when somebody looks.
     fn remember(&mut self, line: &Line<'_>) {
-        if self.tail.len() == TAIL_LINES {
-            self.tail.pop_front();
-        }
+        let oldest = if self.tail.len() == TAIL_LINES { self.tail.pop_front() } else { None };
+        let mut kept = oldest.unwrap_or_default();
+        kept.clear();
         let cut = line.bytes.len().min(TAIL_LINE);
-        let mut text = escape(&String::from_utf8_lossy(&line.bytes[..cut]));
+        kept.extend_from_slice(&line.bytes[..cut]);
         if line.truncated || cut < line.bytes.len() {
-            text.push_str(TRUNCATED);
+            kept.extend_from_slice(TRUNCATED.as_bytes());
         }
-        self.tail.push_back(text);
+        self.tail.push_back(kept);
     }
 }
 

@@ -26,7 +26,7 @@ pub use self::private_dir::PrivateDirError;
 pub(crate) use self::private_dir::{check as check_runtime_dir, sweep};
 use crate::spec::PluginSpec;
 use crate::sys;
-use crate::sys::descendants::{self, Scratch};
+use crate::sys::descendants::{self, Scratch, Search};
 
 mod private_dir;
 mod program;
@@ -163,6 +163,9 @@ impl Drop for Process {
     }
 }
 
+/// For those that left their group: thorough enough that hiding takes intent, quick enough for a crash loop.
+const SEARCH: Search = Search { quiet: 2, pause_ms: 2 };
+
 /// What a process may leave behind: processes that left its group, and its directory.
 #[derive(Debug)]
 pub(crate) struct Remains(Option<PrivateDir>);
@@ -174,7 +177,7 @@ impl Remains {
         // No two starts have the same directory.
         let mut mark = OsString::from(format!("{UNIX_SOCKET_DIR}="));
         mark.push(dir.path());
-        descendants::kill_all(mark.as_bytes(), &mut Scratch::new());
+        descendants::kill_all(mark.as_bytes(), SEARCH, &mut Scratch::new());
     }
 }
 

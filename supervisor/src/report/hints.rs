@@ -1,6 +1,6 @@
 //! What usually lies behind a failed start: a table from words in the report to one sentence.
 
-use crate::report::{ExitCause, ExitReport};
+use crate::report::{ExitCause, ExitReport, chain};
 
 /// Words that must all be there, and what they mean. The first match wins, so the special come before the general.
 const HINTS: &[(&[&str], &str)] = &[
@@ -53,7 +53,8 @@ const HINTS: &[(&[&str], &str)] = &[
 ];
 
 pub(super) fn likely(report: &ExitReport) -> Option<String> {
-    let ExitCause::StartFailure(reason) = &report.cause else { return None };
+    let ExitCause::StartFailure(failure) = &report.cause else { return None };
+    let reason = chain(failure.as_ref());
     let said = |word: &str| reason.contains(word) || report.stderr.iter().any(|line| line.contains(word));
     HINTS.iter().find(|(words, _)| words.iter().all(|word| said(word))).map(|(_, advice)| (*advice).to_owned())
 }

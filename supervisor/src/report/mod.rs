@@ -4,12 +4,12 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use nix::unistd::{User, geteuid};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::connect::ConnectError;
 use crate::handshake::HandshakeFailure;
@@ -49,11 +49,12 @@ pub struct ExitReport {
 }
 
 /// Why a process ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(tag = "kind", content = "detail", rename_all = "snake_case")]
 pub enum ExitCause {
-    /// It never came to serve; the text says why.
-    StartFailure(String),
+    /// It never came to serve. Serialised as one line.
+    #[serde(serialize_with = "one_line")]
+    StartFailure(Arc<StartFailure>),
     /// It exited by itself, with this code.
     Exited(i32),
     /// It was ended by this signal, which we did not send.
@@ -129,8 +130,8 @@ impl ExitReport {
         let after = format!("after {}", Readable(self.after));
         let plugin = format!("plugin `{}`", self.plugin);
         match (&self.cause, &self.end) {
-            (ExitCause::StartFailure(reason), Some(end)) => format!("{plugin} {reason} ({end}, {after})"),
-            (ExitCause::StartFailure(reason), None) => format!("{plugin} {reason} ({after})"),
+            (ExitCause::StartFailure(why), Some(end)) => format!("{plugin} {} ({end}, {after})", chain(why.as_ref())),
+            (ExitCause::StartFailure(why), None) => format!("{plugin} {} ({after})", chain(why.as_ref())),
             (ExitCause::Exited(code), _) => format!("{plugin} exited (exit status {code}, {after})"),
             (ExitCause::Signalled(signal), _) => format!("{plugin} was killed by {signal} ({after})"),
             (ExitCause::Unhealthy(detail), _) => {
@@ -150,7 +151,7 @@ impl ExitReport {
 impl fmt::Display for ExitReport {
     /// Several lines, the last without a line end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let error = if self.cause == ExitCause::Requested { "" } else { "error: " };
+        let error = if matches!(self.cause, ExitCause::Requested) { "" } else { "error: " };
         write!(f, "{error}{}", self.headline())?;
         write!(f, "\n  command: {}", self.command.join(" "))?;
         write!(f, "     cwd: {}     user: {}", self.cwd.display(), self.user)?;
@@ -181,6 +182,10 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         below = error.source();
     }
     text
+}
+
+fn one_line<S: Serializer>(failure: &Arc<StartFailure>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&chain(failure.as_ref()))
 }
 
 /// The name of the user that plugins run as.
@@ -218,7 +223,7 @@ mod tests {
             plugin: "auth".into(),
             at: SystemTime::UNIX_EPOCH,
             pid: Some(7),
-            cause: ExitCause::StartFailure(StartFailure::ExitedBeforeHandshake.to_string()),
+            cause: ExitCause::StartFailure(Arc::new(StartFailure::ExitedBeforeHandshake)),
             end: Some(ProcessEnd::Exited(1)),
             after: Duration::from_millis(212),
             stderr: vec!["ModuleNotFoundError: No module named 'grpc'".into()],

@@ -24,17 +24,28 @@ impl Scratch {
     }
 }
 
-/// How often processes are looked for while new ones turn up, a millisecond apart.
+/// How thoroughly to look. A process shows no environment in the middle of exec, so one empty pass proves little.
+#[derive(Clone, Copy)]
+pub(crate) struct Search {
+    /// Passes in a row that must find nothing.
+    pub(crate) quiet: usize,
+    /// Between passes.
+    pub(crate) pause_ms: u8,
+}
+
+/// Passes at most, however many processes turn up.
 const PASSES: usize = 200;
 
 /// Kills every process whose environment holds the entry `NAME=value`, and what they start meanwhile.
-pub(crate) fn kill_all(entry: &[u8], scratch: &mut Scratch) {
+pub(crate) fn kill_all(entry: &[u8], search: Search, scratch: &mut Scratch) {
+    let mut quiet = 0;
     for _ in 0..PASSES {
         // One that is dying is found again until its memory is gone.
-        if kill_once(entry, scratch) == 0 {
+        quiet = if kill_once(entry, scratch) == 0 { quiet + 1 } else { 0 };
+        if quiet >= search.quiet {
             return;
         }
-        let pause = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let pause = libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(search.pause_ms) * 1_000_000 };
         // SAFETY: nanosleep(2) reads a local.
         unsafe { libc::nanosleep(&raw const pause, std::ptr::null_mut()) };
     }
@@ -170,7 +181,12 @@ mod tests {
         };
         let mine = format!("a{}", std::process::id());
         let (mut marked, mut other) = (start(&mine), start(&format!("{mine}b")));
-        kill_all(format!("PALISADE_TEST_MARK={mine}").as_bytes(), &mut Scratch::new());
+        // Not in the middle of exec any more.
+        while std::fs::read(format!("/proc/{}/environ", marked.id())).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        let search = Search { quiet: 1, pause_ms: 1 };
+        kill_all(format!("PALISADE_TEST_MARK={mine}").as_bytes(), search, &mut Scratch::new());
         assert_eq!(marked.wait().unwrap().signal(), Some(libc::SIGKILL));
         assert!(other.try_wait().unwrap().is_none());
         other.kill().unwrap();

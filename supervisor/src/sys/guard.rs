@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::descendants::{self, Scratch};
+use super::descendants::{self, Scratch, Search};
 
 /// A process group that was made or has gone.
 #[derive(Clone, Copy)]
@@ -67,6 +67,9 @@ pub(crate) fn fork(mark: &[u8]) -> io::Result<(i32, OwnedFd)> {
 static GROUPS: [AtomicU64; PIDS / 64] = [const { AtomicU64::new(0) }; PIDS / 64];
 const PIDS: usize = 1 << 22;
 
+/// Nobody waits for the guard, and nobody comes after it.
+const THOROUGH: Search = Search { quiet: 10, pause_ms: 5 };
+
 /// The guard's whole life.
 ///
 /// # Safety
@@ -104,7 +107,7 @@ unsafe fn run(socket: RawFd, mark: &[u8]) -> ! {
                 libc::kill(-(group as i32), libc::SIGKILL);
             }
         }
-        descendants::kill_all(mark, &mut Scratch::new());
+        descendants::kill_all(mark, THOROUGH, &mut Scratch::new());
         libc::_exit(0)
     }
 }
