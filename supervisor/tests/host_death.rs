@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 use support::{eventually, example, kill, runs};
 use tempfile::TempDir;
 
-/// Shells that wait, children of theirs, and one that has left for a session of its own; the last serves.
-const FAMILY: &str = r#"sleep 600 & echo $! >> "$0"; setsid sleep 600 & echo $! >> "$0"
+/// Shells that wait, children of theirs, one without the host's mark, one without its group; the last serves.
+const FAMILY: &str = r#"env -i sleep 600 & echo $! >> "$0"; setsid sleep 600 & echo $! >> "$0"
     sh -c 'sleep 600 & echo $! >> "$0"; wait' "$0" &
     echo $! >> "$0"; echo $$ >> "$0"; "$1" & echo $! >> "$0"; wait"#;
 const FAMILY_SIZE: usize = 6;

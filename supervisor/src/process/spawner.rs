@@ -4,7 +4,6 @@
 //! killed when the pool shrinks. This thread ends with the program only. It has all signals blocked, so that no
 //! handler of the host's runs in a child before exec.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
 use tracing::{error, warn};
 
@@ -25,16 +24,10 @@ const HOST_VARIABLE: &str = "PALISADE_HOST";
 
 type Job = Box<dyn FnOnce(&Spawner) + Send>;
 
-enum Message {
-    Run(Job),
-    /// The guard with this pid has gone.
-    GuardEnded(i32),
-}
-
-static MESSAGES: OnceLock<Sender<Message>> = OnceLock::new();
+static JOBS: OnceLock<Sender<Job>> = OnceLock::new();
+/// `None` before the first start, and between the end of one guard and the start of the next. While there is one it
+/// has not been reaped, so its pid is its own.
 static GUARD: Mutex<Option<Guard>> = Mutex::new(None);
-/// The groups that the guard is to know of, to tell a new one.
-static GROUPS: Mutex<Option<HashSet<i32>>> = Mutex::new(None);
 
 #[derive(Debug)]
 struct Guard {
@@ -49,39 +42,35 @@ pub(super) struct Spawner {
 
 /// Runs a job on the thread. The job is dropped where the thread could not be started.
 pub(super) fn run(job: impl FnOnce(&Spawner) + Send + 'static) -> io::Result<()> {
-    let messages = match MESSAGES.get() {
-        Some(messages) => messages,
+    let jobs = match JOBS.get() {
+        Some(jobs) => jobs,
         None => start()?,
     };
     // The receiver lives in a thread that never ends.
-    messages.send(Message::Run(Box::new(job))).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    jobs.send(Box::new(job)).map_err(|_| io::ErrorKind::BrokenPipe.into())
 }
 
-fn start() -> io::Result<&'static Sender<Message>> {
+fn start() -> io::Result<&'static Sender<Job>> {
     static STARTING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = lock(&STARTING);
-    if let Some(messages) = MESSAGES.get() {
-        return Ok(messages);
+    if let Some(jobs) = JOBS.get() {
+        return Ok(jobs);
     }
     let (sender, receiver) = channel();
     let slot = Slot::new()?;
     thread::Builder::new().name("palisade-spawn".to_owned()).spawn(move || serve(slot, &receiver))?;
-    Ok(MESSAGES.get_or_init(|| sender))
+    Ok(JOBS.get_or_init(|| sender))
 }
 
-fn serve(slot: Slot, messages: &Receiver<Message>) {
+fn serve(slot: Slot, jobs: &Receiver<Job>) {
     if let Err(error) = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None) {
         error!(%error, "signals of the spawning thread could not be blocked");
     }
     let spawner = Spawner { slot };
     // The sender is static, so this never ends.
-    while let Ok(message) = messages.recv() {
+    while let Ok(job) = jobs.recv() {
         // A panic must not end the thread: every plugin would be killed with it.
-        let done = catch_unwind(AssertUnwindSafe(|| match message {
-            Message::Run(job) => job(&spawner),
-            Message::GuardEnded(pid) => replace_guard(pid),
-        }));
-        if done.is_err() {
+        if catch_unwind(AssertUnwindSafe(|| job(&spawner))).is_err() {
             error!("a panic on the spawning thread was contained");
         }
     }
@@ -95,9 +84,8 @@ impl Spawner {
         let result = spawn(Setup { guard, host, slot: self.slot });
         let forked = self.slot.take();
         match (&result, forked) {
-            (Ok(_), Some(pid)) => {
-                groups(|groups| groups.insert(pid));
-            }
+            // The guard has it from the child itself; a later guard has it from here.
+            (Ok(_), Some(pid)) => guard::note(Record::add(pid)),
             (Err(_), Some(pid)) => tell(Record::remove(pid)),
             (_, None) => {}
         }
@@ -107,23 +95,23 @@ impl Spawner {
 
 /// Takes a process group off the guard's list, once nothing of it runs.
 pub(super) fn forget(group: i32) {
-    if groups(|groups| groups.remove(&group)) {
-        tell(Record::remove(group));
-    }
+    guard::note(Record::remove(group));
+    tell(Record::remove(group));
 }
 
 fn tell(record: Record) {
     let guard = lock(&GUARD);
     let Some(guard) = guard.as_ref() else { return };
     if !guard::send(guard.socket.as_raw_fd(), record) {
-        // It has died, or been stopped for so long that its queue is full. A new one gets the right list.
+        // It has died, or been stopped for so long that its queue is full. A new one has the right list.
         warn!(pid = guard.pid, "the guard process takes no records; it is replaced");
         // Already gone is as good.
         kill(Pid::from_raw(guard.pid), Signal::SIGKILL).ok();
     }
 }
 
-/// Only on the spawning thread, whose signals are blocked.
+/// Where the guard takes its records; makes one where there is none. Only on the spawning thread, whose signals are
+/// blocked.
 fn guard_socket() -> io::Result<i32> {
     let mut slot = lock(&GUARD);
     if slot.is_none() {
@@ -135,45 +123,33 @@ fn guard_socket() -> io::Result<i32> {
 fn fork_guard() -> io::Result<Guard> {
     let (pid, socket) = guard::fork(mark().as_bytes())?;
     // A thread that waits costs nothing, and takes the status of no other child.
-    thread::Builder::new().name("palisade-guard".to_owned()).spawn(move || {
-        // Whatever it returns: nobody is left to wait for.
-        let end = waitpid(Pid::from_raw(pid), None);
-        error!(pid, ?end, "the guard process has ended while the host runs");
-        if let Some(messages) = MESSAGES.get() {
-            messages.send(Message::GuardEnded(pid)).ok();
-        }
-    })?;
+    thread::Builder::new().name("palisade-guard".to_owned()).spawn(move || watch_guard(Pid::from_raw(pid)))?;
     Ok(Guard { pid, socket })
+}
+
+fn watch_guard(pid: Pid) {
+    // Without reaping: that is done under the lock, so that nobody signals a pid that is somebody else's by then.
+    waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).ok();
+    let end = {
+        let mut guard = lock(&GUARD);
+        guard.take_if(|guard| guard.pid == pid.as_raw());
+        waitpid(pid, None)
+    };
+    error!(%pid, ?end, "the guard process has ended while the host runs");
+    let replaced = run(|_| {
+        if let Err(error) = guard_socket() {
+            error!(%error, "no new guard process could be made; the next start tries again");
+        }
+    });
+    if let Err(error) = replaced {
+        error!(%error, "no new guard process could be asked for");
+    }
 }
 
 /// The entry in the environment by which processes of this host's plugins are known, as `NAME=value`.
 pub(super) fn mark() -> &'static str {
     static MARK: OnceLock<String> = OnceLock::new();
     MARK.get_or_init(|| format!("{HOST_VARIABLE}={}-{:016x}", std::process::id(), fastrand::u64(..)))
-}
-
-fn replace_guard(ended: i32) {
-    let mut slot = lock(&GUARD);
-    if slot.as_ref().is_none_or(|guard| guard.pid != ended) {
-        return;
-    }
-    // Closed before the fork, and in no child of ours either.
-    *slot = None;
-    match fork_guard() {
-        Ok(guard) => {
-            let live: Vec<i32> = groups(|groups| groups.iter().copied().collect());
-            for group in live {
-                guard::send(guard.socket.as_raw_fd(), Record::add(group));
-            }
-            *slot = Some(guard);
-        }
-        // The next start tries again.
-        Err(error) => error!(%error, "no new guard process could be made"),
-    }
-}
-
-fn groups<T>(with: impl FnOnce(&mut HashSet<i32>) -> T) -> T {
-    with(lock(&GROUPS).get_or_insert_default())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -63,7 +63,7 @@ pub(crate) fn fork(mark: &[u8]) -> io::Result<(i32, OwnedFd)> {
 }
 
 /// One bit for each possible pid (the kernel's limit is 2^22), so the list has no size to run out of. Memory that is
-/// never touched costs nothing.
+/// never touched costs nothing. The host keeps it as well: a guard that replaces a dead one inherits it by the fork.
 static GROUPS: [AtomicU64; PIDS / 64] = [const { AtomicU64::new(0) }; PIDS / 64];
 const PIDS: usize = 1 << 22;
 
@@ -89,12 +89,11 @@ unsafe fn run(socket: RawFd, mark: &[u8]) -> ! {
         libc::chdir(c"/".as_ptr());
         close_all_but(socket);
 
-        // A guard is forked again when one has died, and then the list is sent anew.
         loop {
             let mut record = [0u8; 4];
             let count = libc::recv(socket, record.as_mut_ptr().cast(), record.len(), 0);
             if count == record.len() as isize {
-                note(i32::from_ne_bytes(record));
+                note(Record(i32::from_ne_bytes(record)));
             } else if count >= 0 || *libc::__errno_location() != libc::EINTR {
                 break;
             }
@@ -128,7 +127,9 @@ unsafe fn close_all_but(kept: RawFd) {
     }
 }
 
-fn note(record: i32) {
+/// Puts a group on this process's list, or takes it off.
+pub(crate) fn note(record: Record) {
+    let Record(record) = record;
     let group = record.unsigned_abs() as usize;
     // Group 0 would be the guard's own, group 1 everything.
     let Some(word) = GROUPS.get(group / 64).filter(|_| group > 1) else { return };
