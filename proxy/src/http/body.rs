@@ -1,0 +1,216 @@
+//! Bodies on their way through: streamed with a bound on standing still, or held whole for a filter.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::respond::{Failure, Reason};
+
+/// Any error of a body.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of a response on its way to the client.
+pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// No body.
+pub(crate) fn empty() -> Body {
+    Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// A body that is all there.
+pub(crate) fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// No byte of the request's body came for too long.
+#[derive(Debug, thiserror::Error)]
+#[error("no byte of the body arrived for {0:?}")]
+pub(crate) struct BodyStalled(Duration);
+
+/// Milliseconds since a fixed moment at which a request's body last moved, and whether it has ended.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    start: Instant,
+    moved: AtomicU64,
+}
+
+/// Set once the upstream's response head is there: from then on a client may send as slowly as the upstream reads, which
+/// bidirectional streams rely on.
+const ANSWERED: u64 = u64::MAX;
+
+impl Progress {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), moved: AtomicU64::new(0) })
+    }
+
+    /// When the body last moved.
+    pub(crate) fn last(&self) -> Instant {
+        let moved = self.moved.load(Ordering::Relaxed);
+        self.start + Duration::from_millis(if moved == ANSWERED { 0 } else { moved })
+    }
+
+    /// The response's head is there.
+    pub(crate) fn answered(&self) {
+        self.moved.store(ANSWERED, Ordering::Relaxed);
+    }
+
+    fn is_answered(&self) -> bool {
+        self.moved.load(Ordering::Relaxed) == ANSWERED
+    }
+
+    fn mark(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(ANSWERED - 1);
+        self.moved.fetch_max(now, Ordering::Relaxed);
+    }
+}
+
+/// The body of a request on its way to filters and the upstream.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// As it comes from the client.
+    Streaming(Streaming),
+    /// Whole: read for a filter, or empty.
+    Whole {
+        /// All of it.
+        bytes: Bytes,
+        /// What came behind it.
+        trailers: Option<HeaderMap>,
+    },
+}
+
+impl RequestBody {
+    pub(crate) fn new(incoming: Incoming, idle: Duration, progress: &Arc<Progress>) -> Self {
+        if http_body::Body::is_end_stream(&incoming) {
+            return Self::Whole { bytes: Bytes::new(), trailers: None };
+        }
+        Self::Streaming(Streaming { incoming, idle, progress: Arc::clone(progress), timer: None })
+    }
+
+    /// Whether nothing needs to be sent, so that sending it again is as good as sending it once.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Self::Whole { bytes, trailers: None } if bytes.is_empty())
+    }
+
+    /// Another body of the same content, where that costs nothing.
+    pub(crate) fn duplicate(&self) -> Option<Self> {
+        match self {
+            Self::Streaming(_) => None,
+            Self::Whole { bytes, trailers } => Some(Self::Whole { bytes: bytes.clone(), trailers: trailers.clone() }),
+        }
+    }
+
+    /// Reads all of it, at most `limit` bytes, and keeps it for those who come later.
+    ///
+    /// Not cancel safe: what was read is lost, and the request with it.
+    pub(crate) async fn hold(&mut self, limit: usize) -> Result<Bytes, Failure> {
+        if let Self::Streaming(streaming) = self {
+            let size = http_body::Body::size_hint(streaming).lower();
+            if size > limit as u64 {
+                return Err(Failure::new(Reason::BodyTooLarge).with(format!("{size} bytes, at most {limit}")));
+            }
+            let collected = Limited::new(streaming, limit).collect().await.map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    Failure::new(Reason::BodyTooLarge).with(format!("more than {limit} bytes"))
+                } else if error.is::<BodyStalled>() {
+                    Failure::new(Reason::BodyTimeout).with(error)
+                } else {
+                    Failure::new(Reason::BadBody).with(error)
+                }
+            })?;
+            let trailers = collected.trailers().cloned();
+            *self = Self::Whole { bytes: collected.to_bytes(), trailers };
+        }
+        match self {
+            Self::Whole { bytes, .. } if bytes.len() > limit => {
+                Err(Failure::new(Reason::BodyTooLarge).with(format!("{} bytes, at most {limit}", bytes.len())))
+            }
+            Self::Whole { bytes, .. } => Ok(bytes.clone()),
+            Self::Streaming(_) => Err(Failure::new(Reason::Internal)),
+        }
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut *self {
+            Self::Streaming(streaming) => Pin::new(streaming).poll_frame(cx),
+            Self::Whole { bytes, trailers } => Poll::Ready(if bytes.is_empty() {
+                trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
+            } else {
+                Some(Ok(Frame::data(std::mem::take(bytes))))
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Streaming(streaming) => streaming.incoming.is_end_stream(),
+            Self::Whole { bytes, trailers } => bytes.is_empty() && trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Streaming(streaming) => streaming.incoming.size_hint(),
+            Self::Whole { bytes, .. } => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}
+
+/// A client's body that may not stand still.
+#[derive(Debug)]
+pub(crate) struct Streaming {
+    incoming: Incoming,
+    idle: Duration,
+    progress: Arc<Progress>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl http_body::Body for Streaming {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
+            this.timer = None;
+            if !this.progress.is_answered() {
+                this.progress.mark();
+            }
+            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+        }
+        if this.progress.is_answered() {
+            this.timer = None;
+            return Poll::Pending;
+        }
+        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.idle)));
+        ready!(timer.as_mut().poll(cx));
+        this.timer = None;
+        if this.progress.is_answered() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(Err(BodyStalled(this.idle).into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

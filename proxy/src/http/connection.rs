@@ -1,0 +1,211 @@
+//! Serves one client's connection from its first byte to its end.
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::io::{Guarded, InFlight, InFlightGuard, Protocol, sniff};
+use super::{Body, BoxError, Client};
+use crate::config::Limits;
+use crate::proxy::Proxy;
+
+/// How long a connection that was asked to end may take to say goodbye when it has no request.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// HTTP/2 pings to a silent client, and how long each may take.
+const PING: Duration = Duration::from_secs(20);
+
+/// All connections: who may still work, and who must end now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Connections {
+    /// Every connection and tunnel is a task in here.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled: finish what is in flight, take no more.
+    pub(crate) drain: CancellationToken,
+    /// Cancelled: end now.
+    pub(crate) end: CancellationToken,
+}
+
+/// Serves `io` until it ends. `protocol` is given where ALPN has told it.
+///
+/// Cancelled by [`Connections::end`]; dropping the future closes the connection.
+pub(crate) async fn serve<I>(
+    mut io: I,
+    protocol: Option<Protocol>,
+    client: Arc<Client>,
+    limits: Limits,
+    proxy: Arc<Proxy>,
+    connections: Connections,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (protocol, seen) = match protocol {
+        Some(protocol) => (protocol, Vec::new()),
+        None => match tokio::time::timeout(limits.header_timeout, sniff(&mut io)).await {
+            // Gone, or silent: nothing was asked, so nothing is answered.
+            Ok(Ok((_, seen))) if seen.is_empty() => return,
+            Ok(Ok(known)) => known,
+            Ok(Err(_)) | Err(_) => return,
+        },
+    };
+    let in_flight = InFlight::new();
+    let head_timeout = (protocol == Protocol::Http1).then_some(limits.header_timeout);
+    let io = TokioIo::new(Guarded::new(io, seen, in_flight.clone(), head_timeout));
+    let counter = in_flight.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let guard = counter.begin();
+        let proxy = Arc::clone(&proxy);
+        let client = Arc::clone(&client);
+        async move {
+            let response = proxy.handle(request, &client).await;
+            Ok::<Response<Body>, Infallible>(response.map(|body| Counted { body, _guard: guard }.boxed_unsync()))
+        }
+    });
+    let served = match protocol {
+        Protocol::Http1 => {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                // `Guarded` bounds heads; hyper's own timer also runs while a connection is idle.
+                .header_read_timeout(None)
+                .max_headers(limits.max_headers)
+                .max_buf_size(limits.max_header_bytes.max(8 * 1024))
+                .serve_connection(io, service)
+                .with_upgrades();
+            drive(pin!(connection), &in_flight, limits.idle_timeout, &connections).await
+        }
+        Protocol::Http2 => {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(limits.max_streams)
+                .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+                .keep_alive_interval(PING)
+                .keep_alive_timeout(PING)
+                .serve_connection(io, service);
+            drive(pin!(connection), &in_flight, limits.idle_timeout, &connections).await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(target: "palisade::http", error = %Chain(&error), "connection ended");
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// A connection of either protocol that can be asked to end.
+trait Graceful: Future<Output = hyper::Result<()>> {
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+impl<I, S> Graceful for http1::UpgradeableConnection<I, S>
+where
+    Self: Future<Output = hyper::Result<()>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    S: hyper::service::HttpService<Incoming, ResBody = Body>,
+    S::Error: Into<BoxError>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http1::UpgradeableConnection::graceful_shutdown(self);
+    }
+}
+
+impl<I, S> Graceful for http2::Connection<I, S, TokioExecutor>
+where
+    Self: Future<Output = hyper::Result<()>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<Incoming, ResBody = Body>,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, Body>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http2::Connection::graceful_shutdown(self);
+    }
+}
+
+/// Runs a connection to its end; asks it to end when it has been idle for too long, or when everything drains.
+async fn drive(
+    mut connection: Pin<&mut impl Graceful>,
+    in_flight: &InFlight,
+    idle_timeout: Duration,
+    connections: &Connections,
+) -> hyper::Result<()> {
+    let mut check = Instant::now() + idle_timeout;
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            served = connection.as_mut() => return served,
+            () = connections.end.cancelled() => return Ok(()),
+            () = connections.drain.cancelled(), if !ending => {
+                connection.as_mut().graceful_shutdown();
+                ending = true;
+                check = Instant::now() + GOODBYE;
+            }
+            () = tokio::time::sleep_until(check) => {
+                let now = Instant::now();
+                let idle_until = in_flight.idle_since() + idle_timeout;
+                if in_flight.count() > 0 {
+                    check = now + if ending { GOODBYE } else { idle_timeout };
+                } else if ending {
+                    return Ok(());
+                } else if now >= idle_until {
+                    connection.as_mut().graceful_shutdown();
+                    ending = true;
+                    check = now + GOODBYE;
+                } else {
+                    check = idle_until;
+                }
+            }
+        }
+    }
+}
+
+/// A response's body that counts its request as in flight until it has been sent or given up.
+struct Counted {
+    body: Body,
+    _guard: InFlightGuard,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

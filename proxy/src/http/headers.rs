@@ -1,0 +1,222 @@
+//! Header fields that a proxy must not pass on, and those that it must set itself.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::config::Cidr;
+
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_PALISADE_REASON: HeaderName = HeaderName::from_static("x-palisade-reason");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Fields that concern one connection or its framing (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2): neither passed
+/// on nor settable by filters. `te` is dealt with apart.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HTTP2_SETTINGS,
+];
+
+/// Fields that a filter may not change: framing, hop-by-hop, and what the proxy itself vouches for.
+pub(crate) fn is_owned(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+        || [
+            header::HOST,
+            header::CONTENT_LENGTH,
+            header::TRAILER,
+            header::EXPECT,
+            X_REQUEST_ID,
+            X_PALISADE_REASON,
+            X_FORWARDED_FOR,
+            X_FORWARDED_HOST,
+            X_FORWARDED_PROTO,
+        ]
+        .contains(name)
+}
+
+/// Removes what concerns this connection only, including what its `Connection` field names, and keeps `te: trailers`,
+/// which gRPC needs.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let nominated: Vec<HeaderName> = list(headers, &header::CONNECTION)
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+        // Framing and addressing can't be talked away by a peer.
+        .filter(|name| ![header::HOST, header::CONTENT_LENGTH].contains(name))
+        .collect();
+    let trailers = list(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
+    for name in nominated.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// The members of a comma-separated field, over all its lines.
+pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|member| !member.is_empty())
+}
+
+/// The protocol that an HTTP/1.1 request asks to upgrade to, lower case.
+pub(crate) fn upgrade(headers: &HeaderMap) -> Option<String> {
+    let asked = list(headers, &header::CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
+    asked.then(|| list(headers, &header::UPGRADE).next().map(str::to_ascii_lowercase)).flatten()
+}
+
+/// Sets the fields that tell the upstream about the client. What the client itself sent in them counts only if it is
+/// a trusted proxy.
+pub(crate) fn set_forwarded(
+    headers: &mut HeaderMap,
+    peer: Option<SocketAddr>,
+    scheme: &'static str,
+    authority: &str,
+    trusted: bool,
+) {
+    if !trusted {
+        for name in [&X_FORWARDED_FOR, &X_FORWARDED_HOST, &X_FORWARDED_PROTO, &X_REAL_IP, &header::FORWARDED] {
+            headers.remove(name);
+        }
+    }
+    if let Some(peer) = peer {
+        let address = peer.ip().to_canonical().to_string();
+        let chain = list(headers, &X_FORWARDED_FOR).chain([address.as_str()]).collect::<Vec<_>>().join(", ");
+        if let Ok(chain) = HeaderValue::try_from(chain) {
+            headers.insert(X_FORWARDED_FOR, chain);
+        }
+    }
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
+    if !headers.contains_key(X_FORWARDED_HOST)
+        && let Ok(host) = HeaderValue::from_str(authority)
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+}
+
+/// The request's id: the one that a trusted proxy sent, else a new one of 32 hexadecimal digits.
+pub(crate) fn request_id(headers: &HeaderMap, trusted: bool) -> String {
+    const LONGEST: usize = 128;
+    let sent = headers.get(X_REQUEST_ID).filter(|_| trusted).and_then(|id| id.to_str().ok());
+    match sent {
+        Some(id) if !id.is_empty() && id.len() <= LONGEST => id.to_owned(),
+        _ => format!("{:032x}", fastrand::u128(..)),
+    }
+}
+
+impl Cidr {
+    /// Whether the network holds an address. An IPv4 address in IPv6 clothes counts as IPv4.
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let shift = 32 - u32::from(self.prefix.min(32));
+                u64::from(network.to_bits()) >> shift == u64::from(address.to_bits()) >> shift
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                let shift = 128 - u32::from(self.prefix.min(128));
+                shift == 128 || network.to_bits() >> shift == address.to_bits() >> shift
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_a_connection_nominates_goes_with_it() {
+        let mut fields = headers(&[
+            ("connection", "close, X-Secret"),
+            ("connection", "host, content-length"),
+            ("x-secret", "1"),
+            ("keep-alive", "5"),
+            ("te", "gzip, trailers"),
+            ("host", "a"),
+            ("content-length", "3"),
+            ("accept", "*/*"),
+        ]);
+        remove_hop_by_hop(&mut fields);
+        let mut names: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept", "content-length", "host", "te"]);
+        assert_eq!(fields["te"], "trailers");
+    }
+
+    #[test]
+    fn an_untrusted_client_says_nothing_about_itself() {
+        let claims = [
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "evil"),
+            ("x-real-ip", "1.2.3.4"),
+            ("forwarded", "for=1.2.3.4"),
+        ];
+        let peer = Some("10.0.0.9:55".parse().unwrap());
+        let mut fields = headers(&claims);
+        set_forwarded(&mut fields, peer, "http", "a.example", false);
+        assert_eq!(fields["x-forwarded-for"], "10.0.0.9");
+        assert_eq!(fields["x-forwarded-proto"], "http");
+        assert_eq!(fields["x-forwarded-host"], "a.example");
+        assert!(!fields.contains_key("x-real-ip") && !fields.contains_key("forwarded"));
+
+        let mut fields = headers(&claims);
+        set_forwarded(&mut fields, peer, "http", "a.example", true);
+        assert_eq!(fields["x-forwarded-for"], "1.2.3.4, 10.0.0.9");
+        assert_eq!(fields["x-forwarded-proto"], "https");
+        assert_eq!(fields["x-forwarded-host"], "evil");
+    }
+
+    #[test]
+    fn request_ids_are_taken_from_trusted_proxies_only() {
+        let fields = headers(&[("x-request-id", "abc")]);
+        assert_eq!(request_id(&fields, true), "abc");
+        let made = request_id(&fields, false);
+        assert_eq!(made.len(), 32);
+        assert_ne!(made, request_id(&fields, false));
+        let mut empty = HeaderMap::new();
+        empty.insert(X_REQUEST_ID, HeaderValue::from_bytes(&[0xff]).unwrap());
+        assert_eq!(request_id(&empty, true).len(), 32);
+    }
+
+    #[test]
+    fn networks() {
+        let cidr = |address: &str, prefix| Cidr { address: address.parse().unwrap(), prefix };
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(cidr("10.0.0.0", 8).contains(ip("10.255.1.2")));
+        assert!(cidr("10.0.0.0", 8).contains(ip("::ffff:10.1.1.1")));
+        assert!(!cidr("10.0.0.0", 8).contains(ip("11.0.0.1")));
+        assert!(cidr("0.0.0.0", 0).contains(ip("1.2.3.4")) && !cidr("0.0.0.0", 0).contains(ip("::1")));
+        assert!(cidr("::", 0).contains(ip("fe80::1")));
+        assert!(cidr("127.0.0.1", 32).contains(ip("127.0.0.1")) && !cidr("127.0.0.1", 32).contains(ip("127.0.0.2")));
+    }
+}

@@ -1,0 +1,12 @@
+//! HTTP as the client sees it: reading requests into their one canonical form, and serving connections.
+
+mod body;
+mod connection;
+pub(crate) mod headers;
+mod io;
+pub(crate) mod path;
+mod request;
+
+pub(crate) use self::body::{Body, BoxError, RequestBody, empty, full};
+pub(crate) use self::connection::{Connections, serve};
+pub(crate) use self::request::{Client, Request, TlsFacts, read};

@@ -1,0 +1,226 @@
+//! The one place where a request's path is read: normalised here before any filter, and never parsed again.
+//!
+//! What a filter judges, a route matches and the upstream gets is the same text. Where two servers could read a path in
+//! two ways, and normalising can't settle it, the request is refused:
+//!
+//! | in the path | what happens |
+//! | --- | --- |
+//! | `%41` (encoded unreserved character) | decoded |
+//! | `%c3%a9` (other encoded bytes) | kept, hexadecimal digits in upper case; refused when they are not UTF-8 |
+//! | `/./`, `/../`, `//` | resolved |
+//! | `..` above the root | refused |
+//! | `%2f`, `%5c`, `\` (other spellings of a slash) | refused |
+//! | `%00` and other control characters | refused |
+//! | `/..;x/` (a dot segment with parameters) | refused |
+//! | `%` without two hexadecimal digits | refused |
+//! | a character outside RFC 3986's set | refused |
+
+/// Longest path and query together, in bytes, before normalising.
+pub(crate) const MAX_TARGET: usize = 8 * 1024;
+
+/// Why a path was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PathError {
+    #[error("the path does not begin with /")]
+    Relative,
+    #[error("the path has a character that must be percent-encoded")]
+    Character,
+    #[error("the path has a % without two hexadecimal digits")]
+    Escape,
+    #[error("the path has an encoded slash or a backslash")]
+    Slash,
+    #[error("the path has an encoded control character")]
+    Control,
+    #[error("the path's encoded bytes are not UTF-8")]
+    NotUtf8,
+    #[error("the path leaves the root")]
+    AboveRoot,
+    #[error("the path has a dot segment with parameters")]
+    DotParameters,
+}
+
+/// The canonical form of an absolute path.
+pub(crate) fn normalise(path: &str) -> Result<String, PathError> {
+    if !path.starts_with('/') {
+        return Err(PathError::Relative);
+    }
+    resolve(&decode(path.as_bytes())?)
+}
+
+/// Decodes what need not be encoded; checks the rest.
+fn decode(path: &[u8]) -> Result<String, PathError> {
+    let mut decoded = String::with_capacity(path.len());
+    let mut encoded = Vec::new();
+    let mut at = 0;
+    while let Some(&byte) = path.get(at) {
+        if byte != b'%' {
+            decoded.push(literal(byte)?);
+            at += 1;
+            continue;
+        }
+        let digits = path.get(at + 1..at + 3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = digits
+            .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .ok_or(PathError::Escape)?;
+        at += 3;
+        match byte {
+            b'/' | b'\\' => return Err(PathError::Slash),
+            0..=0x1f | 0x7f => return Err(PathError::Control),
+            unreserved if is_unreserved(unreserved) => decoded.push(char::from(unreserved)),
+            other => {
+                encoded.push(other);
+                decoded.push_str(&format!("%{other:02X}"));
+            }
+        }
+        // A character's bytes stand together, so a run ends at the first byte that is not encoded.
+        if path.get(at) != Some(&b'%') || byte < 0x80 {
+            std::str::from_utf8(&encoded).map_err(|_| PathError::NotUtf8)?;
+            encoded.clear();
+        }
+    }
+    Ok(decoded)
+}
+
+/// RFC 3986 section 2.3.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// A byte that may stand in a path as it is: `pchar` of RFC 3986 section 3.3, and the slash.
+fn literal(byte: u8) -> Result<char, PathError> {
+    match byte {
+        b'\\' => Err(PathError::Slash),
+        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' | b'/' => {
+            Ok(char::from(byte))
+        }
+        byte if is_unreserved(byte) => Ok(char::from(byte)),
+        _ => Err(PathError::Character),
+    }
+}
+
+/// Resolves dot segments and repeated slashes.
+fn resolve(path: &str) -> Result<String, PathError> {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.split('/').skip(1).peekable();
+    let mut directory = false;
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            "" | "." => directory = last,
+            ".." => {
+                kept.pop().ok_or(PathError::AboveRoot)?;
+                directory = last;
+            }
+            segment => {
+                if matches!(segment.split_once(';'), Some(("." | "..", _))) {
+                    return Err(PathError::DotParameters);
+                }
+                kept.push(segment);
+            }
+        }
+    }
+    let mut resolved = String::with_capacity(path.len());
+    for segment in &kept {
+        resolved.push('/');
+        resolved.push_str(segment);
+    }
+    if directory || kept.is_empty() {
+        resolved.push('/');
+    }
+    Ok(resolved)
+}
+
+/// Checks a query, which is passed on as it came: only what could end or split a request line is refused.
+pub(crate) fn query_is_clean(query: &str) -> bool {
+    query.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_text_for_each_meaning() {
+        let cases = [
+            ("/", "/"),
+            ("/admin", "/admin"),
+            ("/admin/", "/admin/"),
+            ("//admin", "/admin"),
+            ("/./admin", "/admin"),
+            ("/a/../admin", "/admin"),
+            ("/a/%2e%2e/admin", "/admin"),
+            ("/a/.%2E/admin", "/admin"),
+            ("/%61dmin", "/admin"),
+            ("/admin/.", "/admin/"),
+            ("/admin/..", "/"),
+            ("/a/b/..", "/a/"),
+            ("/a//b///c", "/a/b/c"),
+            ("/a/..//b/", "/b/"),
+            ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/%e2%82%ac", "/%E2%82%AC"),
+            ("/a%20b%3f", "/a%20b%3F"),
+            ("/admin;x", "/admin;x"),
+            ("/...", "/..."),
+            ("/a:b@c!$&'()*+,=", "/a:b@c!$&'()*+,="),
+        ];
+        for (path, canonical) in cases {
+            assert_eq!(normalise(path).as_deref(), Ok(canonical), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_two_servers_could_read_in_two_ways_is_refused() {
+        use PathError as E;
+        let cases = [
+            ("admin", E::Relative),
+            ("", E::Relative),
+            ("*", E::Relative),
+            ("/a%2f..%2fadmin", E::Slash),
+            ("/a%5cadmin", E::Slash),
+            ("/a\\..\\admin", E::Slash),
+            ("/admin%00", E::Control),
+            ("/admin%0d%0ax", E::Control),
+            ("/%7f", E::Control),
+            ("/a/..;x/admin", E::DotParameters),
+            ("/a/.;/admin", E::DotParameters),
+            ("/..", E::AboveRoot),
+            ("/a/../../admin", E::AboveRoot),
+            ("/%c0%ae%c0%ae/", E::NotUtf8),
+            ("/%e9", E::NotUtf8),
+            ("/%c3x%a9", E::NotUtf8),
+            ("/%c3%41%a9", E::NotUtf8),
+            ("/%", E::Escape),
+            ("/%4", E::Escape),
+            ("/%zz", E::Escape),
+            ("/%+1", E::Escape),
+            ("/a b", E::Character),
+            ("/é", E::Character),
+            ("/a\"b", E::Character),
+            ("/a|b", E::Character),
+            ("/a#b", E::Character),
+        ];
+        for (path, error) in cases {
+            assert_eq!(normalise(path), Err(error), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_twice_changes_nothing(path in "/[ -~]{0,40}") {
+            if let Ok(once) = normalise(&path) {
+                prop_assert_eq!(normalise(&once).as_ref(), Ok(&once));
+                prop_assert!(!once.contains("//") && !once.contains("/../") && !once.contains("/./"));
+            }
+        }
+
+        #[test]
+        fn any_text_gives_an_answer(path in ".{0,60}") {
+            let _answer = normalise(&path);
+        }
+    }
+}

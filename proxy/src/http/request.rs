@@ -1,0 +1,317 @@
+//! A request in its one canonical form, read once before any filter. Filters, routes and the upstream all use it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Uri, Version, request::Parts};
+
+use super::headers;
+use super::path::{self, MAX_TARGET};
+use crate::config::Address;
+use crate::respond::{Failure, Reason};
+
+/// Who sent a request, and how it got here. One for each connection.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// Name of the listener.
+    pub(crate) listener: Arc<str>,
+    /// The client's end; `None` on a unix socket.
+    pub(crate) peer: Option<SocketAddr>,
+    /// The proxy's end.
+    pub(crate) local: Address,
+    /// Set on a TLS connection.
+    pub(crate) tls: Option<TlsFacts>,
+    /// Whether the client is one of `trusted_proxies`.
+    pub(crate) trusted: bool,
+}
+
+/// What a TLS handshake established.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TlsFacts {
+    pub(crate) server_name: String,
+    pub(crate) alpn: String,
+    pub(crate) version: &'static str,
+    /// DER, leaf first.
+    pub(crate) peer_certificates: Vec<bytes::Bytes>,
+}
+
+/// A request without its body.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: String,
+    pub(crate) client: Arc<Client>,
+    pub(crate) method: Method,
+    /// Host and port as the client asked for, lower case.
+    pub(crate) authority: String,
+    /// Normalised.
+    pub(crate) path: String,
+    pub(crate) query: Option<String>,
+    pub(crate) version: Version,
+    /// Without hop-by-hop fields and `host`.
+    pub(crate) headers: HeaderMap,
+    /// The protocol that the client asked to upgrade to, lower case.
+    pub(crate) upgrade: Option<String>,
+}
+
+impl Request {
+    /// "http" or "https".
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.client.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// The authority without its port.
+    pub(crate) fn host(&self) -> &str {
+        host_of(&self.authority)
+    }
+
+    /// Path and query as they go upstream.
+    pub(crate) fn target(&self) -> String {
+        match &self.query {
+            Some(query) => format!("{}?{query}", self.path),
+            None => self.path.clone(),
+        }
+    }
+}
+
+/// Reads a request's head. The error is for the client.
+pub(crate) fn read(parts: Parts, client: &Arc<Client>, id: String) -> Result<Request, (Failure, String)> {
+    match canonical(parts, client, id.clone()) {
+        Ok(request) => Ok(request),
+        Err(failure) => Err((failure, id)),
+    }
+}
+
+fn canonical(parts: Parts, client: &Arc<Client>, id: String) -> Result<Request, Failure> {
+    let Parts { method, uri, version, mut headers, .. } = parts;
+    if matches!(method, Method::CONNECT | Method::TRACE) {
+        return Err(Failure::new(Reason::MethodRefused).with(format!("{method} is not served")));
+    }
+    framing(&headers, version)?;
+    let authority = authority(&uri, &headers, version)?;
+    let target_length = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target_length > MAX_TARGET {
+        return Err(Failure::new(Reason::TargetTooLong).with(format!("{target_length} bytes")));
+    }
+    let path = match uri.path() {
+        "*" if method == Method::OPTIONS => "*".to_owned(),
+        // An absolute form without a path (RFC 9112 section 3.2.2).
+        "" if uri.scheme().is_some() => "/".to_owned(),
+        path => path::normalise(path).map_err(|error| Failure::new(Reason::BadPath).with(error))?,
+    };
+    let query = uri.query().map(str::to_owned);
+    if query.as_deref().is_some_and(|query| !path::query_is_clean(query)) {
+        return Err(Failure::new(Reason::BadPath).with("the query has a character that must be percent-encoded"));
+    }
+    let upgrade = (version == Version::HTTP_11).then(|| headers::upgrade(&headers)).flatten();
+    headers::remove_hop_by_hop(&mut headers);
+    headers.remove(header::HOST);
+    // The proxy answers `100-continue` itself, when the upstream begins to read.
+    headers.remove(header::EXPECT);
+    let scheme = if client.tls.is_some() { "https" } else { "http" };
+    headers::set_forwarded(&mut headers, client.peer, scheme, &authority, client.trusted);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(headers::X_REQUEST_ID, id);
+    }
+    merge_cookies(&mut headers);
+    Ok(Request { id, client: Arc::clone(client), method, authority, path, query, version, headers, upgrade })
+}
+
+/// Refuses framings that two servers could read in two ways. The parser has already refused what it can't read.
+fn framing(headers: &HeaderMap, version: Version) -> Result<(), Failure> {
+    let codings: Vec<&str> = headers::list(headers, &header::TRANSFER_ENCODING).collect();
+    let encoded = headers.contains_key(header::TRANSFER_ENCODING);
+    let bad = |detail: &'static str| Err(Failure::new(Reason::BadFraming).with(detail));
+    match codings.as_slice() {
+        [] if !encoded => {}
+        [coding] if coding.eq_ignore_ascii_case("chunked") && version == Version::HTTP_11 => {
+            if headers.contains_key(header::CONTENT_LENGTH) {
+                return bad("content-length beside transfer-encoding");
+            }
+        }
+        _ => return bad("transfer-encoding must be exactly one chunked, in HTTP/1.1"),
+    }
+    if headers.get_all(header::CONTENT_LENGTH).iter().count() > 1 {
+        return bad("more than one content-length");
+    }
+    if headers.get_all(header::EXPECT).iter().any(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Failure::new(Reason::UnknownExpectation));
+    }
+    Ok(())
+}
+
+/// The authority that a request is for: exactly one, whichever way it is written (RFC 9112 section 3.2, RFC 9113
+/// section 8.3.1).
+fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<String, Failure> {
+    let bad = |detail: &'static str| Failure::new(Reason::BadHost).with(detail);
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().map(|host| host.to_str().map_err(|_| bad("the host is not ASCII"))).transpose()?;
+    if hosts.next().is_some() {
+        return Err(bad("more than one host"));
+    }
+    let authority = match (uri.authority(), host) {
+        (Some(authority), Some(host)) if version >= Version::HTTP_2 && !host.eq_ignore_ascii_case(authority.as_str()) => {
+            return Err(bad(":authority and host differ"));
+        }
+        // In HTTP/1.1 the absolute form wins, and Host is rewritten.
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(host)) => host,
+        (None, None) if version == Version::HTTP_10 => "",
+        (None, None) => return Err(bad("no host")),
+    };
+    if authority.is_empty() && version != Version::HTTP_10 {
+        return Err(bad("the host is empty"));
+    }
+    let authority = authority.to_ascii_lowercase();
+    if !authority.is_empty() && !is_authority(&authority) {
+        return Err(bad("the host is not a name or an address, with or without a port"));
+    }
+    Ok(authority)
+}
+
+fn host_of(authority: &str) -> &str {
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.split_once(':').map_or(authority, |(host, _)| host),
+    };
+    // A name and its absolute form are the same host.
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// `host`, `host:port`, `[v6]` or `[v6]:port`, without user information.
+fn is_authority(authority: &str) -> bool {
+    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
+        let Some((address, port)) = rest.split_once(']') else { return false };
+        if address.parse::<std::net::Ipv6Addr>().is_err() {
+            return false;
+        }
+        (None, port.strip_prefix(':').or((!port.is_empty()).then_some("?")))
+    } else {
+        match authority.split_once(':') {
+            Some((host, port)) => (Some(host), Some(port)),
+            None => (Some(authority), None),
+        }
+    };
+    let named = host.is_none_or(|host| {
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+    });
+    let ported = port.is_none_or(|port| {
+        !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    });
+    named && ported
+}
+
+/// HTTP/2 may split `cookie` into several fields; everybody behind the proxy expects one (RFC 9113 section 8.2.3).
+fn merge_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    if cookies.by_ref().nth(1).is_none() {
+        return;
+    }
+    let joined =
+        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn client() -> Arc<Client> {
+        Arc::new(Client {
+            listener: "test".into(),
+            peer: Some("127.0.0.1:5".parse().unwrap()),
+            local: Address::Tcp("127.0.0.1:80".parse().unwrap()),
+            tls: None,
+            trusted: false,
+        })
+    }
+
+    fn read_request(request: http::Request<()>) -> Result<Request, Reason> {
+        read(request.into_parts().0, &client(), "id".into()).map_err(|(failure, _)| failure.reason())
+    }
+
+    fn get(uri: &str, version: Version, fields: &[(&str, &str)]) -> Result<Request, Reason> {
+        let mut request = http::Request::builder().uri(uri).version(version);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        read_request(request.body(()).unwrap())
+    }
+
+    #[test]
+    fn one_authority() {
+        let h1 = Version::HTTP_11;
+        let authority = |uri, version, fields: &[_]| get(uri, version, fields).map(|request| request.authority);
+        assert_eq!(authority("/", h1, &[("host", "A.Example:80")]), Ok("a.example:80".into()));
+        assert_eq!(authority("http://b/", h1, &[("host", "a")]), Ok("b".into()));
+        assert_eq!(authority("/", Version::HTTP_10, &[]), Ok(String::new()));
+        assert_eq!(authority("http://a/", Version::HTTP_2, &[("host", "A")]), Ok("a".into()));
+        assert_eq!(authority("/", h1, &[("host", "[::1]:80")]), Ok("[::1]:80".into()));
+        for (uri, version, fields) in [
+            ("/", h1, vec![]),
+            ("/", h1, vec![("host", "a"), ("host", "a")]),
+            ("/", h1, vec![("host", "")]),
+            ("/", h1, vec![("host", "a b")]),
+            ("/", h1, vec![("host", "u@a")]),
+            ("/", h1, vec![("host", "a:x")]),
+            ("/", h1, vec![("host", "a:99999")]),
+            ("/", h1, vec![("host", "a:")]),
+            ("/", h1, vec![("host", "[::1]x")]),
+            ("/", h1, vec![("host", "[::g]")]),
+            ("http://u@a/", h1, vec![("host", "a")]),
+            ("http://a/", Version::HTTP_2, vec![("host", "b")]),
+        ] {
+            assert_eq!(authority(uri, version, &fields), Err(Reason::BadHost), "{uri} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_compared_without_port_and_root_dot() {
+        assert_eq!(host_of("a.example:80"), "a.example");
+        assert_eq!(host_of("a.example."), "a.example");
+        assert_eq!(host_of("[::1]:80"), "::1");
+        assert_eq!(host_of(""), "");
+    }
+
+    #[test]
+    fn ambiguous_framing_is_refused() {
+        let host = ("host", "a");
+        for fields in [
+            vec![host, ("transfer-encoding", "gzip, chunked")],
+            vec![host, ("transfer-encoding", "identity")],
+            vec![host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            vec![host, ("transfer-encoding", "")],
+            vec![host, ("transfer-encoding", "chunked"), ("content-length", "3")],
+            vec![host, ("content-length", "3"), ("content-length", "3")],
+        ] {
+            assert_eq!(get("/", Version::HTTP_11, &fields).unwrap_err(), Reason::BadFraming, "{fields:?}");
+        }
+        assert!(get("/", Version::HTTP_11, &[host, ("transfer-encoding", "Chunked")]).is_ok());
+    }
+
+    #[test]
+    fn what_goes_on_is_canonical() {
+        let request = get(
+            "/a/../b%41?x=%2F",
+            Version::HTTP_11,
+            &[("host", "a"), ("cookie", "a=1"), ("cookie", "b=2"), ("connection", "x-gone"), ("x-gone", "1")],
+        )
+        .unwrap();
+        assert_eq!(request.target(), "/bA?x=%2F");
+        assert_eq!(request.headers["cookie"], "a=1; b=2");
+        assert_eq!(request.headers["x-request-id"], "id");
+        assert!(!request.headers.contains_key("host") && !request.headers.contains_key("x-gone"));
+    }
+
+    #[test]
+    fn methods_and_expectations_that_are_not_served() {
+        let connect = http::Request::builder().method("CONNECT").uri("a:1").body(()).unwrap();
+        assert_eq!(read_request(connect).unwrap_err(), Reason::MethodRefused);
+        let fields = [("host", "a"), ("expect", "junk")];
+        assert_eq!(get("/", Version::HTTP_11, &fields).unwrap_err(), Reason::UnknownExpectation);
+    }
+}

@@ -1,0 +1,132 @@
+//! The native contract, `palisade.plugin.v1`, from the host's side.
+
+mod wire;
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use palisade_plugin_proto::v1::certificates_client::CertificatesClient;
+use palisade_plugin_proto::v1::filter_client::FilterClient;
+use palisade_plugin_proto::v1::lifecycle_client::LifecycleClient;
+use palisade_plugin_proto::v1::{self, ConfigureRequest, DescribeRequest, WatchCertificatesRequest};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use super::adapter::Roles;
+use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict};
+use crate::http::Request;
+
+/// Largest answer of a filter: a reply of 1 MiB and its headers.
+const MAX_ANSWER: usize = (1 << 20) + (128 << 10);
+
+/// Largest message of certificates.
+const MAX_CERTIFICATES: usize = 16 << 20;
+
+/// One serving instance.
+#[derive(Debug)]
+pub(crate) struct Native {
+    filter: FilterClient<Channel>,
+    certificates: CertificatesClient<Channel>,
+    needs: Needs,
+    config_hash: Arc<str>,
+    /// As many permits as the plugin takes calls at a time; `None`: no limit.
+    permits: Option<Arc<Semaphore>>,
+}
+
+impl Native {
+    /// Asks a fresh instance what it is, and configures it. The error is for the operator.
+    pub(super) async fn attach(
+        channel: Channel,
+        roles: Roles,
+        config: prost_types::Struct,
+        config_hash: &str,
+    ) -> Result<Self, String> {
+        let mut lifecycle = LifecycleClient::new(channel.clone());
+        let host = concat!("palisade/", env!("CARGO_PKG_VERSION")).to_owned();
+        let described =
+            lifecycle.describe(DescribeRequest { host }).await.map_err(|status| wire::describe_failed(&status))?;
+        let description = described.into_inner();
+        wire::check_contracts(&description, roles)?;
+        let needs = wire::needs(description.filter.as_ref());
+        let configure = ConfigureRequest { config: Some(config), hash: config_hash.to_owned() };
+        let configured = lifecycle
+            .configure(configure)
+            .await
+            .map_err(|status| format!("Configure failed: {}", wire::status_text(&status)))?;
+        wire::check_problems(&configured.into_inner())?;
+        tracing::info!(
+            target: "palisade::plugin", name = %description.name, version = %description.version,
+            "plugin described itself",
+        );
+        let permits = match description.max_concurrent_calls {
+            0 => None,
+            calls => Some(Arc::new(Semaphore::new((calls as usize).min(Semaphore::MAX_PERMITS)))),
+        };
+        Ok(Self {
+            filter: FilterClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
+            certificates: CertificatesClient::new(channel).max_decoding_message_size(MAX_CERTIFICATES),
+            needs,
+            config_hash: config_hash.into(),
+            permits,
+        })
+    }
+
+    pub(super) fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    pub(super) fn check_request(
+        &self,
+        subject: &Subject<'_>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Verdict, CallError>> + Send + use<> {
+        let message = wire::check_request(subject, &self.needs, &self.config_hash);
+        let mut filter = self.filter.clone();
+        let permits = self.permits.clone();
+        async move {
+            let _permit = permit(permits, deadline).await?;
+            let answer = filter.check_request(wire::timed(message, deadline)).await;
+            wire::verdict(answer.map_err(|status| wire::call_error(&status))?.into_inner())
+        }
+    }
+
+    pub(super) async fn check_response(
+        &self,
+        request: &Request,
+        response: &ResponseHead<'_>,
+        deadline: Instant,
+    ) -> Result<ResponseVerdict, CallError> {
+        let message = wire::check_response(request, response, &self.config_hash);
+        let _permit = permit(self.permits.clone(), deadline).await?;
+        let answer = self.filter.clone().check_response(wire::timed(message, deadline)).await;
+        wire::response_verdict(answer.map_err(|status| wire::call_error(&status))?.into_inner())
+    }
+
+    pub(super) async fn certificates(
+        &self,
+        names: &[String],
+    ) -> Result<BoxStream<'static, Result<CertificateUpdate, CallError>>, CallError> {
+        let context = v1::CallContext { config_hash: self.config_hash.to_string(), ..v1::CallContext::default() };
+        let request = WatchCertificatesRequest { context: Some(context), names: names.to_vec() };
+        let stream = self.certificates.clone().watch(request).await.map_err(|status| wire::call_error(&status))?;
+        let updates = stream.into_inner().map(|update| match update {
+            Ok(update) => wire::certificates(update),
+            Err(status) => Err(wire::call_error(&status)),
+        });
+        Ok(updates.boxed())
+    }
+}
+
+/// Waits for the plugin to have room for a call.
+async fn permit(
+    permits: Option<Arc<Semaphore>>,
+    deadline: Instant,
+) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, CallError> {
+    let Some(permits) = permits else { return Ok(None) };
+    match tokio::time::timeout_at(deadline, permits.acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(Some(permit)),
+        Ok(Err(_)) | Err(_) => Err(CallError::Overloaded),
+    }
+}

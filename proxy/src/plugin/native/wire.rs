@@ -1,0 +1,351 @@
+//! Between the proxy's types and the messages of `palisade.plugin.v1`. Everything that comes from a plugin is checked
+//! here, whole, before any of it is used.
+
+use std::error::Error;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use palisade_plugin_proto::v1::{
+    self, CheckRequestRequest, CheckRequestResponse, CheckResponseRequest, CheckResponseResponse, ConfigureResponse,
+    Contract, DescribeResponse, FilterNeeds, HeaderMutation, RequestPart, WatchCertificatesResponse,
+    check_request_response, check_response_response,
+};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::super::adapter::Roles;
+use super::super::mutation::{self, HeaderOp};
+use super::super::{
+    CallError, CertificateBundle, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict,
+};
+use crate::config::Address;
+use crate::http::Request;
+use crate::respond::Reply;
+
+/// Largest body of a reply.
+const MAX_REPLY: usize = 1 << 20;
+
+/// Longest text of a plugin that goes into a log line.
+const MAX_TEXT: usize = 512;
+
+/// A call whose plugin learns how long it has.
+pub(super) fn timed<T>(message: T, deadline: Instant) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+    request
+}
+
+pub(super) fn check_request(subject: &Subject<'_>, needs: &Needs, config_hash: &str) -> CheckRequestRequest {
+    let Subject { request, route, body } = subject;
+    let client = &request.client;
+    let mut message = request_line(request);
+    if needs.headers {
+        message.headers = fields(&request.headers);
+    }
+    if needs.addresses {
+        message.peer = Some(client.peer.map_or_else(v1::Address::default, |peer| socket_address(peer)));
+        message.local = Some(address(&client.local));
+    }
+    if needs.tls || needs.peer_certificate {
+        message.tls = client.tls.as_ref().map(|tls| v1::TlsFacts {
+            server_name: tls.server_name.clone(),
+            alpn: tls.alpn.clone(),
+            version: tls.version.to_owned(),
+            peer_certificates: if needs.peer_certificate {
+                tls.peer_certificates.iter().map(|der| der.to_vec()).collect()
+            } else {
+                Vec::new()
+            },
+        });
+    }
+    if needs.route {
+        message.route = route.map(|route| v1::Route {
+            name: route.name.clone(),
+            metadata: route.metadata.clone().into_iter().collect(),
+        });
+    }
+    message.body.clone_from(body);
+    CheckRequestRequest { context: Some(context(request, config_hash)), request: Some(message) }
+}
+
+pub(super) fn check_response(
+    request: &Request,
+    response: &ResponseHead<'_>,
+    config_hash: &str,
+) -> CheckResponseRequest {
+    CheckResponseRequest {
+        context: Some(context(request, config_hash)),
+        request: Some(request_line(request)),
+        status: response.status.as_u16().into(),
+        headers: fields(response.headers),
+    }
+}
+
+fn context(request: &Request, config_hash: &str) -> v1::CallContext {
+    let text = |name: &str| {
+        let value = request.headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    v1::CallContext {
+        request_id: request.id.clone(),
+        traceparent: text("traceparent"),
+        tracestate: text("tracestate"),
+        config_hash: config_hash.to_owned(),
+    }
+}
+
+fn request_line(request: &Request) -> v1::Request {
+    v1::Request {
+        method: request.method.as_str().to_owned(),
+        scheme: request.scheme().to_owned(),
+        authority: request.authority.clone(),
+        path: request.path.clone(),
+        query: request.query.clone().unwrap_or_default(),
+        has_query: request.query.is_some(),
+        protocol: format!("{:?}", request.version),
+        listener: request.client.listener.to_string(),
+        ..v1::Request::default()
+    }
+}
+
+fn fields(headers: &HeaderMap) -> Vec<v1::Header> {
+    let field = |(name, value): (&HeaderName, &HeaderValue)| {
+        v1::Header { name: name.as_str().to_owned(), value: Bytes::copy_from_slice(value.as_bytes()) }
+    };
+    headers.iter().map(field).collect()
+}
+
+fn address(address: &Address) -> v1::Address {
+    match address {
+        Address::Tcp(socket) => socket_address(*socket),
+        Address::Unix(path) => {
+            v1::Address { address: Some(v1::address::Address::UnixPath(path.display().to_string())) }
+        }
+    }
+}
+
+fn socket_address(socket: std::net::SocketAddr) -> v1::Address {
+    let socket = v1::SocketAddress { ip: socket.ip().to_canonical().to_string(), port: socket.port().into() };
+    v1::Address { address: Some(v1::address::Address::Socket(socket)) }
+}
+
+/// Checks that a plugin serves what the configuration uses it for.
+pub(super) fn check_contracts(description: &DescribeResponse, roles: Roles) -> Result<(), String> {
+    let serves = |contract: Contract| description.contracts.contains(&contract.into());
+    if roles.filter && !serves(Contract::Filter) {
+        return Err("it is used as a filter, but does not serve palisade.plugin.v1.Filter".to_owned());
+    }
+    if roles.certificates && !serves(Contract::Certificates) {
+        return Err("it is used for TLS, but does not serve palisade.plugin.v1.Certificates".to_owned());
+    }
+    Ok(())
+}
+
+/// Why a plugin that answers gRPC could not say what it is.
+pub(super) fn describe_failed(status: &Status) -> String {
+    if status.code() == Code::Unimplemented {
+        return "it does not serve palisade.plugin.v1.Lifecycle; if it was made for MOSN, set `contract: mosn`".to_owned();
+    }
+    format!("Describe failed: {}", status_text(status))
+}
+
+/// Turns the problems that a plugin found in its configuration into one text.
+pub(super) fn check_problems(configured: &ConfigureResponse) -> Result<(), String> {
+    if configured.problems.is_empty() {
+        return Ok(());
+    }
+    let problems = configured.problems.iter().take(10).map(|problem| match problem.path.as_str() {
+        "" => clip(&problem.message),
+        path => format!("config.{}: {}", clip(path), clip(&problem.message)),
+    });
+    Err(format!("it refuses its configuration: {}", problems.collect::<Vec<_>>().join("; ")))
+}
+
+pub(super) fn needs(filter: Option<&FilterNeeds>) -> Needs {
+    let default = FilterNeeds::default();
+    let filter = filter.unwrap_or(&default);
+    let all = filter.request_parts.is_empty();
+    let asks = |part: RequestPart| filter.request_parts.contains(&part.into());
+    let body = asks(RequestPart::Body).then(|| match usize::try_from(filter.max_body_bytes) {
+        Ok(0) | Err(_) => usize::MAX,
+        Ok(limit) => limit,
+    });
+    Needs {
+        headers: all || asks(RequestPart::Headers),
+        addresses: all || asks(RequestPart::Addresses),
+        tls: all || asks(RequestPart::Tls),
+        peer_certificate: asks(RequestPart::PeerCertificate),
+        route: all || asks(RequestPart::Route),
+        body,
+        response: filter.response_phase,
+    }
+}
+
+pub(super) fn verdict(answer: CheckRequestResponse) -> Result<Verdict, CallError> {
+    match answer.verdict {
+        None => Err(CallError::Invalid("the answer holds no verdict".to_owned())),
+        Some(check_request_response::Verdict::Allow(allow)) => {
+            Ok(Verdict::Allow { request: ops(allow.request_headers)?, response: ops(allow.response_headers)? })
+        }
+        Some(check_request_response::Verdict::Deny(denial)) => Ok(Verdict::Deny(reply(denial)?)),
+    }
+}
+
+pub(super) fn response_verdict(answer: CheckResponseResponse) -> Result<ResponseVerdict, CallError> {
+    match answer.verdict {
+        None => Err(CallError::Invalid("the answer holds no verdict".to_owned())),
+        Some(check_response_response::Verdict::Pass(pass)) => Ok(ResponseVerdict::Pass(ops(pass.headers)?)),
+        Some(check_response_response::Verdict::Replace(replacement)) => {
+            Ok(ResponseVerdict::Replace(reply(replacement)?))
+        }
+    }
+}
+
+fn ops(mutations: Vec<HeaderMutation>) -> Result<Vec<HeaderOp>, CallError> {
+    use v1::header_mutation::Mutation;
+    mutation::bounded(mutations.iter().map(|mutation| match &mutation.mutation {
+        Some(Mutation::Set(field) | Mutation::Append(field)) => (field.name.as_str(), field.value.len()),
+        Some(Mutation::Remove(name)) => (name.as_str(), 0),
+        None => ("", 0),
+    }))?;
+    let op = |mutation: HeaderMutation| match mutation.mutation {
+        None => Err(CallError::Invalid("a header mutation says nothing".to_owned())),
+        Some(Mutation::Set(field)) => {
+            mutation::field(&field.name, field.value).map(|(name, value)| HeaderOp::Set(name, value))
+        }
+        Some(Mutation::Append(field)) => {
+            mutation::field(&field.name, field.value).map(|(name, value)| HeaderOp::Append(name, value))
+        }
+        Some(Mutation::Remove(name)) => mutation::name(&name).map(HeaderOp::Remove),
+    };
+    mutations.into_iter().map(op).collect()
+}
+
+fn reply(reply: v1::Reply) -> Result<Reply, CallError> {
+    let invalid = |text: String| CallError::Invalid(text);
+    let status = u16::try_from(reply.status).ok().filter(|status| (200..600).contains(status));
+    let status = status
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .ok_or_else(|| invalid(format!("status {} is not one from 200 to 599", reply.status)))?;
+    if matches!(status.as_u16(), 204 | 205 | 304) && !reply.body.is_empty() {
+        return Err(invalid(format!("status {status} can't have a body")));
+    }
+    if reply.body.len() > MAX_REPLY {
+        return Err(invalid(format!("a reply of {} bytes, at most {MAX_REPLY}", reply.body.len())));
+    }
+    mutation::bounded(reply.headers.iter().map(|field| (field.name.as_str(), field.value.len())))?;
+    let headers = reply
+        .headers
+        .into_iter()
+        .map(|field| mutation::field(&field.name, field.value))
+        .collect::<Result<_, _>>()?;
+    Ok(Reply { status, headers, body: reply.body })
+}
+
+pub(super) fn certificates(update: WatchCertificatesResponse) -> Result<CertificateUpdate, CallError> {
+    let bundle = |bundle: v1::CertificateBundle| match bundle.key {
+        Some(v1::certificate_bundle::Key::PrivateKeyPem(key_pem)) => Ok(CertificateBundle {
+            name: bundle.name,
+            server_names: bundle.server_names,
+            chain_pem: bundle.certificate_chain_pem,
+            key_pem,
+        }),
+        None => Err(CallError::Invalid(format!("bundle {:?} has no key", clip(&bundle.name)))),
+    };
+    Ok(CertificateUpdate {
+        bundles: update.bundles.into_iter().map(bundle).collect::<Result<_, _>>()?,
+        removed: update.removed,
+        complete: update.complete,
+    })
+}
+
+/// Whose fault an error of a call is.
+pub(super) fn call_error(status: &Status) -> CallError {
+    // What tonic itself makes of a broken connection has a source; what came over the wire has none.
+    if status.source().is_some() {
+        return match status.code() {
+            Code::DeadlineExceeded => CallError::Timeout,
+            _ => CallError::Lost(clip(&crate::http::Chain(status).to_string())),
+        };
+    }
+    match status.code() {
+        Code::DeadlineExceeded => CallError::Timeout,
+        // go-plugin's way to say that it is on its way out.
+        Code::Unavailable => CallError::Lost(status_text(status)),
+        Code::ResourceExhausted => CallError::Overloaded,
+        _ => CallError::Failed(status_text(status)),
+    }
+}
+
+/// Code and message of a status, fit for a log line.
+pub(super) fn status_text(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), clip(status.message()))
+}
+
+/// Text of a plugin, bounded and without control characters.
+fn clip(text: &str) -> String {
+    let mut clipped: String =
+        text.chars().map(|character| if character.is_control() { ' ' } else { character }).take(MAX_TEXT).collect();
+    if text.chars().nth(MAX_TEXT).is_some() {
+        clipped.push('…');
+    }
+    clipped
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use palisade_plugin_proto::v1::{Header, HeaderMutation};
+
+    use super::*;
+
+    #[test]
+    fn an_empty_answer_is_never_an_allow() {
+        assert!(matches!(verdict(CheckRequestResponse::default()), Err(CallError::Invalid(_))));
+        assert!(matches!(response_verdict(CheckResponseResponse::default()), Err(CallError::Invalid(_))));
+        let nothing = CheckRequestResponse::allow().mutate(HeaderMutation { mutation: None });
+        assert!(matches!(verdict(nothing), Err(CallError::Invalid(_))));
+    }
+
+    #[test]
+    fn replies_that_http_does_not_know() {
+        for status in [0, 99, 101, 199, 600, 1000, 70_000] {
+            let denial = v1::Reply { status, ..v1::Reply::default() };
+            assert!(reply(denial).is_err(), "{status}");
+        }
+        for status in [204, 205, 304] {
+            assert!(reply(v1::Reply { status, ..v1::Reply::text(200, "x") }).is_err(), "{status}");
+            assert!(reply(v1::Reply { status, ..v1::Reply::default() }).is_ok(), "{status}");
+        }
+        let large = v1::Reply { body: vec![0; MAX_REPLY + 1].into(), ..v1::Reply::text(200, "") };
+        assert!(reply(large).is_err());
+        let framed = v1::Reply { headers: vec![Header::new("content-length", "3")], ..v1::Reply::text(200, "x") };
+        assert!(reply(framed).is_err());
+        let split = v1::Reply { headers: vec![Header::new("location", "/\r\nx: y")], ..v1::Reply::text(302, "") };
+        assert!(reply(split).is_err());
+    }
+
+    #[test]
+    fn a_filter_gets_what_it_asks_for() {
+        let default = needs(None);
+        assert!(default.headers && default.addresses && default.tls && default.route);
+        assert!(!default.peer_certificate && default.body.is_none() && !default.response);
+        let body_only = FilterNeeds {
+            request_parts: vec![RequestPart::Body.into()],
+            max_body_bytes: 10,
+            ..FilterNeeds::default()
+        };
+        let body_only = needs(Some(&body_only));
+        assert!(!body_only.headers && body_only.body == Some(10));
+        let unknown = FilterNeeds { request_parts: vec![999], ..FilterNeeds::default() };
+        assert_eq!(needs(Some(&unknown)).body, None);
+    }
+
+    #[test]
+    fn texts_of_plugins_are_bounded() {
+        let text = clip(&format!("a\x1b[31m\n{}", "x".repeat(1000)));
+        assert!(text.chars().count() == MAX_TEXT + 1 && !text.chars().any(char::is_control));
+    }
+}

@@ -1,0 +1,368 @@
+//! Upstreams: clusters of endpoints, and the way of one request to one of them and back.
+
+mod connect;
+mod pool;
+
+use std::collections::BTreeMap;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Response, StatusCode, Uri, Version};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use self::pool::{Connection, Pool, SendError};
+use crate::config::{self, Balance, UpstreamProtocol};
+use crate::http::{BoxError, Chain, Progress, Request, RequestBody, headers};
+use crate::respond::{Failure, Reason};
+
+/// All upstreams by name.
+#[derive(Debug)]
+pub(crate) struct Upstreams(BTreeMap<String, Arc<Upstream>>);
+
+impl Upstreams {
+    /// Connections are tasks in `tasks`; they end when the upstreams are dropped.
+    pub(crate) fn new(upstreams: &BTreeMap<String, config::Upstream>, tasks: &TaskTracker) -> Self {
+        let build = |(name, upstream): (&String, &config::Upstream)| {
+            let upstream = Arc::new(Upstream::new(name, upstream, tasks));
+            let weak = Arc::downgrade(&upstream);
+            let period = upstream.idle_timeout.max(Duration::from_secs(1));
+            tasks.spawn(async move {
+                loop {
+                    tokio::time::sleep(period).await;
+                    let Some(upstream) = weak.upgrade() else { return };
+                    upstream.endpoints.iter().for_each(|endpoint| endpoint.pool.evict());
+                }
+            });
+            (name.clone(), upstream)
+        };
+        Self(upstreams.iter().map(build).collect())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.0.get(name)
+    }
+}
+
+/// One cluster.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    name: String,
+    endpoints: Vec<Arc<Endpoint>>,
+    balance: Balance,
+    protocol: UpstreamProtocol,
+    idle_timeout: Duration,
+    turn: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Endpoint {
+    /// As the log shows it, and as `Host` where the client sent none.
+    label: String,
+    in_flight: AtomicUsize,
+    pool: Pool,
+}
+
+/// How one request is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sending<'a> {
+    /// From the last progress of the request to the head of the response.
+    pub(crate) timeout: Option<Duration>,
+    /// Attempts beyond the first.
+    pub(crate) retries: u32,
+    /// The protocol to upgrade to, where the route lets it.
+    pub(crate) upgrade: Option<&'a str>,
+    /// Moves while the client sends its body.
+    pub(crate) progress: &'a Progress,
+}
+
+impl Upstream {
+    fn new(name: &str, config: &config::Upstream, tasks: &TaskTracker) -> Self {
+        let endpoint = |endpoint: &config::Endpoint| {
+            Arc::new(Endpoint {
+                label: connect::label(endpoint),
+                in_flight: AtomicUsize::new(0),
+                pool: Pool::new(endpoint.clone(), config, tasks.clone()),
+            })
+        };
+        Self {
+            name: name.to_owned(),
+            endpoints: config.endpoints.iter().map(endpoint).collect(),
+            balance: config.balance,
+            protocol: config.protocol,
+            idle_timeout: config.idle_timeout,
+            turn: AtomicUsize::new(fastrand::usize(..config.endpoints.len().max(1))),
+        }
+    }
+
+    /// Sends a request and returns the response's head, its body still on the way.
+    ///
+    /// Sent again, at most `retries` times and to another endpoint if there is one: what was certainly not sent, and
+    /// what is idempotent (RFC 9110 section 9.2.2), has no body, and got no answer.
+    pub(crate) async fn send(
+        &self,
+        request: &Request,
+        mut body: RequestBody,
+        sending: Sending<'_>,
+    ) -> Result<Response<UpstreamBody>, Failure> {
+        let mut failed = None;
+        let mut retries = sending.retries;
+        loop {
+            let endpoint = self.pick(failed.as_ref());
+            let spare = (is_idempotent(&request.method) && body.is_empty()).then(|| body.duplicate()).flatten();
+            let (failure, unsent) = match self.attempt(&endpoint, request, body, sending).await {
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
+            };
+            let again = unsent.or(spare).filter(|_| retries > 0 && retryable(failure.reason()));
+            let Some(again) = again else { return Err(failure) };
+            tracing::debug!(
+                target: "palisade::upstream", upstream = %self.name, endpoint = %endpoint.label,
+                request_id = %request.id, failure = %failure, "sending the request again",
+            );
+            retries -= 1;
+            body = again;
+            failed = Some(endpoint);
+        }
+    }
+
+    /// One attempt at one endpoint. The error comes with the body if nothing of the request was sent.
+    async fn attempt(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        request: &Request,
+        mut body: RequestBody,
+        sending: Sending<'_>,
+    ) -> Result<Response<UpstreamBody>, (Failure, Option<RequestBody>)> {
+        /// Kept connections that turn out closed before a failure counts.
+        const STALE: usize = 3;
+        let guard = EndpointGuard::new(endpoint);
+        let mut stale = 0;
+        loop {
+            let mut connection = match endpoint.pool.checkout().await {
+                Ok(connection) => connection,
+                Err(failure) => return Err((failure.at(&endpoint.label), Some(body))),
+            };
+            let message = self.message(endpoint, request, body, sending.upgrade).map_err(|failure| (failure, None))?;
+            sending.progress.mark();
+            let sent = {
+                let sent = pin!(connection.send(message));
+                in_time(sent, sending.progress, sending.timeout).await
+            };
+            match sent {
+                None => {
+                    let failure = Failure::new(Reason::UpstreamTimeout).at(&endpoint.label);
+                    return Err((failure, None));
+                }
+                // A kept connection that the server has closed meanwhile says nothing about the server.
+                Some(Err(SendError { unsent: Some(unsent), .. })) if connection.is_reused() && stale < STALE => {
+                    stale += 1;
+                    body = unsent;
+                }
+                Some(Err(SendError { error, unsent })) => return Err((broken(&error).at(&endpoint.label), unsent)),
+                Some(Ok(response)) => {
+                    sending.progress.answered();
+                    return self.received(response, connection, guard, sending).map_err(|failure| (failure, None));
+                }
+            }
+        }
+    }
+
+    /// The request as this upstream's protocol writes it.
+    fn message(
+        &self,
+        endpoint: &Endpoint,
+        request: &Request,
+        body: RequestBody,
+        upgrade: Option<&str>,
+    ) -> Result<http::Request<RequestBody>, Failure> {
+        let internal = |error: http::Error| Failure::new(Reason::Internal).with(error);
+        let authority = if request.authority.is_empty() { &endpoint.label } else { &request.authority };
+        let mut message = http::Request::new(body);
+        *message.method_mut() = request.method.clone();
+        *message.headers_mut() = request.headers.clone();
+        match self.protocol {
+            UpstreamProtocol::Http1 => {
+                *message.uri_mut() = Uri::try_from(request.target()).map_err(|error| internal(error.into()))?;
+                let host = HeaderValue::from_str(authority).map_err(|error| internal(error.into()))?;
+                message.headers_mut().insert(header::HOST, host);
+                if let Some(protocol) = upgrade {
+                    let protocol = HeaderValue::from_str(protocol).map_err(|error| internal(error.into()))?;
+                    message.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                    message.headers_mut().insert(header::UPGRADE, protocol);
+                }
+            }
+            UpstreamProtocol::Http2 => {
+                *message.version_mut() = Version::HTTP_2;
+                *message.uri_mut() = Uri::builder()
+                    .scheme("http")
+                    .authority(authority.as_str())
+                    .path_and_query(request.target())
+                    .build()
+                    .map_err(internal)?;
+            }
+        }
+        Ok(message)
+    }
+
+    /// Checks a response's head and cleans it of what concerned only this connection.
+    fn received(
+        &self,
+        response: Response<Incoming>,
+        connection: Connection,
+        guard: EndpointGuard,
+        sending: Sending<'_>,
+    ) -> Result<Response<UpstreamBody>, Failure> {
+        let invalid = |detail: &'static str| Failure::new(Reason::UpstreamInvalid).with(detail).at(&guard.0.label);
+        let (mut parts, incoming) = response.into_parts();
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let agreed = headers::upgrade(&parts.headers);
+            if agreed.is_none() || agreed.as_deref() != sending.upgrade {
+                return Err(invalid("it switches to a protocol that was not asked for"));
+            }
+        } else if parts.status.is_informational() {
+            return Err(invalid("an informational status in place of a final one"));
+        }
+        headers::remove_hop_by_hop(&mut parts.headers);
+        parts.version = Version::HTTP_11;
+        let body = UpstreamBody { incoming, connection: Some(connection), _guard: guard };
+        Ok(Response::from_parts(parts, body))
+    }
+
+    /// Picks an endpoint, another than `not` where there is one.
+    fn pick(&self, not: Option<&Arc<Endpoint>>) -> Arc<Endpoint> {
+        let count = self.endpoints.len();
+        let first = match self.balance {
+            Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % count,
+            Balance::Random => fastrand::usize(..count),
+            Balance::LeastRequest => {
+                let load = |index: usize| self.endpoints[index].in_flight.load(Ordering::Relaxed);
+                let (one, other) = (fastrand::usize(..count), fastrand::usize(..count));
+                if load(other) < load(one) { other } else { one }
+            }
+        };
+        let picked = &self.endpoints[first];
+        match not {
+            Some(not) if Arc::ptr_eq(picked, not) => Arc::clone(&self.endpoints[(first + 1) % count]),
+            _ => Arc::clone(picked),
+        }
+    }
+}
+
+impl Failure {
+    /// Names the endpoint in the log.
+    fn at(self, endpoint: &str) -> Self {
+        let text = self.to_string();
+        let detail = text.strip_prefix(self.reason().as_str()).unwrap_or_default().trim_start_matches(": ").to_owned();
+        self.with(if detail.is_empty() { format!("at {endpoint}") } else { format!("at {endpoint}: {detail}") })
+    }
+}
+
+/// Whether another attempt may help. A timeout has already taken all the time there was.
+fn retryable(reason: Reason) -> bool {
+    matches!(reason, Reason::UpstreamConnect | Reason::UpstreamConnectTimeout | Reason::UpstreamReset)
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method)
+}
+
+/// Whose fault a broken exchange is.
+fn broken(error: &hyper::Error) -> Failure {
+    if error.is_user() {
+        // The body that we sent came to an error: it is the client's.
+        let stalled = std::error::Error::source(error).is_some_and(|source| source.is::<crate::http::BodyStalled>());
+        let reason = if stalled { Reason::BodyTimeout } else { Reason::BadBody };
+        return Failure::new(reason).with(Chain(error));
+    }
+    let reason = if error.is_parse() { Reason::UpstreamInvalid } else { Reason::UpstreamReset };
+    Failure::new(reason).with(Chain(error))
+}
+
+/// Waits for a response's head until nothing has moved for `timeout`. `None`: it did not come.
+async fn in_time<T>(
+    mut answer: Pin<&mut impl Future<Output = T>>,
+    progress: &Progress,
+    timeout: Option<Duration>,
+) -> Option<T> {
+    let Some(timeout) = timeout else { return Some(answer.await) };
+    loop {
+        let deadline = progress.last() + timeout;
+        match tokio::time::timeout_at(deadline, answer.as_mut()).await {
+            Ok(answer) => return Some(answer),
+            Err(_) if progress.last() + timeout <= Instant::now() => return None,
+            Err(_) => {}
+        }
+    }
+}
+
+/// Counts a request as in flight at an endpoint.
+#[derive(Debug)]
+struct EndpointGuard(Arc<Endpoint>);
+
+impl EndpointGuard {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(endpoint))
+    }
+}
+
+impl Drop for EndpointGuard {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A response's body, which gives its connection back when it has ended.
+#[derive(Debug)]
+pub(crate) struct UpstreamBody {
+    incoming: Incoming,
+    connection: Option<Connection>,
+    _guard: EndpointGuard,
+}
+
+impl UpstreamBody {
+    fn release(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.release();
+        }
+    }
+}
+
+impl http_body::Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) || self.incoming.is_end_stream() {
+            self.release();
+        }
+        polled.map_err(BoxError::from)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        // A response without a body is never polled. One that was given up half-way is not at its end, and its
+        // connection can't be used again.
+        if self.incoming.is_end_stream() {
+            self.release();
+        }
+    }
+}
