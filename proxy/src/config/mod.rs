@@ -31,6 +31,7 @@ use regex::Regex;
 
 pub use canonical::{hash, to_json};
 pub use problem::{Problem, Problems};
+pub(crate) use suggest::nearest;
 
 /// Reads the configuration in the file at `path`. That the file can't be read is a problem too.
 pub fn load(path: &Path) -> Result<Config, Problems> {
@@ -57,6 +58,11 @@ fn parse_on(host: &host::Host, path: &Path, text: &str) -> Result<Config, Proble
         Some(config) if problems.is_empty() => Ok(config),
         _ => Err(Problems::new(path, text, problems)),
     }
+}
+
+/// Where the runtime directory is when no configuration says so.
+pub(crate) fn default_runtime_dir() -> PathBuf {
+    host::Host::here().runtime_dir
 }
 
 /// The JSON Schema of a configuration file, for editors.

@@ -14,7 +14,7 @@ pub(super) fn read(path: &Path) -> Result<String, Problems> {
     let unread = |error: io::Error| {
         let problem = Problem::new(Place::default(), format!("can't read the file: {}", reason(&error)));
         whole(match error.kind() {
-            io::ErrorKind::NotFound => problem.help("name it with -c, or make one with `palisade init`"),
+            io::ErrorKind::NotFound => problem.help("check the path; relative ones start in the working directory"),
             _ => problem,
         })
     };

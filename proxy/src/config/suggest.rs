@@ -4,7 +4,7 @@
 const MOST_CANDIDATES: usize = 1000;
 
 /// The candidate that `written` most likely meant, if any is near enough not to mislead.
-pub(super) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Names are short; a long one is no typo and would only cost time.
     if written.len() > 64 {
         return None;

@@ -1,0 +1,103 @@
+//! The socket itself: who may connect, how many at a time, and for how long.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{Mode, fchmod};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Admin, routes};
+
+/// Open connections; more wait in the accept queue.
+const MOST_CONNECTIONS: usize = 64;
+const BACKLOG: i32 = 64;
+/// For a request's head, and between requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a connection as a whole: nobody keeps a place by not reading.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
+/// For answers under way when the proxy ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// After accepting failed, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Opens the socket at `path`, for its owner alone. The caller holds the lock that says there is no other proxy here,
+/// so a socket that is there already was left by a proxy that was killed.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // The file gets the socket's mode, so it never exists with another one.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    nix::sys::socket::listen(&socket, Backlog::new(BACKLOG)?)?;
+    UnixListener::from_std(socket.into())
+}
+
+/// Answers until `stop`, then ends within [`LAST_ANSWERS`] and removes the socket.
+pub(crate) async fn serve(listener: UnixListener, admin: Arc<Admin>, stop: CancellationToken) {
+    let routes = routes::routes(admin);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(converse(stream, routes.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(target: "palisade::admin", %error, "the admin socket took no connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+    if let Some(path) = listener.local_addr().ok().as_ref().and_then(|address| address.as_pathname())
+        && let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(target: "palisade::admin", %error, "the admin socket could not be removed");
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    tokio::time::timeout(LAST_ANSWERS, ended).await.ok();
+    connections.shutdown().await;
+}
+
+async fn converse(stream: UnixStream, routes: axum::Router, stop: CancellationToken) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let mut connection = pin!(connection);
+    let conversation = async {
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    match tokio::time::timeout(CONNECTION_TIMEOUT, conversation).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(target: "palisade::admin", %error, "a connection broke"),
+        Err(_) => tracing::debug!(target: "palisade::admin", "a connection was open for too long"),
+    }
+}

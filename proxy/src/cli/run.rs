@@ -1,0 +1,29 @@
+//! `palisade run`.
+
+use std::time::Duration;
+
+use super::args::Run;
+use super::{Failure, chain};
+use crate::config;
+use crate::runtime;
+use crate::telemetry::logs;
+
+/// How long work that can't be cancelled, such as resolving a name, may hold up the end of the process.
+const LAST_WORK: Duration = Duration::from_secs(1);
+
+pub(super) fn run(args: Run) -> Result<(), Failure> {
+    let config = config::load(&args.config).map_err(Failure::Invalid)?;
+    logs::init(args.log_format, &args.log);
+    let workers = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("palisade")
+        .build()
+        .map_err(|error| Failure::failed(format_args!("can't start threads: {error}")))?;
+    let ended = workers.block_on(runtime::run(config));
+    workers.shutdown_timeout(LAST_WORK);
+    ended.map_err(|error| {
+        let message = chain(&error);
+        // A plugin's report begins with the word by itself.
+        Failure::failed(message.strip_prefix("error: ").unwrap_or(&message))
+    })
+}

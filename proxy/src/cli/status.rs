@@ -1,0 +1,216 @@
+//! `palisade status`.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Failure;
+use super::args;
+use super::client::{Admin, converse};
+use super::output::{print, table};
+use crate::config::nearest;
+
+/// What is shown of `GET /status`.
+#[derive(Debug, Deserialize)]
+struct Proxy {
+    version: String,
+    pid: u32,
+    started: f64,
+    config: String,
+    state: String,
+    listeners: Vec<Listener>,
+    plugins: Vec<Plugin>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Listener {
+    name: String,
+    address: String,
+}
+
+/// What is shown of a plugin.
+#[derive(Debug, Deserialize)]
+pub(super) struct Plugin {
+    pub(super) name: String,
+    pub(super) state: String,
+    next_attempt: Option<f64>,
+    pub(super) pid: Option<i32>,
+    restarts: u64,
+    serving_since: Option<f64>,
+    last_exit: Option<LastExit>,
+    /// As the proxy words it.
+    pub(super) last_exit_report: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct LastExit {
+    at: f64,
+}
+
+pub(super) fn status(args: args::Status) -> Result<(), Failure> {
+    let admin = Admin::of(&args.target)?;
+    let mut answer: Value = converse(admin.get("/status"))?;
+    if let Some(name) = &args.name {
+        let plugin = take_plugin(&mut answer, name)?;
+        return if args.json {
+            print(format_args!("{plugin:#}"))
+        } else {
+            print(plugins(&[understood(plugin)?], now()))
+        };
+    }
+    if args.json { print(format_args!("{answer:#}")) } else { print(proxy(&understood(answer)?, now())) }
+}
+
+pub(super) fn understood<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, Failure> {
+    serde_json::from_value(answer).map_err(|error| {
+        Failure::failed(format_args!("the answer of the proxy can't be understood: {error}"))
+            .help("is it of the same version as this command?")
+    })
+}
+
+fn take_plugin(answer: &mut Value, name: &str) -> Result<Value, Failure> {
+    let empty = &mut Vec::new();
+    let plugins = answer.get_mut("plugins").and_then(Value::as_array_mut).unwrap_or(empty);
+    if let Some(plugin) = plugins.iter_mut().find(|plugin| plugin["name"] == name) {
+        return Ok(plugin.take());
+    }
+    let failure = Failure::failed(format_args!("no plugin is called `{name}`"));
+    let names = plugins.iter().filter_map(|plugin| plugin["name"].as_str());
+    Err(match nearest(name, names) {
+        Some(near) => failure.help(format_args!("did you mean `{near}`?")),
+        None => failure,
+    })
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn proxy(proxy: &Proxy, now: f64) -> String {
+    let up = between(proxy.started, now);
+    let mut text = format!("palisade {}: {}, pid {}, up {up}\n", proxy.version, proxy.state, proxy.pid);
+    text += &format!("configuration: {}\n", proxy.config);
+    for listener in &proxy.listeners {
+        if listener.name == listener.address {
+            text += &format!("listener: {}\n", listener.address);
+        } else {
+            text += &format!("listener: {} on {}\n", listener.name, listener.address);
+        }
+    }
+    if !proxy.plugins.is_empty() {
+        text += &format!("\n{}", plugins(&proxy.plugins, now));
+    }
+    text
+}
+
+/// A table of all, then a report for each whose process has ended before.
+fn plugins(plugins: &[Plugin], now: f64) -> String {
+    let rows: Vec<_> = plugins
+        .iter()
+        .map(|plugin| {
+            let pid = plugin.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            let since = plugin.serving_since.map_or_else(|| "-".to_owned(), |at| format!("{} ago", between(at, now)));
+            [plugin.name.clone(), plugin.condition(now), pid, plugin.restarts.to_string(), since]
+        })
+        .collect();
+    let mut text = table(["PLUGIN", "STATE", "PID", "RESTARTS", "SERVING SINCE"], &rows);
+    for plugin in plugins {
+        if let (Some(exit), Some(report)) = (&plugin.last_exit, &plugin.last_exit_report) {
+            text += &format!("\n\nlast exit of {}, {} ago:\n{report}", plugin.name, between(exit.at, now));
+        }
+    }
+    text
+}
+
+impl Plugin {
+    /// Its state in words, with when it is started again.
+    pub(super) fn condition(&self, now: f64) -> String {
+        let state = match &*self.state {
+            "await_handshake" => "awaiting the handshake".to_owned(),
+            "await_ready" => "awaiting readiness".to_owned(),
+            other => other.replace('_', " "),
+        };
+        match self.next_attempt {
+            Some(next) if next > now => format!("{state}, next attempt in {}", between(now, next)),
+            Some(_) => format!("{state}, next attempt now"),
+            None => state,
+        }
+    }
+
+    pub(super) fn condition_now(&self) -> String {
+        self.condition(now())
+    }
+}
+
+/// The time from one moment to another, both since the epoch, as people say it.
+fn between(from: f64, to: f64) -> String {
+    // Clocks may be set back, and numbers that make no duration are no time.
+    let seconds = Duration::try_from_secs_f64(to - from).unwrap_or_default().as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{} h {} min", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer() -> Value {
+        json!({
+            "version": "0.1.0", "pid": 41, "started": 1000.0, "config": "/etc/palisade.yaml", "state": "ready",
+            "ready": true,
+            "listeners": [{"name": "web", "address": "127.0.0.1:8080"}, {"name": "[::]:81", "address": "[::]:81"}],
+            "plugins": [
+                {"name": "auth", "state": "serving", "pid": 42, "restarts": 0, "serving_since": 1001.5,
+                 "last_exit": null, "last_exit_report": null},
+                {"name": "certs", "state": "crash_looped", "next_attempt": 8270.5, "pid": null, "restarts": 9,
+                 "serving_since": null, "last_exit": {"at": 8258.0},
+                 "last_exit_report": "error: plugin `certs` exited (exit status 1, after 212 ms)\n  command: certs"},
+            ],
+        })
+    }
+
+    #[test]
+    fn the_state_of_a_proxy_reads_well() {
+        let expected = "\
+palisade 0.1.0: ready, pid 41, up 2 h 1 min
+configuration: /etc/palisade.yaml
+listener: web on 127.0.0.1:8080
+listener: [::]:81
+
+PLUGIN  STATE                               PID  RESTARTS  SERVING SINCE
+auth    serving                             42   0         2 h 0 min ago
+certs   crash looped, next attempt in 10 s  -    9         -
+
+last exit of certs, 2 s ago:
+error: plugin `certs` exited (exit status 1, after 212 ms)
+  command: certs";
+        assert_eq!(proxy(&understood(answer()).unwrap(), 8260.0), expected);
+    }
+
+    #[test]
+    fn a_plugin_is_found_by_its_name_or_a_near_one_is_named() {
+        assert_eq!(take_plugin(&mut answer(), "auth").unwrap()["pid"], 42);
+        let Err(Failure::Told { message, help, .. }) = take_plugin(&mut answer(), "auht") else { panic!() };
+        assert_eq!(message, "no plugin is called `auht`");
+        assert_eq!(help.as_deref(), Some("did you mean `auth`?"));
+    }
+
+    #[test]
+    fn times_read_well_whatever_the_clocks_say() {
+        let shown = |seconds| between(0.0, seconds);
+        assert_eq!(shown(59.9), "59 s");
+        assert_eq!(shown(61.0), "1 min 1 s");
+        assert_eq!(shown(86_400.0 * 3.0 + 7200.0), "3 d 2 h");
+        assert_eq!(shown(-5.0), "0 s");
+        assert_eq!(shown(f64::INFINITY), "0 s");
+    }
+}

@@ -1,0 +1,7 @@
+//! The `palisade` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    palisade::cli::main()
+}

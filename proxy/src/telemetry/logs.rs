@@ -1,0 +1,165 @@
+//! The log: one line for each event, on stderr.
+
+use std::env;
+use std::io::{self, IsTerminal};
+
+use tracing::Subscriber;
+use tracing::subscriber::set_global_default;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// What is logged where nothing is said about it.
+pub(crate) const DEFAULT_FILTER: &str = "info";
+
+/// How an event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// A line for people; coloured on a terminal.
+    Text,
+    /// An object on a line, for programs.
+    Json,
+}
+
+/// Reads a filter: a level (`debug`), or levels by target (`info,plugin=debug`). Nothing is the default.
+pub(crate) fn parse_filter(text: &str) -> Result<String, String> {
+    let text = if text.trim().is_empty() { DEFAULT_FILTER } else { text };
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => {
+            Err(format!("{error}; write a level, as in `debug`, or levels by target, as in `info,plugin=debug`"))
+        }
+    }
+}
+
+/// Sends the events of this process to stderr. In a process that has a log already, that one stays.
+pub(crate) fn init(format: Format, filter: &str) {
+    let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // Who gives a filter has had it read before; an unreadable part is left out here.
+    let filter = EnvFilter::builder().parse_lossy(filter);
+    // There being a log already is what the caller wants.
+    set_global_default_of(format, filter, color).ok();
+}
+
+fn set_global_default_of(
+    format: Format,
+    filter: EnvFilter,
+    color: bool,
+) -> Result<(), tracing::subscriber::SetGlobalDefaultError> {
+    match format {
+        Format::Text => set_global_default(text(filter, color, io::stderr)),
+        Format::Json => set_global_default(json(filter, io::stderr)),
+    }
+}
+
+/// Lines that can't be written are lost: nothing here may take the proxy down. The library would report the loss with
+/// `eprintln!`, which panics for the same reason that the line was lost.
+fn text<W>(filter: EnvFilter, color: bool, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_ansi(color)
+        .with_writer(writer)
+        .finish()
+}
+
+/// As [`text`]; the event's fields stand at the top level, beside `timestamp`, `level`, `target` and `message`.
+fn json<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .finish()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A stderr that can be read again.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Kept {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    /// A stderr that nobody reads any more.
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    fn filter(text: &str) -> EnvFilter {
+        EnvFilter::builder().parse(text).unwrap()
+    }
+
+    #[test]
+    fn filters_are_judged_before_they_are_used() {
+        assert_eq!(parse_filter(""), Ok("info".to_owned()));
+        assert_eq!(parse_filter("warn,plugin=debug"), Ok("warn,plugin=debug".to_owned()));
+        assert!(parse_filter("palisade=loud").unwrap_err().contains("write a level"));
+    }
+
+    #[test]
+    fn an_event_is_a_line_of_text_or_an_object() {
+        let log = Kept::default();
+        let writer = log.clone();
+        tracing::subscriber::with_default(text(filter("info"), false, move || writer.clone()), || {
+            tracing::info!(target: "palisade", listener = "web", "listening");
+            tracing::debug!(target: "palisade", "not shown");
+        });
+        assert!(log.text().ends_with("  INFO palisade: listening listener=\"web\"\n"), "{}", log.text());
+
+        let log = Kept::default();
+        let writer = log.clone();
+        tracing::subscriber::with_default(json(filter("info"), move || writer.clone()), || {
+            tracing::info!(target: "palisade", listener = "web", "listening");
+        });
+        let event: serde_json::Value = serde_json::from_str(&log.text()).unwrap();
+        assert_eq!((&event["message"], &event["listener"]), (&"listening".into(), &"web".into()));
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_harms_nobody() {
+        tracing::subscriber::with_default(text(filter("info"), false, || Broken), || tracing::info!("lost"));
+        tracing::subscriber::with_default(json(filter("info"), || Broken), || tracing::info!("lost"));
+    }
+
+    #[test]
+    fn a_second_log_leaves_the_first() {
+        init(Format::Text, "off");
+        init(Format::Json, "off");
+    }
+}

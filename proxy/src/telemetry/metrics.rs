@@ -1,0 +1,387 @@
+//! The metrics, in one registry that every room writes to.
+//!
+//! Label values come from the configuration or are words of ours, never a client's, so there are no more series than
+//! the configuration can name. Only the names of certificate bundles are a plugin's; they are counted.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use palisade_supervisor::{State, Status};
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::config::Config;
+
+/// Series of certificates; what a plugin sends beyond them is not shown.
+const MOST_BUNDLES: usize = 1000;
+
+/// Seconds. A request may wait for people's databases.
+const REQUEST_BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Seconds. A filter on a unix socket answers in fractions of a millisecond, and has a fraction of a second.
+const FILTER_BUCKETS: [f64; 15] =
+    [0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Histograms<ListenerLabels>,
+    filter_calls: Family<CallLabels, Counter>,
+    filter_seconds: Histograms<PluginLabels>,
+    unjudged: Family<PluginLabels, Counter>,
+    connections: Family<ListenerLabels, Gauge>,
+    accepted: Family<ListenerLabels, Counter>,
+    handshake_failures: Family<ListenerLabels, Counter>,
+    /// By plugin and bundle, in seconds since the epoch.
+    certificates: Mutex<BTreeMap<(Box<str>, Box<str>), i64>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let metrics = Self {
+            registry: Registry::default(),
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
+            filter_calls: Family::default(),
+            filter_seconds: Family::new_with_constructor(|| Histogram::new(FILTER_BUCKETS)),
+            unjudged: Family::default(),
+            connections: Family::default(),
+            accepted: Family::default(),
+            handshake_failures: Family::default(),
+            certificates: Mutex::default(),
+        };
+        metrics.registered()
+    }
+}
+
+impl Metrics {
+    /// With a series at zero for each listener and plugin: what has not happened yet can be told from what is not
+    /// counted.
+    pub(crate) fn of(config: &Config) -> Self {
+        let metrics = Self::default();
+        for listener in &config.listeners {
+            let labels = ListenerLabels { listener: Name::from(&*listener.name) };
+            drop(metrics.request_seconds.get_or_create(&labels));
+            drop(metrics.connections.get_or_create(&labels));
+            drop(metrics.accepted.get_or_create(&labels));
+            if listener.tls.is_some() {
+                drop(metrics.handshake_failures.get_or_create(&labels));
+            }
+        }
+        for plugin in config.plugins.keys() {
+            let labels = PluginLabels { plugin: Name::from(&**plugin) };
+            drop(metrics.filter_seconds.get_or_create(&labels));
+            drop(metrics.unjudged.get_or_create(&labels));
+        }
+        metrics
+    }
+
+    fn registered(mut self) -> Self {
+        let registry = &mut self.registry;
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("palisade_build", "What is running", build);
+        registry.register("palisade_requests", "Requests answered", self.requests.clone());
+        registry.register_with_unit(
+            "palisade_request",
+            "From a request's head to its response's head",
+            Unit::Seconds,
+            self.request_seconds.clone(),
+        );
+        registry.register("palisade_filter_calls", "Calls of filters by how they ended", self.filter_calls.clone());
+        registry.register_with_unit(
+            "palisade_filter",
+            "How long a filter took, with waiting for the plugin",
+            Unit::Seconds,
+            self.filter_seconds.clone(),
+        );
+        registry.register(
+            "palisade_filter_unjudged",
+            "Requests let through unjudged, by on_failure: allow",
+            self.unjudged.clone(),
+        );
+        registry.register("palisade_connections", "Open connections of clients", self.connections.clone());
+        registry.register("palisade_connections_accepted", "Connections of clients taken", self.accepted.clone());
+        registry.register(
+            "palisade_tls_handshake_failures",
+            "TLS handshakes that failed",
+            self.handshake_failures.clone(),
+        );
+        self
+    }
+
+    /// A request was answered `time` after its head had come. `reason` is set where the proxy made the reply itself.
+    /// An empty `route` is none.
+    pub(crate) fn request(
+        &self,
+        listener: &str,
+        route: &str,
+        status: http::StatusCode,
+        reason: Option<&'static str>,
+        time: Duration,
+    ) {
+        let listener = Name::from(listener);
+        let labels = RequestLabels { listener: listener.clone(), route: route.into(), status: status.as_u16(), reason };
+        self.requests.get_or_create(&labels).inc();
+        self.request_seconds.get_or_create(&ListenerLabels { listener }).observe(time.as_secs_f64());
+    }
+
+    /// A plugin was asked. `outcome` is `allow`, `deny`, or the reason why there was no verdict.
+    pub(crate) fn filter(&self, plugin: &str, outcome: &'static str, time: Duration) {
+        let plugin = Name::from(plugin);
+        self.filter_calls.get_or_create(&CallLabels { plugin: plugin.clone(), outcome }).inc();
+        self.filter_seconds.get_or_create(&PluginLabels { plugin }).observe(time.as_secs_f64());
+    }
+
+    /// A request went on without a verdict.
+    pub(crate) fn unjudged(&self, plugin: &str) {
+        self.unjudged.get_or_create(&PluginLabels { plugin: plugin.into() }).inc();
+    }
+
+    /// A connection was taken; it is open until the guard is dropped.
+    #[must_use]
+    pub(crate) fn connection(&self, listener: &str) -> Connection {
+        let labels = ListenerLabels { listener: listener.into() };
+        self.accepted.get_or_create(&labels).inc();
+        let open = self.connections.get_or_create_owned(&labels);
+        open.inc();
+        Connection(open)
+    }
+
+    /// A TLS handshake failed.
+    pub(crate) fn handshake_failed(&self, listener: &str) {
+        self.handshake_failures.get_or_create(&ListenerLabels { listener: listener.into() }).inc();
+    }
+
+    /// A bundle is in use until `epoch`, in seconds.
+    pub(crate) fn certificate_expiry(&self, plugin: &str, bundle: &str, epoch: i64) {
+        let key = (plugin.into(), bundle.into());
+        let mut certificates = self.certificates();
+        if certificates.len() < MOST_BUNDLES || certificates.contains_key(&key) {
+            certificates.insert(key, epoch);
+        }
+    }
+
+    /// A bundle is in use no more.
+    pub(crate) fn certificate_gone(&self, plugin: &str, bundle: &str) {
+        self.certificates().remove(&(plugin.into(), bundle.into()));
+    }
+
+    fn certificates(&self) -> MutexGuard<'_, BTreeMap<(Box<str>, Box<str>), i64>> {
+        // Nothing is left half done in there.
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything, in the text form of OpenMetrics, with what the supervisor knows of the plugins at this moment.
+    pub(crate) fn render(&self, plugins: &[Status]) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &expiry(&self.certificates()))?;
+        encode_registry(&mut text, &supervision(plugins))?;
+        encode_eof(&mut text)?;
+        Ok(text)
+    }
+}
+
+/// An open connection in the count.
+#[derive(Debug)]
+pub(crate) struct Connection(Gauge);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn expiry(certificates: &BTreeMap<(Box<str>, Box<str>), i64>) -> Registry {
+    let expiry = Family::<BundleLabels, Gauge>::default();
+    for ((plugin, bundle), epoch) in certificates {
+        let labels = BundleLabels { plugin: Name(plugin.clone()), bundle: Name(bundle.clone()) };
+        expiry.get_or_create(&labels).set(*epoch);
+    }
+    let mut registry = Registry::default();
+    let help = "When a certificate in use ends, since the epoch";
+    registry.register_with_unit("palisade_certificate_expiry", help, Unit::Seconds, expiry);
+    registry
+}
+
+/// The supervisor keeps these numbers itself; they are copied when somebody asks.
+fn supervision(plugins: &[Status]) -> Registry {
+    let up = Family::<PluginLabels, Gauge>::default();
+    let restarts = Family::<PluginLabels, Counter>::default();
+    let failures = Family::<PluginLabels, Gauge>::default();
+    for status in plugins {
+        let labels = PluginLabels { plugin: Name::from(&*status.name) };
+        up.get_or_create(&labels).set(i64::from(status.state == State::Serving));
+        restarts.get_or_create(&labels).inc_by(status.restarts);
+        failures.get_or_create(&labels).set(i64::from(status.failures));
+    }
+    let mut registry = Registry::default();
+    registry.register("palisade_plugin_up", "Whether a plugin serves", up);
+    registry.register("palisade_plugin_restarts", "Starts of a plugin after its first", restarts);
+    registry.register("palisade_plugin_failures", "Failures of a plugin in a row", failures);
+    registry
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    listener: Name,
+    route: Name,
+    status: u16,
+    reason: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabels {
+    listener: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PluginLabels {
+    plugin: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    plugin: Name,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BundleLabels {
+    plugin: Name,
+    bundle: Name,
+}
+
+/// A label's value that others have chosen. The library writes values as they are, so quotes and line ends are
+/// escaped here, else one name could make the whole text unreadable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Name(Box<str>);
+
+impl From<&str> for Name {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl EncodeLabelValue for Name {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let mut rest = &*self.0;
+        while let Some(at) = rest.find(['\\', '"', '\n']) {
+            let (plain, special) = rest.split_at(at);
+            encoder.write_str(plain)?;
+            encoder.write_str(match special.as_bytes()[0] {
+                b'\n' => "\\n",
+                b'"' => "\\\"",
+                _ => "\\\\",
+            })?;
+            rest = &special[1..];
+        }
+        encoder.write_str(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::HashSet;
+    use std::path::Path;
+
+    use http::StatusCode;
+
+    use super::*;
+
+    fn has(text: &str, line: &str) {
+        assert!(text.lines().any(|written| written == line), "no `{line}` in:\n{text}");
+    }
+
+    #[test]
+    fn what_happened_is_counted() {
+        let metrics = Metrics::default();
+        metrics.request("web", "api", StatusCode::OK, None, Duration::from_millis(3));
+        metrics.request("web", "", StatusCode::NOT_FOUND, Some("no_route"), Duration::from_micros(20));
+        metrics.filter("auth", "deny", Duration::from_micros(70));
+        metrics.filter("auth", "plugin_timeout", Duration::from_millis(200));
+        metrics.unjudged("auth");
+        metrics.handshake_failed("secure");
+        let open = metrics.connection("web");
+        drop(metrics.connection("web"));
+        let text = metrics.render(&[]).unwrap();
+        for line in [
+            r#"palisade_requests_total{listener="web",route="api",status="200",reason=""} 1"#,
+            r#"palisade_requests_total{listener="web",route="",status="404",reason="no_route"} 1"#,
+            r#"palisade_request_seconds_bucket{le="0.0005",listener="web"} 1"#,
+            r#"palisade_request_seconds_count{listener="web"} 2"#,
+            r#"palisade_filter_calls_total{plugin="auth",outcome="deny"} 1"#,
+            r#"palisade_filter_calls_total{plugin="auth",outcome="plugin_timeout"} 1"#,
+            r#"palisade_filter_seconds_bucket{le="0.0001",plugin="auth"} 1"#,
+            r#"palisade_filter_seconds_bucket{le="2.5",plugin="auth"} 2"#,
+            r#"palisade_filter_unjudged_total{plugin="auth"} 1"#,
+            r#"palisade_tls_handshake_failures_total{listener="secure"} 1"#,
+            r#"palisade_connections{listener="web"} 1"#,
+            r#"palisade_connections_accepted_total{listener="web"} 2"#,
+            concat!(r#"palisade_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
+        ] {
+            has(&text, line);
+        }
+        drop(open);
+        has(&metrics.render(&[]).unwrap(), r#"palisade_connections{listener="web"} 0"#);
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_is_configured_is_there_before_anything_happens() {
+        let file = "
+            listeners: [{name: web, address: 127.0.0.1:1}, {name: secure, address: 127.0.0.1:2, tls: certs}]
+            plugins: {certs: {command: [sh]}}";
+        let config = crate::config::parse(Path::new("/palisade.yaml"), file).unwrap();
+        let text = Metrics::of(&config).render(&[]).unwrap();
+        has(&text, r#"palisade_connections{listener="web"} 0"#);
+        has(&text, r#"palisade_tls_handshake_failures_total{listener="secure"} 0"#);
+        has(&text, r#"palisade_filter_unjudged_total{plugin="certs"} 0"#);
+        assert!(!text.contains(r#"handshake_failures_total{listener="web"}"#));
+    }
+
+    /// A gauge `a` and a counter `a`, whose sample is `a_total`, would be two families of one name.
+    #[test]
+    fn every_family_has_a_name_of_its_own() {
+        let text = Metrics::default().render(&[]).unwrap();
+        let families: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        let names: HashSet<_> = families.iter().filter_map(|family| family.split(' ').next()).collect();
+        assert_eq!(names.len(), families.len(), "{families:?}");
+    }
+
+    #[test]
+    fn names_cant_break_the_text() {
+        let metrics = Metrics::default();
+        metrics.handshake_failed("a\"} 7\nb\\");
+        has(&metrics.render(&[]).unwrap(), r#"palisade_tls_handshake_failures_total{listener="a\"} 7\nb\\"} 1"#);
+    }
+
+    #[test]
+    fn certificates_come_and_go_within_a_bound() {
+        let metrics = Metrics::default();
+        for i in 0..MOST_BUNDLES + 5 {
+            metrics.certificate_expiry("certs", &format!("site-{i}"), 7);
+        }
+        metrics.certificate_expiry("certs", "site-0", 8);
+        metrics.certificate_gone("certs", "site-1");
+        let text = metrics.render(&[]).unwrap();
+        has(&text, r#"palisade_certificate_expiry_seconds{plugin="certs",bundle="site-0"} 8"#);
+        assert!(!text.contains(r#"bundle="site-1"}"#));
+        assert_eq!(text.matches("palisade_certificate_expiry_seconds{").count(), MOST_BUNDLES - 1);
+    }
+}

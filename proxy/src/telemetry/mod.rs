@@ -1,0 +1,6 @@
+//! What operators see of a running proxy without asking a client: its log and its metrics.
+
+pub(crate) mod logs;
+mod metrics;
+
+pub(crate) use metrics::{Connection, Metrics};
