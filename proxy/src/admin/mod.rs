@@ -5,6 +5,8 @@
 mod readiness;
 mod routes;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
