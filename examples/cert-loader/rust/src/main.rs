@@ -23,8 +23,8 @@ fn load(config: &Config) -> Result<Vec<CertificateBundle>, Error> {
         name: "default".to_owned(),
         // None: the names in the certificate.
         server_names: Vec::new(),
-        certificate_chain_pem: read("cert.pem")?.into(),
-        key: Some(Key::PrivateKeyPem(read("key.pem")?.into())),
+        certificate_chain_pem: read("cert.pem")?,
+        key: Some(Key::PrivateKeyPem(read("key.pem")?)),
     }])
 }
 
