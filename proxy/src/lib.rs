@@ -1,3 +1,19 @@
-//! The proxy: configuration, and what is made of it.
+//! The proxy, in the order in which a request meets its rooms: `listener` and `tls` take connections, `http` reads
+//! requests into their one canonical form, `proxy` leads each through `filter`, `route`, `upstream` and back, and
+//! `respond` alone turns a failure into a status. Beside them: `plugin` speaks the plugins' contracts, `config` reads
+//! the file, `runtime` is the proxy's own life.
 
+mod admin;
 pub mod config;
+mod filter;
+mod http;
+mod listener;
+mod plugin;
+mod proxy;
+mod respond;
+mod route;
+pub mod runtime;
+mod telemetry;
+mod tls;
+mod tunnel;
+mod upstream;

@@ -114,6 +114,12 @@ impl Failure {
         self
     }
 
+    /// Says whom it is about, for the log.
+    pub(crate) fn about(self, subject: &str) -> Self {
+        let detail = if self.detail.is_empty() { subject.to_owned() } else { format!("{subject}: {}", self.detail) };
+        self.with(detail)
+    }
+
     /// Answers with another status than the reason's own.
     pub(crate) fn with_status(mut self, status: StatusCode) -> Self {
         self.status = status;

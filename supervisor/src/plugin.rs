@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::instance::{Adapter, Instance, Request, Slot};
 use crate::lifecycle::Order;
-use crate::process::{PrivateDirError, check_runtime_dir, sweep};
+use crate::process::{PrivateDirError, prepare_runtime_dir, sweep};
 use crate::spec::{PluginSpec, SpecError};
 use crate::status::{Outlook, State, Status};
 
@@ -78,7 +78,7 @@ impl<A: Adapter> Plugin<A> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime(plugin.clone()))?;
         spec.check().map_err(|source| StartError::Spec { plugin: plugin.clone(), source })?;
         let unusable = |source| StartError::RuntimeDir { plugin: plugin.clone(), source };
-        check_runtime_dir(&spec.runtime_dir).map_err(unusable)?;
+        prepare_runtime_dir(&spec.runtime_dir).map_err(unusable)?;
         sweep(&spec.runtime_dir).map_err(unusable)?;
 
         let spec = Arc::new(spec);

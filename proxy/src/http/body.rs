@@ -69,7 +69,7 @@ impl Progress {
         self.moved.load(Ordering::Relaxed) == ANSWERED
     }
 
-    fn mark(&self) {
+    pub(crate) fn mark(&self) {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(ANSWERED - 1);
         self.moved.fetch_max(now, Ordering::Relaxed);
     }
@@ -166,6 +166,8 @@ impl http_body::Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Streaming(streaming) => streaming.incoming.size_hint(),
+            // Trailers need a framing that has room for them.
+            Self::Whole { trailers: Some(_), .. } => SizeHint::new(),
             Self::Whole { bytes, .. } => SizeHint::with_exact(bytes.len() as u64),
         }
     }

@@ -130,12 +130,14 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
             this.head_timer = Some(Box::pin(tokio::time::sleep(timeout)));
         }
         // Also after bytes have come: a head that drips in is late all the same.
-        match &mut this.head_timer {
-            Some(timer) if timer.as_mut().poll(cx).is_ready() => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the request's head did not arrive in time")))
-            }
-            _ => read,
+        let late = this.head_timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+        if late {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the request's head did not arrive in time",
+            )));
         }
+        read
     }
 }
 

@@ -7,6 +7,7 @@ mod io;
 pub(crate) mod path;
 mod request;
 
-pub(crate) use self::body::{Body, BoxError, RequestBody, empty, full};
-pub(crate) use self::connection::{Connections, serve};
+pub(crate) use self::body::{Body, BodyStalled, BoxError, Progress, RequestBody, empty, full};
+pub(crate) use self::connection::{Chain, Connections, serve};
+pub(crate) use self::io::Protocol;
 pub(crate) use self::request::{Client, Request, TlsFacts, read};

@@ -150,7 +150,9 @@ fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<String,
         return Err(bad("more than one host"));
     }
     let authority = match (uri.authority(), host) {
-        (Some(authority), Some(host)) if version >= Version::HTTP_2 && !host.eq_ignore_ascii_case(authority.as_str()) => {
+        (Some(authority), Some(host))
+            if version >= Version::HTTP_2 && !host.eq_ignore_ascii_case(authority.as_str()) =>
+        {
             return Err(bad(":authority and host differ"));
         }
         // In HTTP/1.1 the absolute form wins, and Host is rewritten.
@@ -170,8 +172,9 @@ fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<String,
 }
 
 fn host_of(authority: &str) -> &str {
-    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, _)) => address,
+    let host = match authority.find(']') {
+        // An IPv6 address keeps its brackets, as in a URL.
+        Some(end) => &authority[..=end],
         None => authority.split_once(':').map_or(authority, |(host, _)| host),
     };
     // A name and its absolute form are the same host.
@@ -207,8 +210,7 @@ fn merge_cookies(headers: &mut HeaderMap) {
     if cookies.by_ref().nth(1).is_none() {
         return;
     }
-    let joined =
-        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    let joined = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, joined);
     }
@@ -273,7 +275,7 @@ mod tests {
     fn hosts_are_compared_without_port_and_root_dot() {
         assert_eq!(host_of("a.example:80"), "a.example");
         assert_eq!(host_of("a.example."), "a.example");
-        assert_eq!(host_of("[::1]:80"), "::1");
+        assert_eq!(host_of("[::1]:80"), "[::1]");
         assert_eq!(host_of(""), "");
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http::{HeaderMap, StatusCode};
-use palisade_supervisor::{Plugin, StartError, Status, Unavailable};
+use palisade_supervisor::{Plugin, StartError, Unavailable};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -130,15 +130,10 @@ impl Running {
         T: Send + 'static,
         F: Future<Output = Result<T, CallError>> + Send + 'static,
     {
-        let call = self.calls.spawn(async move {
-            tokio::time::timeout_at(deadline, call).await.unwrap_or(Err(CallError::Timeout))
-        });
+        let call = self
+            .calls
+            .spawn(async move { tokio::time::timeout_at(deadline, call).await.unwrap_or(Err(CallError::Timeout)) });
         call.await.unwrap_or_else(|error| Err(CallError::Failed(format!("the call's task failed: {error}"))))
-    }
-
-    /// The plugin's state for people.
-    pub(crate) fn status(&self) -> Status {
-        self.supervised.status()
     }
 }
 
@@ -256,7 +251,7 @@ impl Client {
 
     /// Asks about a request. What is sent is fixed when this returns; awaiting the future sends it.
     pub(crate) fn check_request(
-        self: &Arc<Self>,
+        &self,
         subject: &Subject<'_>,
         deadline: Instant,
     ) -> Result<impl Future<Output = Result<Verdict, CallError>> + Send + use<>, CallError> {
@@ -264,7 +259,7 @@ impl Client {
             Native(N),
             Mosn(M),
         }
-        let call = match &**self {
+        let call = match self {
             Self::Native(native) => Call::Native(native.check_request(subject, deadline)),
             Self::Mosn(mosn) => Call::Mosn(mosn.check_request(subject, deadline)?),
         };
@@ -276,16 +271,22 @@ impl Client {
         })
     }
 
-    /// Asks about a response; only with [`Needs::response`].
-    pub(crate) async fn check_response(
+    /// Asks about a response; only with [`Needs::response`]. What is sent is fixed when this returns.
+    pub(crate) fn check_response(
         &self,
         request: &Request,
         response: &ResponseHead<'_>,
         deadline: Instant,
-    ) -> Result<ResponseVerdict, CallError> {
-        match self {
-            Self::Native(native) => native.check_response(request, response, deadline).await,
-            Self::Mosn(_) => Ok(ResponseVerdict::Pass(Vec::new())),
+    ) -> impl Future<Output = Result<ResponseVerdict, CallError>> + Send + use<> {
+        let call = match self {
+            Self::Native(native) => Some(native.check_response(request, response, deadline)),
+            Self::Mosn(_) => None,
+        };
+        async move {
+            match call {
+                Some(call) => call.await,
+                None => Ok(ResponseVerdict::Pass(Vec::new())),
+            }
         }
     }
 

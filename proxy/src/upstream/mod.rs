@@ -148,7 +148,7 @@ impl Upstream {
         loop {
             let mut connection = match endpoint.pool.checkout().await {
                 Ok(connection) => connection,
-                Err(failure) => return Err((failure.at(&endpoint.label), Some(body))),
+                Err(failure) => return Err((failure.about(&endpoint.label), Some(body))),
             };
             let message = self.message(endpoint, request, body, sending.upgrade).map_err(|failure| (failure, None))?;
             sending.progress.mark();
@@ -158,7 +158,7 @@ impl Upstream {
             };
             match sent {
                 None => {
-                    let failure = Failure::new(Reason::UpstreamTimeout).at(&endpoint.label);
+                    let failure = Failure::new(Reason::UpstreamTimeout).about(&endpoint.label);
                     return Err((failure, None));
                 }
                 // A kept connection that the server has closed meanwhile says nothing about the server.
@@ -166,7 +166,7 @@ impl Upstream {
                     stale += 1;
                     body = unsent;
                 }
-                Some(Err(SendError { error, unsent })) => return Err((broken(&error).at(&endpoint.label), unsent)),
+                Some(Err(SendError { error, unsent })) => return Err((broken(&error).about(&endpoint.label), unsent)),
                 Some(Ok(response)) => {
                     sending.progress.answered();
                     return self.received(response, connection, guard, sending).map_err(|failure| (failure, None));
@@ -220,7 +220,7 @@ impl Upstream {
         guard: EndpointGuard,
         sending: Sending<'_>,
     ) -> Result<Response<UpstreamBody>, Failure> {
-        let invalid = |detail: &'static str| Failure::new(Reason::UpstreamInvalid).with(detail).at(&guard.0.label);
+        let invalid = |detail: &'static str| Failure::new(Reason::UpstreamInvalid).with(detail).about(&guard.0.label);
         let (mut parts, incoming) = response.into_parts();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let agreed = headers::upgrade(&parts.headers);
@@ -253,15 +253,6 @@ impl Upstream {
             Some(not) if Arc::ptr_eq(picked, not) => Arc::clone(&self.endpoints[(first + 1) % count]),
             _ => Arc::clone(picked),
         }
-    }
-}
-
-impl Failure {
-    /// Names the endpoint in the log.
-    fn at(self, endpoint: &str) -> Self {
-        let text = self.to_string();
-        let detail = text.strip_prefix(self.reason().as_str()).unwrap_or_default().trim_start_matches(": ").to_owned();
-        self.with(if detail.is_empty() { format!("at {endpoint}") } else { format!("at {endpoint}: {detail}") })
     }
 }
 
@@ -361,7 +352,7 @@ impl Drop for UpstreamBody {
     fn drop(&mut self) {
         // A response without a body is never polled. One that was given up half-way is not at its end, and its
         // connection can't be used again.
-        if self.incoming.is_end_stream() {
+        if http_body::Body::is_end_stream(&self.incoming) {
             self.release();
         }
     }

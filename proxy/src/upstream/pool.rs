@@ -115,11 +115,8 @@ impl Pool {
     }
 
     async fn http1(&self) -> Result<Connection, Failure> {
-        let connection = |sender, reused| Connection {
-            sender: Sender::Http1(sender),
-            reused,
-            shared: Arc::clone(&self.shared),
-        };
+        let connection =
+            |sender, reused| Connection { sender: Sender::Http1(sender), reused, shared: Arc::clone(&self.shared) };
         loop {
             let Some(idle) = self.shared.idle().pop_back() else { break };
             if idle.sender.is_ready() && idle.since.elapsed() < self.shared.idle_timeout {
@@ -138,11 +135,8 @@ impl Pool {
 
     async fn http2(&self) -> Result<Connection, Failure> {
         let mut kept = self.http2.lock().await;
-        let connection = |sender, reused| Connection {
-            sender: Sender::Http2(sender),
-            reused,
-            shared: Arc::clone(&self.shared),
-        };
+        let connection =
+            |sender, reused| Connection { sender: Sender::Http2(sender), reused, shared: Arc::clone(&self.shared) };
         if let Some(sender) = kept.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(connection(sender.clone(), true));
         }

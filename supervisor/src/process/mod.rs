@@ -23,7 +23,8 @@ use tracing::error;
 
 use self::private_dir::PrivateDir;
 pub use self::private_dir::PrivateDirError;
-pub(crate) use self::private_dir::{check as check_runtime_dir, sweep};
+pub use self::private_dir::check as prepare_runtime_dir;
+pub(crate) use self::private_dir::sweep;
 use crate::spec::PluginSpec;
 use crate::sys;
 use crate::sys::descendants::{self, Scratch, Search};

@@ -110,7 +110,7 @@ impl Drop for PrivateDir {
 }
 
 /// Makes the runtime directory where it is absent, checks it, and returns its real path.
-pub(crate) fn check(runtime_dir: &Path) -> Result<PathBuf, PrivateDirError> {
+pub fn check(runtime_dir: &Path) -> Result<PathBuf, PrivateDirError> {
     let io = |act| failed(act, runtime_dir);
     DirBuilder::new().recursive(true).mode(0o700).create(runtime_dir).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => PrivateDirError::NotADirectory(runtime_dir.to_owned()),

@@ -34,8 +34,9 @@ pub(super) fn request(headers: &HeaderMap, authority: &str) -> Result<Request, C
         let separator = if name == header::COOKIE { "; " } else { ", " };
         let values: Result<Vec<&str>, _> =
             headers.get_all(name).iter().map(|value| std::str::from_utf8(value.as_bytes())).collect();
-        let values = values
-            .map_err(|_| CallError::Unrepresentable(format!("header {name} is not UTF-8, which MOSN's contract needs")))?;
+        let values = values.map_err(|_| {
+            CallError::Unrepresentable(format!("header {name} is not UTF-8, which MOSN's contract needs"))
+        })?;
         fields.insert(canonical(name), values.join(separator));
     }
     fields.insert("Host".to_owned(), authority.to_owned());
@@ -87,8 +88,9 @@ struct Loaded {
 pub(super) fn certificates(answer: Result<tonic::Response<Response>, Status>) -> Result<CertificateUpdate, CallError> {
     let answer = answer.map_err(|status| call_error(&status))?.into_inner();
     // The error's text could quote the key.
-    let loaded: Loaded = serde_json::from_slice(&answer.body)
-        .map_err(|error| CallError::Invalid(format!("the body is not JSON with cert_pem and key_pem ({:?})", error.classify())))?;
+    let loaded: Loaded = serde_json::from_slice(&answer.body).map_err(|error| {
+        CallError::Invalid(format!("the body is not JSON with cert_pem and key_pem ({:?})", error.classify()))
+    })?;
     let bundle = CertificateBundle {
         name: BUNDLE.to_owned(),
         server_names: Vec::new(),

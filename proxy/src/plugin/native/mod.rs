@@ -92,16 +92,20 @@ impl Native {
         }
     }
 
-    pub(super) async fn check_response(
+    pub(super) fn check_response(
         &self,
         request: &Request,
         response: &ResponseHead<'_>,
         deadline: Instant,
-    ) -> Result<ResponseVerdict, CallError> {
+    ) -> impl Future<Output = Result<ResponseVerdict, CallError>> + Send + use<> {
         let message = wire::check_response(request, response, &self.config_hash);
-        let _permit = permit(self.permits.clone(), deadline).await?;
-        let answer = self.filter.clone().check_response(wire::timed(message, deadline)).await;
-        wire::response_verdict(answer.map_err(|status| wire::call_error(&status))?.into_inner())
+        let mut filter = self.filter.clone();
+        let permits = self.permits.clone();
+        async move {
+            let _permit = permit(permits, deadline).await?;
+            let answer = filter.check_response(wire::timed(message, deadline)).await;
+            wire::response_verdict(answer.map_err(|status| wire::call_error(&status))?.into_inner())
+        }
     }
 
     pub(super) async fn certificates(

@@ -110,8 +110,9 @@ fn request_line(request: &Request) -> v1::Request {
 }
 
 fn fields(headers: &HeaderMap) -> Vec<v1::Header> {
-    let field = |(name, value): (&HeaderName, &HeaderValue)| {
-        v1::Header { name: name.as_str().to_owned(), value: Bytes::copy_from_slice(value.as_bytes()) }
+    let field = |(name, value): (&HeaderName, &HeaderValue)| v1::Header {
+        name: name.as_str().to_owned(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
     };
     headers.iter().map(field).collect()
 }
@@ -145,7 +146,8 @@ pub(super) fn check_contracts(description: &DescribeResponse, roles: Roles) -> R
 /// Why a plugin that answers gRPC could not say what it is.
 pub(super) fn describe_failed(status: &Status) -> String {
     if status.code() == Code::Unimplemented {
-        return "it does not serve palisade.plugin.v1.Lifecycle; if it was made for MOSN, set `contract: mosn`".to_owned();
+        return "it does not serve palisade.plugin.v1.Lifecycle; if it was made for MOSN, set `contract: mosn`"
+            .to_owned();
     }
     format!("Describe failed: {}", status_text(status))
 }
@@ -235,11 +237,8 @@ fn reply(reply: v1::Reply) -> Result<Reply, CallError> {
         return Err(invalid(format!("a reply of {} bytes, at most {MAX_REPLY}", reply.body.len())));
     }
     mutation::bounded(reply.headers.iter().map(|field| (field.name.as_str(), field.value.len())))?;
-    let headers = reply
-        .headers
-        .into_iter()
-        .map(|field| mutation::field(&field.name, field.value))
-        .collect::<Result<_, _>>()?;
+    let headers =
+        reply.headers.into_iter().map(|field| mutation::field(&field.name, field.value)).collect::<Result<_, _>>()?;
     Ok(Reply { status, headers, body: reply.body })
 }
 
@@ -332,11 +331,8 @@ mod tests {
         let default = needs(None);
         assert!(default.headers && default.addresses && default.tls && default.route);
         assert!(!default.peer_certificate && default.body.is_none() && !default.response);
-        let body_only = FilterNeeds {
-            request_parts: vec![RequestPart::Body.into()],
-            max_body_bytes: 10,
-            ..FilterNeeds::default()
-        };
+        let body_only =
+            FilterNeeds { request_parts: vec![RequestPart::Body.into()], max_body_bytes: 10, ..FilterNeeds::default() };
         let body_only = needs(Some(&body_only));
         assert!(!body_only.headers && body_only.body == Some(10));
         let unknown = FilterNeeds { request_parts: vec![999], ..FilterNeeds::default() };

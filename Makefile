@@ -1,0 +1,106 @@
+# `make demo` and `make test` set up all that they need; `make help` lists the rest.
+
+# Everything is built once, in the dev profile, and shared by the demo, the examples and the tests, which look for it in
+# target/debug: a target directory or platform from elsewhere would hide it from them.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+unexport CARGO_BUILD_TARGET
+
+# JDK 17 or newer, also where `java` is an older one. Looked up when a recipe needs it: it may just have been installed.
+WITH_JDK = export JAVA_HOME="$$(scripts/find-jdk)" && export PATH="$$JAVA_HOME/bin:$$PATH" &&
+CARGO = cargo
+MAVEN = mvn -q -B -ntp -f plugins-java/pom.xml
+PYTHON = .venv/bin/python
+
+JARS = plugins-java/samples/target/header-auth.jar plugins-java/samples/target/cert-loader.jar
+JAVA_SOURCES = $(shell find plugins-java plugin-proto/proto -type f \
+	\( -path '*/src/main/*' -o -name pom.xml -o -name '*.proto' \) -not -path '*/target/*')
+EXAMPLE_SCRIPTS = examples/upstream.py examples/proxy_process.py examples/check.py examples/quickstart/demo.py
+
+# For how long `make fuzz` runs each target.
+FUZZ_SECONDS = 60
+
+section = @printf '\n== %s\n' "$(1)"
+
+.PHONY: help setup system-packages python java rust demo examples test test-rust test-python test-java lint fuzz clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo       sets everything up and shows what palisade does'
+	@echo 'make test       sets everything up and runs all tests: Rust, Python, Java, examples, demo'
+	@echo 'make setup      system packages, .venv with the Python SDK, the Java SDK, palisade itself'
+	@echo 'make examples   runs every example and sees that it does what it should'
+	@echo 'make lint       formatting, clippy, types'
+	@echo 'make test-rust, make test-python, make test-java: one language'
+	@echo 'make fuzz       fuzzes what reads untrusted bytes, $(FUZZ_SECONDS) s each (FUZZ_SECONDS=600: longer)'
+	@echo 'make clean      removes what was built'
+
+setup: system-packages python java rust
+
+system-packages:
+	$(call section,system packages)
+	@scripts/system-packages
+
+python: system-packages
+	$(call section,Python: virtual environment with the SDK)
+	@scripts/python-env
+
+java: system-packages
+	$(call section,Java: SDK and samples)
+	@$(MAKE) --no-print-directory $(firstword $(JARS))
+
+# One run of Maven makes both.
+$(JARS) &: $(JAVA_SOURCES)
+	$(WITH_JDK) $(MAVEN) -DskipTests package
+	@touch $(JARS)
+
+rust: system-packages
+	$(call section,Rust: palisade and the plugins of the examples)
+	$(CARGO) build --locked --workspace
+
+demo: setup
+	$(call section,demo)
+	@$(WITH_JDK) $(PYTHON) examples/quickstart/demo.py
+
+examples: setup
+	$(call section,examples)
+	@$(WITH_JDK) $(PYTHON) examples/check.py
+
+test: setup lint test-rust test-python test-java examples demo
+	$(call section,all tests passed)
+
+test-rust: setup
+	$(call section,Rust: tests)
+	$(CARGO) test --locked --workspace
+
+test-python: python
+	$(call section,Python: tests)
+	cd plugins-python && ../$(PYTHON) -m pytest -q
+
+test-java: system-packages
+	$(call section,Java: tests)
+	$(WITH_JDK) $(MAVEN) verify
+	@touch $(JARS)
+
+# rustup can leave out rustfmt and clippy. Tests don't need them, and a newcomer should not need to install them.
+lint: setup
+	$(call section,Rust: formatting)
+	@if cargo fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all --check; \
+		else echo 'skipped: rustfmt is not installed (rustup component add rustfmt)'; fi
+	$(call section,Rust: clippy)
+	@if cargo clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
+		else echo 'skipped: clippy is not installed (rustup component add clippy)'; fi
+	$(call section,Python: types)
+	cd plugins-python && ../$(PYTHON) -m mypy
+	MYPYPATH=examples $(PYTHON) -m mypy --strict --cache-dir .mypy_cache $(EXAMPLE_SCRIPTS)
+
+fuzz:
+	@cargo fuzz --version >/dev/null 2>&1 || \
+		{ echo 'cargo-fuzz is not installed; it needs a nightly Rust: cargo install cargo-fuzz' >&2; exit 1; }
+	cd plugin-proto && for target in $$(cargo +nightly fuzz list); do \
+		env -u CARGO_TARGET_DIR cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit; done
+
+clean:
+	rm -rf target .venv .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache
+	rm -rf plugins-java/target plugins-java/sdk/target plugins-java/samples/target plugin-proto/fuzz/target
+	rm -rf examples/*/certs

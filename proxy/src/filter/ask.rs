@@ -1,0 +1,121 @@
+//! One question to a plugin: within its time, asked a second time only if the first connection broke.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use palisade_supervisor::Unavailable;
+use tokio::time::Instant;
+
+use crate::config;
+use crate::http::{Request, RequestBody};
+use crate::plugin::{CallError, Client, Needs, ResponseHead, ResponseVerdict, Running, Subject, Verdict};
+use crate::respond::{Failure, Reason};
+
+/// An answer, and what the instance that gave it needs.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) answer: Verdict,
+    pub(super) needs: Needs,
+}
+
+/// No usable answer.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) failure: Failure,
+    /// The request itself can't be judged by anybody: `on_failure: allow` does not let it pass.
+    pub(super) client_fault: bool,
+}
+
+impl Failed {
+    fn client(failure: Failure) -> Self {
+        Self { failure, client_fault: true }
+    }
+}
+
+impl From<CallError> for Failed {
+    fn from(error: CallError) -> Self {
+        let reason = match &error {
+            CallError::Lost(_) => Reason::PluginUnavailable,
+            CallError::Timeout => Reason::PluginTimeout,
+            CallError::Overloaded => Reason::PluginOverloaded,
+            CallError::Failed(_) => Reason::PluginFailed,
+            CallError::Invalid(_) => Reason::PluginInvalid,
+            CallError::Unrepresentable(_) => return Self::client(Failure::new(Reason::BadHeader).with(error)),
+        };
+        Self { failure: Failure::new(reason).with(error), client_fault: false }
+    }
+}
+
+impl From<Unavailable> for Failed {
+    fn from(error: Unavailable) -> Self {
+        Self { failure: Failure::new(Reason::PluginUnavailable).with(error.state), client_fault: false }
+    }
+}
+
+/// Asks about a request. `timeout` bounds everything but the reading of the client's body, which has bounds of its own.
+pub(super) async fn ask_request(
+    plugin: &Running,
+    timeout: Duration,
+    max_body: usize,
+    request: &Request,
+    body: &mut RequestBody,
+    route: Option<&config::Route>,
+) -> Result<Asked, Failed> {
+    let mut deadline = Instant::now() + timeout;
+    let mut client = plugin.client_by(deadline).await?;
+    let mut again = true;
+    loop {
+        // Another instance may need other things than the one before it.
+        let needs = client.needs();
+        let content = held(&needs, max_body, body, &mut deadline).await?;
+        let call = client.check_request(&Subject { request, route, body: content }, deadline)?;
+        match plugin.call(deadline, call).await {
+            Ok(answer) => return Ok(Asked { answer, needs }),
+            Err(CallError::Lost(_)) if again => client = replacement(plugin, &client, deadline).await?,
+            Err(error) => return Err(error.into()),
+        }
+        again = false;
+    }
+}
+
+/// Asks about a response.
+pub(super) async fn ask_response(
+    plugin: &Running,
+    timeout: Duration,
+    request: &Request,
+    response: &ResponseHead<'_>,
+) -> Result<ResponseVerdict, Failed> {
+    let deadline = Instant::now() + timeout;
+    let mut client = plugin.client_by(deadline).await?;
+    let mut again = true;
+    loop {
+        let call = client.check_response(request, response, deadline);
+        match plugin.call(deadline, call).await {
+            Ok(verdict) => return Ok(verdict),
+            Err(CallError::Lost(_)) if again => client = replacement(plugin, &client, deadline).await?,
+            Err(error) => return Err(error.into()),
+        }
+        again = false;
+    }
+}
+
+/// The client for a second attempt. Its call may reach a plugin that has seen the first one: a filter that is asked
+/// twice gives two verdicts, of which the client gets one.
+async fn replacement(plugin: &Running, lost: &Arc<Client>, deadline: Instant) -> Result<Arc<Client>, Failed> {
+    Ok(plugin.client_after(lost, deadline).await?)
+}
+
+/// The body, where the plugin needs it. The time that the client takes to send it is added to the deadline.
+async fn held(
+    needs: &Needs,
+    max_body: usize,
+    body: &mut RequestBody,
+    deadline: &mut Instant,
+) -> Result<Option<Bytes>, Failed> {
+    let Some(limit) = needs.body else { return Ok(None) };
+    let started = Instant::now();
+    let content = body.hold(limit.min(max_body)).await.map_err(Failed::client)?;
+    *deadline += started.elapsed();
+    Ok(Some(content))
+}

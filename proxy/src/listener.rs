@@ -1,0 +1,259 @@
+//! Listeners: sockets that are bound at start, opened once there is something to serve with, and closed by a drain.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::{Address, Cidr, Limits};
+use crate::http::{Client, Connections, Protocol, TlsFacts, serve};
+use crate::proxy::Proxy;
+use crate::telemetry::Metrics;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// Before accepting is tried again when it failed for want of something, such as file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Idle seconds before the kernel asks whether a client is still there.
+const KEEPALIVE: u32 = 60;
+
+/// A socket that has its address but takes no connections yet.
+#[derive(Debug)]
+pub(crate) enum Bound {
+    Tcp(TcpSocket),
+    Unix(UnixSocket, SocketFile),
+}
+
+/// A socket that takes connections.
+#[derive(Debug)]
+pub(crate) enum Open {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// A unix socket's file, removed when the listener goes.
+#[derive(Debug)]
+pub(crate) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        match std::fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(target: "palisade::listener", path = %self.0.display(), %error, "a socket could not be removed");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Takes an address.
+pub(crate) fn bind(address: &Address) -> io::Result<Bound> {
+    match address {
+        Address::Tcp(address) => {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // Else connections of a proxy that ended a moment ago keep the address.
+            socket.set_reuseaddr(true)?;
+            socket.bind(*address)?;
+            Ok(Bound::Tcp(socket))
+        }
+        Address::Unix(path) => {
+            remove_stale(path)?;
+            let socket = UnixSocket::new_stream()?;
+            socket.bind(path)?;
+            Ok(Bound::Unix(socket, SocketFile(path.clone())))
+        }
+    }
+}
+
+/// Removes a socket that nobody listens on: a proxy that was killed leaves one.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            _ => Err(io::ErrorKind::AddrInUse.into()),
+        },
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is not a socket")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+impl Bound {
+    /// Begins to take connections.
+    pub(crate) fn open(self) -> io::Result<Open> {
+        match self {
+            Self::Tcp(socket) => socket.listen(BACKLOG).map(Open::Tcp),
+            Self::Unix(socket, file) => socket.listen(BACKLOG).map(|listener| Open::Unix(listener, file)),
+        }
+    }
+}
+
+impl Open {
+    /// The address, with the port that the kernel chose for 0.
+    pub(crate) fn address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Self::Unix(_, file) => Ok(Address::Unix(file.0.clone())),
+        }
+    }
+}
+
+/// What a listener does with its connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Service {
+    pub(crate) name: Arc<str>,
+    pub(crate) address: Address,
+    pub(crate) limits: Limits,
+    /// Set: TLS only.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) trusted_proxies: Arc<[Cidr]>,
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) connections: Connections,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Takes connections until a drain begins. Nothing that goes wrong with one of them ends it.
+pub(crate) async fn accept(listener: Open, service: Service) {
+    let places = Arc::new(Semaphore::new(service.limits.max_connections));
+    let drain = service.connections.drain.clone();
+    let taking = async {
+        loop {
+            // Before accepting: those without a place wait in the kernel's queue.
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.next().await {
+                Ok(socket) => {
+                    let service = service.clone();
+                    service.connections.tasks.clone().spawn(async move {
+                        service.connection(socket).await;
+                        drop(place);
+                    });
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::error!(target: "palisade::listener", listener = &*service.name, %error, "accepting failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = taking => {}
+        () = drain.cancelled() => {}
+    }
+}
+
+/// Errors that `accept` passes on from a connection that broke before it was taken (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+enum Socket {
+    Tcp(TcpStream, std::net::SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Open {
+    async fn next(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Socket::Tcp(stream, peer)),
+            Self::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Socket::Unix(stream)),
+        }
+    }
+}
+
+impl Service {
+    async fn connection(self, socket: Socket) {
+        let _counted = self.metrics.connection(&self.name);
+        let mut client = Client {
+            listener: Arc::clone(&self.name),
+            peer: None,
+            local: self.address.clone(),
+            tls: None,
+            trusted: false,
+        };
+        match socket {
+            Socket::Tcp(stream, peer) => {
+                // Without these a connection is slower or dies later, but works.
+                stream.set_nodelay(true).ok();
+                keep_alive(&stream);
+                client.peer = Some(peer);
+                client.trusted = self.is_trusted(peer.ip());
+                if let Ok(local) = stream.local_addr() {
+                    client.local = Address::Tcp(local);
+                }
+                self.secured(stream, client).await;
+            }
+            Socket::Unix(stream) => self.secured(stream, client).await,
+        }
+    }
+
+    fn is_trusted(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(peer))
+    }
+
+    async fn secured<I>(self, io: I, mut client: Client)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(tls) = self.tls.clone() else {
+            serve(io, None, Arc::new(client), self.limits, self.proxy, self.connections).await;
+            return;
+        };
+        let handshake = TlsAcceptor::from(tls).accept(io);
+        let accepted = tokio::select! {
+            accepted = tokio::time::timeout(self.limits.tls_handshake_timeout, handshake) => accepted,
+            () = self.connections.end.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return self.handshake_failed(&client, &error),
+            Err(_) => return self.handshake_failed(&client, &"not complete in time"),
+        };
+        let (_, session) = stream.get_ref();
+        let protocol = match session.alpn_protocol() {
+            Some(b"h2") => Protocol::Http2,
+            // A client without ALPN speaks HTTP/1.1 (RFC 9113 section 3.2).
+            _ => Protocol::Http1,
+        };
+        client.tls = Some(TlsFacts {
+            server_name: session.server_name().unwrap_or_default().to_ascii_lowercase(),
+            alpn: session.alpn_protocol().map(|alpn| String::from_utf8_lossy(alpn).into_owned()).unwrap_or_default(),
+            version: match session.protocol_version() {
+                Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+                _ => "TLSv1.2",
+            },
+            peer_certificates: Vec::new(),
+        });
+        serve(stream, Some(protocol), Arc::new(client), self.limits, self.proxy, self.connections).await;
+    }
+
+    fn handshake_failed(&self, client: &Client, error: &dyn std::fmt::Display) {
+        self.metrics.handshake_failed(&self.name);
+        tracing::debug!(
+            target: "palisade::tls", listener = &*self.name, peer = ?client.peer, %error, "handshake failed",
+        );
+    }
+}
+
+/// Has the kernel find clients that have gone without a word. Where it can't, the other bounds hold.
+fn keep_alive(stream: &impl AsFd) {
+    if setsockopt(stream, sockopt::KeepAlive, &true).is_ok() {
+        setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE).ok();
+        setsockopt(stream, sockopt::TcpKeepInterval, &(KEEPALIVE / 4)).ok();
+    }
+}

@@ -1,0 +1,111 @@
+//! From the configuration of a plugin to what the supervisor runs, and from a fresh connection to a client.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use palisade_plugin_proto::env;
+use palisade_supervisor::{Adapter, AttachError, HealthPolicy, InstanceInfo, PluginSpec, RestartPolicy, TcpPolicy};
+use prost_types::{ListValue, Struct, Value, value::Kind};
+use serde_json::Value as Json;
+use tonic::transport::Channel;
+
+use super::Client;
+use super::mosn::Mosn;
+use super::native::Native;
+use crate::config::{self, Contract};
+
+/// What a configuration uses a plugin for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Roles {
+    pub(crate) filter: bool,
+    pub(crate) certificates: bool,
+}
+
+/// Attaches instances of one plugin by the contract that its configuration names.
+#[derive(Debug)]
+pub(crate) struct Contracts {
+    contract: Contract,
+    roles: Roles,
+    config: Struct,
+    config_hash: String,
+}
+
+impl Contracts {
+    pub(super) fn new(plugin: &config::Plugin, roles: Roles) -> Self {
+        Self {
+            contract: plugin.contract,
+            roles,
+            config: message(config::to_json(&plugin.config)),
+            config_hash: config::hash(&plugin.config),
+        }
+    }
+}
+
+impl Adapter for Contracts {
+    type Client = Client;
+
+    async fn attach(&self, channel: Channel, _instance: InstanceInfo) -> Result<Client, AttachError> {
+        match self.contract {
+            Contract::Palisade => Native::attach(channel, self.roles, self.config.clone(), &self.config_hash)
+                .await
+                .map(Client::Native)
+                .map_err(AttachError::new),
+            Contract::Mosn => Ok(Client::Mosn(Mosn::new(channel))),
+        }
+    }
+}
+
+/// What the supervisor is to run.
+pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> PluginSpec {
+    let mut spec = PluginSpec::new(name, &plugin.command, runtime_dir);
+    spec.cwd.clone_from(&plugin.cwd);
+    spec.env = plugin.env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
+    spec.env_pass = plugin.env_pass.iter().map(OsString::from).collect();
+    if plugin.contract == Contract::Mosn {
+        spec.cookie = (env::MOSN_COOKIE.0.to_owned(), env::MOSN_COOKIE.1.to_owned());
+        // MOSN tells its plugins how many threads to use; those made with its SDK read it.
+        spec.env.entry("MOSN_PROCS".into()).or_insert_with(|| "1".into());
+    }
+    spec.handshake.timeout = plugin.handshake_timeout;
+    spec.ready_timeout = plugin.ready_timeout;
+    spec.tcp = if plugin.allow_remote_tcp { TcpPolicy::Any } else { TcpPolicy::LoopbackOnly };
+    spec.health = HealthPolicy {
+        interval: plugin.health.interval,
+        timeout: plugin.health.timeout,
+        failures: plugin.health.failures,
+        ..HealthPolicy::default()
+    };
+    spec.restart = RestartPolicy {
+        initial: plugin.restart.initial,
+        max: plugin.restart.max,
+        reset_after: plugin.restart.reset_after,
+        crash_loop_after: plugin.restart.crash_loop_after,
+        ..RestartPolicy::default()
+    };
+    spec.stop.term_timeout = plugin.stop_timeout;
+    spec
+}
+
+/// A plugin's configuration as `google.protobuf.Struct`.
+fn message(config: Json) -> Struct {
+    match config {
+        Json::Object(fields) => {
+            Struct { fields: fields.into_iter().map(|(name, field)| (name, value(field))).collect() }
+        }
+        // The configuration's reader lets nothing but mappings through.
+        _ => Struct::default(),
+    }
+}
+
+fn value(json: Json) -> Value {
+    let kind = match json {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(value) => Kind::BoolValue(value),
+        // Integers beyond 2^53 and infinity were refused when the file was read.
+        Json::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Json::String(text) => Kind::StringValue(text),
+        Json::Array(items) => Kind::ListValue(ListValue { values: items.into_iter().map(value).collect() }),
+        object @ Json::Object(_) => Kind::StructValue(message(object)),
+    };
+    Value { kind: Some(kind) }
+}

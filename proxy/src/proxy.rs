@@ -1,0 +1,205 @@
+//! The way of one request: read, judged, routed, judged again, sent, answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
+
+use crate::config;
+use crate::filter::{Chain, Passed, Stop, UnknownPlugin};
+use crate::http::headers::{X_PALISADE_REASON, request_id};
+use crate::http::{Body, Client, Connections, Progress, Request, RequestBody, read};
+use crate::plugin::Plugins;
+use crate::respond::{self, Failure, Reason};
+use crate::route::{Route, Routes};
+use crate::telemetry::Metrics;
+use crate::tunnel;
+use crate::upstream::Sending;
+
+/// What serves the requests of one listener.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    filters: Chain,
+    routes: Arc<Routes>,
+    body_idle: Duration,
+    connections: Connections,
+    metrics: Arc<Metrics>,
+}
+
+/// How a request ended, for the log and the metrics.
+struct Outcome<'a> {
+    /// Unset: the request was not routed.
+    route: Option<&'a Route>,
+    /// Set where the proxy itself answered.
+    failure: Option<Failure>,
+}
+
+impl Proxy {
+    pub(crate) fn new(
+        listener: &config::Listener,
+        routes: &Arc<Routes>,
+        plugins: &Plugins,
+        connections: &Connections,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, UnknownPlugin> {
+        Ok(Self {
+            filters: Chain::new(&listener.filters, plugins, metrics)?,
+            routes: Arc::clone(routes),
+            body_idle: listener.limits.body_idle_timeout,
+            connections: connections.clone(),
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    /// Answers one request. Every failure is an answer too.
+    pub(crate) async fn handle(&self, message: http::Request<Incoming>, client: &Arc<Client>) -> Response<Body> {
+        let started = Instant::now();
+        let (mut parts, incoming) = message.into_parts();
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
+        let id = request_id(&parts.headers, client.trusted);
+        let mut outcome = Outcome { route: None, failure: None };
+        let response = match read(parts, client, id) {
+            Err((failure, id)) => {
+                let response = respond::failure(&failure, &id);
+                self.record(&id, client, None, &Outcome { route: None, failure: Some(failure) }, &response, started);
+                return response;
+            }
+            Ok(mut request) => {
+                let response = self.answer(&mut request, incoming, upgrade, &mut outcome).await;
+                self.record(&request.id, client, Some(&request), &outcome, &response, started);
+                response
+            }
+        };
+        response
+    }
+
+    async fn answer<'a>(
+        &'a self,
+        request: &mut Request,
+        incoming: Incoming,
+        upgrade: Option<OnUpgrade>,
+        outcome: &mut Outcome<'a>,
+    ) -> Response<Body> {
+        let progress = Progress::new();
+        let body = RequestBody::new(incoming, self.body_idle, &progress);
+        let mut passed = Passed::default();
+        let forwarded = self.forward(request, body, &progress, &mut passed, outcome).await;
+        let response = match forwarded {
+            Ok(response) => response,
+            Err(stop) => stopped(stop, &request.id, outcome),
+        };
+        let (mut parts, body) = response.into_parts();
+        let mut response = match passed.settle(request, &mut parts).await {
+            Ok(()) => Response::from_parts(parts, body),
+            // Dropping the body gives up what the upstream still sends.
+            Err(stop) => stopped(stop, &request.id, outcome),
+        };
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            response = self.switch(request, upgrade, response, outcome);
+        }
+        response
+    }
+
+    /// Judges, routes and sends a request.
+    async fn forward<'a>(
+        &'a self,
+        request: &mut Request,
+        mut body: RequestBody,
+        progress: &Progress,
+        passed: &mut Passed,
+        outcome: &mut Outcome<'a>,
+    ) -> Result<Response<Body>, Stop> {
+        self.filters.check(request, &mut body, None, passed).await?;
+        let route = self.routes.find(request).ok_or_else(|| Stop::Failed(Failure::new(Reason::NoRoute)))?;
+        outcome.route = Some(route);
+        route.filters.check(request, &mut body, Some(&route.config), passed).await?;
+        let upgrade =
+            request.upgrade.as_deref().filter(|asked| route.config.upgrades.iter().any(|served| served == asked));
+        let sending = Sending { timeout: route.config.timeout, retries: route.config.retries, upgrade, progress };
+        let response = route.upstream.send(request, body, sending).await.map_err(Stop::Failed)?;
+        let (mut parts, body) = response.into_parts();
+        // It says who made a reply: nobody but the proxy may.
+        parts.headers.remove(X_PALISADE_REASON);
+        Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    /// Connects the client's connection with the upstream's, once both have switched protocols.
+    fn switch(
+        &self,
+        request: &Request,
+        client: Option<OnUpgrade>,
+        mut response: Response<Body>,
+        outcome: &mut Outcome<'_>,
+    ) -> Response<Body> {
+        let upstream = response.extensions_mut().remove::<OnUpgrade>();
+        let protocol = request.upgrade.as_deref().and_then(|protocol| HeaderValue::from_str(protocol).ok());
+        let (Some(client), Some(upstream), Some(protocol)) = (client, upstream, protocol) else {
+            let failure = Failure::new(Reason::Internal).with("a connection that can't be switched");
+            return stopped(Stop::Failed(failure), &request.id, outcome);
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol);
+        let (parts, body) = response.into_parts();
+        let end = self.connections.end.clone();
+        let request_id = request.id.clone();
+        self.connections.tasks.spawn(async move {
+            tunnel::run(client, upstream, end, &request_id).await;
+            // It keeps the endpoint's count of requests.
+            drop(body);
+        });
+        Response::from_parts(parts, crate::http::empty())
+    }
+
+    fn record(
+        &self,
+        id: &str,
+        client: &Client,
+        request: Option<&Request>,
+        outcome: &Outcome<'_>,
+        response: &Response<Body>,
+        started: Instant,
+    ) {
+        let route = outcome.route.map_or("", |route| route.config.name.as_str());
+        let reason = outcome.failure.as_ref().map(|failure| failure.reason().as_str());
+        let status = response.status();
+        let elapsed = started.elapsed();
+        self.metrics.request(&client.listener, route, status, reason, elapsed);
+        let method = request.map_or("", |request| request.method.as_str());
+        let path = request.map_or("", |request| request.path.as_str());
+        let authority = request.map_or("", |request| request.authority.as_str());
+        let status = status.as_u16();
+        let seconds = elapsed.as_secs_f64();
+        match &outcome.failure {
+            Some(failure) if response.status().is_server_error() => tracing::warn!(
+                target: "palisade::access", request_id = id, listener = &*client.listener, route, method, authority,
+                path, status, seconds, failure = %failure, "request failed",
+            ),
+            Some(failure) => tracing::debug!(
+                target: "palisade::access", request_id = id, listener = &*client.listener, route, method, authority,
+                path, status, seconds, failure = %failure, "request refused",
+            ),
+            None => tracing::debug!(
+                target: "palisade::access", request_id = id, listener = &*client.listener, route, method, authority,
+                path, status, seconds, "request",
+            ),
+        }
+    }
+}
+
+/// The reply to a request that was stopped.
+fn stopped(stop: Stop, request_id: &str, outcome: &mut Outcome<'_>) -> Response<Body> {
+    match stop {
+        Stop::Denied(reply) => respond::reply(&reply, request_id),
+        Stop::Failed(failure) => {
+            let response = respond::failure(&failure, request_id);
+            outcome.failure = Some(failure);
+            response
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! One bundle of a plugin, looked into before anybody is served with it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::crypto::CryptoProvider;
+use rustls::sign::CertifiedKey;
+use rustls_pemfile::pem::PemObject;
+use rustls_pemfile::{CertificateDer, PrivateKeyDer};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::plugin::CertificateBundle;
+
+/// Certificates in one chain.
+const MAX_CHAIN: usize = 16;
+
+/// Server names of one bundle.
+const MAX_NAMES: usize = 1000;
+
+/// Longest name of a bundle in bytes, as the contract says.
+const MAX_NAME: usize = 255;
+
+/// A certificate that can be served.
+#[derive(Debug)]
+pub(super) struct Bundle {
+    pub(super) name: String,
+    pub(super) server_names: Vec<ServerName>,
+    pub(super) key: Arc<CertifiedKey>,
+    pub(super) not_after: SystemTime,
+}
+
+/// A server name that a certificate is for, lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum ServerName {
+    Exact(String),
+    /// `*.example`, held as `example`: exactly one label in front (RFC 9525 section 6.3).
+    Wildcard(String),
+}
+
+/// Why a bundle is not served. It never quotes what could be a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BundleError {
+    #[error("its name is empty or longer than {MAX_NAME} bytes")]
+    Name,
+    #[error("the chain is not PEM: {0}")]
+    Chain(String),
+    #[error("the chain holds {0} certificates, must be 1 to {MAX_CHAIN}")]
+    ChainLength(usize),
+    #[error("the key is not an unencrypted PKCS#8, PKCS#1 or SEC1 key in PEM")]
+    Key,
+    #[error("the key is of a kind that is not supported")]
+    KeyKind,
+    #[error("the key does not belong to the certificate")]
+    Mismatch,
+    #[error("the certificate can't be read: {0}")]
+    Certificate(String),
+    #[error("the certificate expired {0} ago")]
+    Expired(String),
+    #[error("{0:?} is not a server name")]
+    ServerName(String),
+    #[error("it is for {0} server names, at most {MAX_NAMES}")]
+    TooManyNames(usize),
+}
+
+impl Bundle {
+    /// Checks what a plugin sent.
+    pub(super) fn new(
+        sent: CertificateBundle,
+        provider: &CryptoProvider,
+        now: SystemTime,
+    ) -> Result<Self, BundleError> {
+        if sent.name.is_empty() || sent.name.len() > MAX_NAME {
+            return Err(BundleError::Name);
+        }
+        let chain = CertificateDer::pem_slice_iter(&sent.chain_pem)
+            .take(MAX_CHAIN + 1)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| BundleError::Chain(error.to_string()))?;
+        if chain.is_empty() || chain.len() > MAX_CHAIN {
+            return Err(BundleError::ChainLength(chain.len()));
+        }
+        let key = PrivateKeyDer::from_pem_slice(&sent.key_pem).map_err(|_| BundleError::Key)?;
+        let (not_after, alternative_names) = examine(&chain[0])?;
+        if let Ok(ago) = now.duration_since(not_after) {
+            return Err(BundleError::Expired(format!("{} s", ago.as_secs())));
+        }
+        let key = match CertifiedKey::from_der(chain, key, provider) {
+            Ok(key) => key,
+            Err(rustls::Error::InconsistentKeys(_)) => return Err(BundleError::Mismatch),
+            Err(_) => return Err(BundleError::KeyKind),
+        };
+        let names = if sent.server_names.is_empty() { alternative_names } else { sent.server_names };
+        if names.len() > MAX_NAMES {
+            return Err(BundleError::TooManyNames(names.len()));
+        }
+        let server_names = names.iter().map(|name| ServerName::parse(name)).collect::<Result<_, _>>()?;
+        Ok(Self { name: sent.name, server_names, key: Arc::new(key), not_after })
+    }
+
+    /// What the log says of it: the leaf's fingerprint (SHA-256), as `openssl x509 -fingerprint -sha256` shows it.
+    pub(super) fn fingerprint(&self) -> String {
+        use sha2::{Digest, Sha256};
+        let leaf = self.key.cert.first().map(AsRef::as_ref).unwrap_or_default();
+        let bytes: Vec<_> = Sha256::digest(leaf).iter().map(|byte| format!("{byte:02X}")).collect();
+        bytes.join(":")
+    }
+}
+
+/// The end of a leaf's validity and the DNS names that it is for.
+fn examine(leaf: &CertificateDer<'_>) -> Result<(SystemTime, Vec<String>), BundleError> {
+    let unreadable = |error: String| BundleError::Certificate(error);
+    let (_, leaf) = X509Certificate::from_der(leaf).map_err(|error| unreadable(error.to_string()))?;
+    let not_after = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
+    let names = leaf.subject_alternative_name().map_err(|error| unreadable(error.to_string()))?;
+    let names = names.map_or_else(Vec::new, |names| {
+        let dns = |name: &GeneralName<'_>| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        };
+        names.value.general_names.iter().filter_map(dns).collect()
+    });
+    Ok((SystemTime::UNIX_EPOCH + Duration::from_secs(not_after), names))
+}
+
+impl ServerName {
+    fn parse(name: &str) -> Result<Self, BundleError> {
+        let lower = name.trim_end_matches('.').to_ascii_lowercase();
+        let (wildcard, rest) = match lower.strip_prefix("*.") {
+            Some(rest) => (true, rest),
+            None => (false, lower.as_str()),
+        };
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        if rest.len() > 253 || !rest.split('.').all(label) {
+            return Err(BundleError::ServerName(name.chars().take(253).collect()));
+        }
+        let rest = rest.to_owned();
+        Ok(if wildcard { Self::Wildcard(rest) } else { Self::Exact(rest) })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// A bundle with a certificate of its own.
+    pub(in crate::tls) fn sent(name: &str, names: &[&str]) -> CertificateBundle {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+        CertificateBundle {
+            name: name.to_owned(),
+            server_names: Vec::new(),
+            chain_pem: certificate.pem().into_bytes(),
+            key_pem: key.serialize_pem().into_bytes(),
+        }
+    }
+
+    pub(in crate::tls) fn bundle(sent: CertificateBundle) -> Result<Bundle, BundleError> {
+        Bundle::new(sent, &rustls::crypto::aws_lc_rs::default_provider(), SystemTime::now())
+    }
+
+    #[test]
+    fn each_fault_has_its_error() {
+        let good = || sent("a", &["a.example"]);
+        let other = sent("a", &["a.example"]);
+        let fault = |bundle_: CertificateBundle| bundle(bundle_).unwrap_err();
+        assert_eq!(fault(CertificateBundle { name: String::new(), ..good() }), BundleError::Name);
+        assert_eq!(fault(CertificateBundle { name: "x".repeat(256), ..good() }), BundleError::Name);
+        assert_eq!(fault(CertificateBundle { chain_pem: Vec::new(), ..good() }), BundleError::ChainLength(0));
+        let long = good().chain_pem.repeat(MAX_CHAIN + 1);
+        assert_eq!(fault(CertificateBundle { chain_pem: long, ..good() }), BundleError::ChainLength(MAX_CHAIN + 1));
+        let junk = b"-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n".to_vec();
+        assert!(matches!(fault(CertificateBundle { chain_pem: junk, ..good() }), BundleError::Chain(_)));
+        let junk = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
+        assert!(matches!(fault(CertificateBundle { chain_pem: junk, ..good() }), BundleError::Certificate(_)));
+        assert_eq!(fault(CertificateBundle { key_pem: b"secret".to_vec(), ..good() }), BundleError::Key);
+        assert_eq!(fault(CertificateBundle { key_pem: other.key_pem, ..good() }), BundleError::Mismatch);
+        for bad in ["", "a b", "*", "*.", "a.*", "a..b", &"x".repeat(64)] {
+            let named = CertificateBundle { server_names: vec![bad.to_owned()], ..good() };
+            assert!(matches!(fault(named), BundleError::ServerName(_)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_expired_certificate_is_not_served() {
+        let sent = sent("a", &["a.example"]);
+        let after = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
+        let error = Bundle::new(sent, &rustls::crypto::aws_lc_rs::default_provider(), after).unwrap_err();
+        assert!(matches!(error, BundleError::Expired(_)));
+    }
+
+    #[test]
+    fn names_come_from_the_plugin_else_from_the_leaf() {
+        let from_leaf = bundle(sent("a", &["A.example", "*.b.example"])).unwrap();
+        let expected = [ServerName::Exact("a.example".into()), ServerName::Wildcard("b.example".into())];
+        assert_eq!(from_leaf.server_names, expected);
+        let named = CertificateBundle { server_names: vec!["c.example.".into()], ..sent("a", &["a.example"]) };
+        assert_eq!(bundle(named).unwrap().server_names, [ServerName::Exact("c.example".into())]);
+    }
+}

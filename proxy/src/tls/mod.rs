@@ -1,0 +1,31 @@
+//! TLS with certificates that a plugin supplies: watched, checked, and swapped while connections go on.
+
+mod bundle;
+mod store;
+mod watch;
+
+use std::sync::Arc;
+
+use rustls::server::ResolvesServerCert;
+use rustls::{ServerConfig, SupportedProtocolVersion};
+
+pub(crate) use self::watch::{Arrival, Certificates};
+use crate::config::ListenerTls;
+
+const TLS12_UP: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+const TLS13_ONLY: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+/// The configuration of a listener's handshakes: HTTP/2 and HTTP/1.1 by ALPN (RFC 7301), no early data.
+pub(crate) fn server_config(
+    tls: &ListenerTls,
+    certificates: Arc<dyn ResolvesServerCert>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions = if tls.only_tls13 { TLS13_ONLY } else { TLS12_UP };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)?
+        .with_no_client_auth()
+        .with_cert_resolver(certificates);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}

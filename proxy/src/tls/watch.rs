@@ -1,0 +1,188 @@
+//! Watches a plugin's certificates for as long as the listener lives.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::bundle::Bundle;
+use super::store::{MAX_BUNDLES, Store};
+use crate::config::ListenerTls;
+use crate::plugin::{CallError, CertificateUpdate, Client, Running};
+use crate::telemetry::Metrics;
+
+/// How long a plugin may take to begin to answer.
+const OPEN: Duration = Duration::from_secs(10);
+
+/// Before a stream that broke is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// How far a listener's certificates have come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// The text says what was wrong last.
+    Awaited(String),
+    /// There is one to serve.
+    Served,
+}
+
+/// The certificates of one listener. Those that came last stay when the plugin goes.
+pub(crate) struct Certificates {
+    tls: ListenerTls,
+    plugin: Arc<Running>,
+    provider: CryptoProvider,
+    store: ArcSwap<Store>,
+    arrival: watch::Sender<Arrival>,
+    metrics: Arc<Metrics>,
+}
+
+impl Certificates {
+    pub(crate) fn new(tls: &ListenerTls, plugin: &Arc<Running>, metrics: &Arc<Metrics>) -> Self {
+        Self {
+            tls: tls.clone(),
+            plugin: Arc::clone(plugin),
+            provider: rustls::crypto::aws_lc_rs::default_provider(),
+            store: ArcSwap::default(),
+            arrival: watch::Sender::new(Arrival::Awaited("no answer yet".to_owned())),
+            metrics: Arc::clone(metrics),
+        }
+    }
+
+    /// Whether there is something to serve.
+    pub(crate) fn arrival(&self) -> watch::Receiver<Arrival> {
+        self.arrival.subscribe()
+    }
+
+    /// Follows the plugin until `end` is cancelled.
+    pub(crate) async fn follow(&self, end: CancellationToken) {
+        tokio::select! {
+            () = end.cancelled() => {}
+            () = self.follow_on() => {}
+        }
+    }
+
+    async fn follow_on(&self) {
+        let mut status = self.plugin.watch();
+        loop {
+            status.mark_unchanged();
+            let Some(client) = self.plugin.client() else {
+                if status.changed().await.is_err() {
+                    // Shut down for good.
+                    return;
+                }
+                continue;
+            };
+            let error = self.follow_client(&client).await;
+            let plugin = self.plugin.name();
+            if self.plugin.client().is_some_and(|now| Arc::ptr_eq(&now, &client)) {
+                tracing::warn!(target: "palisade::tls", plugin, %error, "watching certificates failed, is tried again");
+                self.fault(error.to_string());
+            }
+            tokio::time::sleep(REOPEN).await;
+        }
+    }
+
+    /// Applies what one instance sends, until its stream ends.
+    async fn follow_client(&self, client: &Arc<Client>) -> CallError {
+        let opened = tokio::time::timeout(OPEN, client.certificates(&self.tls.names)).await;
+        let mut updates = match opened {
+            Ok(Ok(updates)) => updates,
+            Ok(Err(error)) => return error,
+            Err(_) => return CallError::Timeout,
+        };
+        while let Some(update) = updates.next().await {
+            match update {
+                Ok(update) => self.apply(update),
+                Err(error) => return error,
+            }
+        }
+        CallError::Lost("the stream ended".to_owned())
+    }
+
+    /// Takes over what is good. A bundle that is not leaves the one of its name as it was: an old certificate serves
+    /// clients better than none.
+    fn apply(&self, update: CertificateUpdate) {
+        let plugin = self.plugin.name();
+        let before = self.store.load_full();
+        let mut bundles = before.bundles().clone();
+        let named: BTreeSet<String> = update.bundles.iter().map(|bundle| bundle.name.clone()).collect();
+        let gone = |name: &String| update.removed.contains(name) || (update.complete && !named.contains(name));
+        bundles.retain(|name, _| !gone(name));
+        for sent in update.bundles {
+            let name = sent.name.clone();
+            if !self.tls.names.is_empty() && !self.tls.names.contains(&name) {
+                continue;
+            }
+            match Bundle::new(sent, &self.provider, SystemTime::now()) {
+                Ok(_) if bundles.len() >= MAX_BUNDLES && !bundles.contains_key(&name) => {
+                    let error = format!("more than {MAX_BUNDLES} bundles");
+                    tracing::error!(target: "palisade::tls", plugin, bundle = ?name, error, "bundle refused");
+                }
+                Ok(bundle) => {
+                    let same = bundles.get(&name).is_some_and(|old| old.key.cert == bundle.key.cert);
+                    if !same {
+                        tracing::info!(
+                            target: "palisade::tls", plugin, bundle = ?name, sha256 = bundle.fingerprint(),
+                            expires = %epoch_seconds(bundle.not_after), "certificate taken over",
+                        );
+                    }
+                    bundles.insert(name, Arc::new(bundle));
+                }
+                Err(error) => {
+                    let kept = bundles.contains_key(&name);
+                    tracing::error!(target: "palisade::tls", plugin, bundle = ?name, %error, kept, "bundle refused");
+                    self.fault(format!("bundle {name:?}: {error}"));
+                }
+            }
+        }
+        for name in before.bundles().keys().filter(|name| !bundles.contains_key(*name)) {
+            tracing::info!(target: "palisade::tls", plugin, bundle = ?name, "certificate withdrawn");
+            self.metrics.certificate_gone(plugin, name);
+        }
+        for bundle in bundles.values() {
+            self.metrics.certificate_expiry(plugin, &bundle.name, epoch_seconds(bundle.not_after));
+        }
+        let served = !bundles.is_empty();
+        self.store.store(Arc::new(Store::new(bundles, self.tls.default.as_deref())));
+        if served {
+            self.arrival.send_replace(Arrival::Served);
+        } else {
+            self.fault("it has no certificate".to_owned());
+        }
+    }
+
+    fn fault(&self, text: String) {
+        self.arrival.send_if_modified(|arrival| match arrival {
+            Arrival::Served => false,
+            Arrival::Awaited(last) => {
+                *last = text;
+                true
+            }
+        });
+    }
+}
+
+fn epoch_seconds(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificates").field("plugin", &self.tls.plugin).finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.store.load().find(hello.server_name()).cloned()
+    }
+}

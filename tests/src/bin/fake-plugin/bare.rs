@@ -1,0 +1,106 @@
+//! Plugins as people write them without an SDK: no health, no controller, no graceful end.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use palisade_plugin_proto::mosn;
+use palisade_plugin_proto::mosn::plugin_server::{Plugin, PluginServer};
+use palisade_plugin_proto::serve::Config;
+use palisade_plugin_proto::v1::filter_server::{Filter, FilterServer};
+use palisade_plugin_proto::v1::lifecycle_server::{Lifecycle, LifecycleServer};
+use palisade_plugin_proto::v1::{
+    CheckRequestRequest, CheckRequestResponse, CheckResponseRequest, CheckResponseResponse, ConfigProblem,
+    ConfigureRequest, ConfigureResponse, Contract, DescribeRequest, DescribeResponse, FilterNeeds,
+};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status};
+
+/// Serves the native contract and nothing else, until somebody kills it.
+pub(crate) async fn serve(needs: FilterNeeds, refusal: Option<String>) -> ! {
+    let path = crate::socket_dir().join("plugin.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    crate::print(format!("1|1|unix|{}|grpc\n", path.display()).as_bytes());
+    let bare = Arc::new(Bare { needs, refusal, hash: Mutex::default() });
+    Server::builder()
+        .add_service(LifecycleServer::from_arc(Arc::clone(&bare)))
+        .add_service(FilterServer::from_arc(bare))
+        .serve_with_incoming(UnixListenerStream::new(listener))
+        .await
+        .unwrap();
+    unreachable!("nobody asks it to end")
+}
+
+struct Bare {
+    needs: FilterNeeds,
+    refusal: Option<String>,
+    hash: Mutex<String>,
+}
+
+#[tonic::async_trait]
+impl Lifecycle for Bare {
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        Ok(Response::new(DescribeResponse {
+            name: "bare".to_owned(),
+            contracts: vec![Contract::Filter.into()],
+            filter: Some(self.needs.clone()),
+            ..DescribeResponse::default()
+        }))
+    }
+
+    async fn configure(&self, request: Request<ConfigureRequest>) -> Result<Response<ConfigureResponse>, Status> {
+        *self.hash.lock().unwrap() = request.into_inner().hash;
+        let problem = |message: &String| ConfigProblem { path: "allow.0".to_owned(), message: message.clone() };
+        Ok(Response::new(ConfigureResponse { problems: self.refusal.iter().map(problem).collect() }))
+    }
+}
+
+#[tonic::async_trait]
+impl Filter for Bare {
+    async fn check_request(
+        &self,
+        request: Request<CheckRequestRequest>,
+    ) -> Result<Response<CheckRequestResponse>, Status> {
+        let call = request.into_inner();
+        let request = call.request.ok_or_else(|| Status::invalid_argument("no request"))?;
+        let asked = request.header("x-fake").map(String::from_utf8_lossy).unwrap_or_default();
+        if let Some(code) = asked.strip_prefix("code-") {
+            return Err(Status::new(Code::from_i32(code.parse().unwrap()), "asked to fail"));
+        }
+        let verdict = crate::filter::judge(&request, &Config::default()).await;
+        verdict.map(Response::new).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    async fn check_response(
+        &self,
+        _: Request<CheckResponseRequest>,
+    ) -> Result<Response<CheckResponseResponse>, Status> {
+        Ok(Response::new(CheckResponseResponse::pass(Vec::new())))
+    }
+}
+
+/// Serves MOSN's contract, as its samples do: five fields, TCP, one service.
+pub(crate) async fn serve_mosn() -> ! {
+    assert_eq!(std::env::var("MOSN_PLUGIN").as_deref(), Ok("ON"), "not started by MOSN");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    crate::print(format!("1|1|tcp|{}|grpc\n", listener.local_addr().unwrap()).as_bytes());
+    Server::builder()
+        .add_service(PluginServer::new(Mosn))
+        .serve_with_incoming(TcpListenerStream::new(listener))
+        .await
+        .unwrap();
+    unreachable!("nobody asks it to end")
+}
+
+struct Mosn;
+
+#[tonic::async_trait]
+impl Plugin for Mosn {
+    async fn call(&self, request: Request<mosn::Request>) -> Result<Response<mosn::Response>, Status> {
+        let request = request.into_inner();
+        let allowed = request.header.get("User").map(String::as_str) == Some("admin");
+        let header = HashMap::from([("X-Mosn".to_owned(), request.header.get("X-List").cloned().unwrap_or_default())]);
+        Ok(Response::new(mosn::Response { header, status: if allowed { 1 } else { -1 }, ..mosn::Response::default() }))
+    }
+}

@@ -1,0 +1,173 @@
+//! A plugin that misbehaves by name: `fake-plugin ACTION...`, done in turn. Without an action that ends it, it exits.
+//!
+//! | action | what it does |
+//! | --- | --- |
+//! | `print:TEXT`, `raw:TEXT` | prints to stdout, with and without a line end; `\n \r \t \\ \xHH` and `$DIR` mean what they say |
+//! | `repeat:N:TEXT` | prints a line N times |
+//! | `drip` | prints one byte every 10 ms, for ever |
+//! | `log:TEXT` | prints a line to stderr |
+//! | `flood` | prints to stderr as fast as it can, in the background |
+//! | `close-stdout` | closes it |
+//! | `touch:NAME` | makes a file in the socket directory |
+//! | `sleep:MS`, `stay` | waits, or waits for ever |
+//! | `exit:CODE`, `signal:NAME` | ends itself |
+//! | `exit-after:MS` | exits with 3 after a while, in the background |
+//! | `ignore-term` | lives on after SIGTERM |
+//! | `child`, `child-apart` | starts a process that holds stderr, `-apart` in a session of its own and without its environment; appends its pid to the file `pids` |
+//! | `needs:body`, `needs:response` | what it asks for when it describes itself |
+//! | `calls:N` | how many calls it takes at a time |
+//! | `mute` | listens, says so, and never speaks |
+//! | `serve` | serves the native contract as it should; requests choose what else happens, see `filter.rs` |
+//! | `serve-bare` | the same without health, controller and certificates, and deaf to SIGTERM after `ignore-term` |
+//! | `refuse-config:TEXT` | `serve-bare` that refuses its configuration |
+//! | `serve-mosn` | serves MOSN's contract on TCP, without anything else |
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a fake for tests")]
+
+mod bare;
+mod certificates;
+mod filter;
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, raise};
+use palisade_plugin_proto::env::UNIX_SOCKET_DIR;
+use palisade_plugin_proto::serve::Plugin;
+use palisade_plugin_proto::v1::{FilterNeeds, RequestPart};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    let mut needs = FilterNeeds::default();
+    let mut calls = 0;
+    for action in std::env::args().skip(1) {
+        let (name, value) = action.split_once(':').unwrap_or((&action, ""));
+        match name {
+            "print" => print(&[&unescape(value)[..], b"\n"].concat()),
+            "raw" => print(&unescape(value)),
+            "repeat" => {
+                let (times, text) = value.split_once(':').unwrap();
+                print(&[&unescape(text)[..], b"\n"].concat().repeat(times.parse().unwrap()));
+            }
+            "drip" => loop {
+                print(b"x");
+                std::thread::sleep(Duration::from_millis(10));
+            },
+            "log" => eprintln!("{value}"),
+            "flood" => drop(std::thread::spawn(flood)),
+            "close-stdout" => nix::unistd::close(1).unwrap(),
+            "touch" => drop(std::fs::File::create(socket_dir().join(value)).unwrap()),
+            "sleep" => tokio::time::sleep(Duration::from_millis(value.parse().unwrap())).await,
+            "stay" => std::future::pending().await,
+            "exit" => std::process::exit(value.parse().unwrap()),
+            "signal" => raise(value.parse().unwrap()).unwrap(),
+            "exit-after" => {
+                let pause = Duration::from_millis(value.parse().unwrap());
+                std::thread::spawn(move || {
+                    std::thread::sleep(pause);
+                    std::process::exit(3)
+                });
+            }
+            // Once tokio has a handler, the default one, which ends the process, is gone for good.
+            "ignore-term" => std::mem::forget(signal(SignalKind::terminate()).unwrap()),
+            "child" => child(&["stay"], false),
+            "child-apart" => child(&["leave-session", "stay"], true),
+            "leave-session" => drop(nix::unistd::setsid().unwrap()),
+            "needs" => match value {
+                "body" => {
+                    needs.request_parts = vec![RequestPart::Headers.into(), RequestPart::Body.into()];
+                }
+                "response" => needs.response_phase = true,
+                other => panic!("it can't need {other:?}"),
+            },
+            "calls" => calls = value.parse().unwrap(),
+            "mute" => mute().await,
+            "serve" => {
+                let plugin = Plugin::new("fake").version("1").max_concurrent_calls(calls);
+                return plugin.filter(filter::Fake { needs }).certificates(certificates::load).serve().await;
+            }
+            "serve-bare" => bare::serve(needs, None).await,
+            "refuse-config" => bare::serve(needs, Some(value.to_owned())).await,
+            "serve-mosn" => bare::serve_mosn().await,
+            other => panic!("no such action: {other:?}"),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn socket_dir() -> PathBuf {
+    std::env::var_os(UNIX_SOCKET_DIR).expect("a host started it").into()
+}
+
+/// Prints to stdout at once.
+fn print(bytes: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    // The host may have stopped reading.
+    let _closed = stdout.write_all(bytes).and_then(|()| stdout.flush());
+}
+
+fn unescape(text: &str) -> Vec<u8> {
+    let text = match std::env::var(UNIX_SOCKET_DIR) {
+        Ok(dir) => text.replace("$DIR", &dir),
+        Err(_) => text.to_owned(),
+    };
+    let mut bytes = Vec::new();
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        if character != '\\' {
+            bytes.extend(character.to_string().bytes());
+            continue;
+        }
+        match rest.next().unwrap() {
+            'n' => bytes.push(b'\n'),
+            'r' => bytes.push(b'\r'),
+            't' => bytes.push(b'\t'),
+            '\\' => bytes.push(b'\\'),
+            'x' => {
+                let digits: String = rest.by_ref().take(2).collect();
+                bytes.push(u8::from_str_radix(&digits, 16).unwrap());
+            }
+            other => panic!("no such escape: {other:?}"),
+        }
+    }
+    bytes
+}
+
+fn flood() {
+    let line = format!("[INFO] {}\n", "flood ".repeat(100));
+    let block = line.repeat(100);
+    while std::io::stderr().lock().write_all(block.as_bytes()).is_ok() {}
+}
+
+fn child(actions: &[&str], bare: bool) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(actions).stdin(Stdio::null()).stdout(Stdio::null());
+    if bare {
+        command.env_clear();
+    }
+    let child = command.spawn().unwrap();
+    let mut pids = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open("pids").unwrap();
+    writeln!(pids, "{}", child.id()).unwrap();
+}
+
+/// Listens and says so; whoever connects waits.
+async fn mute() -> ! {
+    let path = socket_dir().join("plugin.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    print(format!("1|1|unix|{}|grpc\n", path.display()).as_bytes());
+    let mut kept = Vec::new();
+    loop {
+        kept.push(listener.accept().await.unwrap());
+    }
+}
+
+/// Ends the plugin as a crash does.
+fn crash() -> ! {
+    raise(Signal::SIGKILL).unwrap();
+    unreachable!("SIGKILL has no handler")
+}

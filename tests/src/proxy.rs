@@ -1,0 +1,499 @@
+//! The `palisade` binary as a process under test.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::{Client, LONG, Reply, eventually, process, soon};
+
+/// Most log lines that are kept: a test that floods the log must not fill the memory.
+const MAX_LINES: usize = 200_000;
+
+/// A program of this workspace, built beside the tests.
+fn program(name: &str, build: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    // target/PROFILE/deps/TEST
+    let path = test.parent().unwrap().parent().unwrap().join(name);
+    assert!(path.exists(), "{} is not there: run `{build}` first", path.display());
+    path
+}
+
+/// The program under test.
+fn palisade() -> PathBuf {
+    program("palisade", "cargo build --workspace")
+}
+
+/// The command of a plugin that does these things in turn, as YAML. See `src/bin/fake-plugin` for what there is.
+#[must_use]
+pub fn fake(actions: &[&str]) -> String {
+    let program = program("fake-plugin", "cargo build -p palisade-tests");
+    let mut command = vec![program.to_str().unwrap()];
+    command.extend(actions);
+    serde_json::to_string(&command).unwrap()
+}
+
+/// A directory for one test. Its name is short, for it stands in the paths of sockets.
+#[must_use]
+pub fn place() -> TempDir {
+    tempfile::Builder::new().prefix("pt-").tempdir().unwrap()
+}
+
+/// How to run the proxy, beyond its configuration.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Variables of its environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// The user and group to run as; the caller's where unset.
+    pub uid: Option<u32>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it printed on stderr.
+    pub stderr: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// A running proxy. Dropping it kills it, and fails the test if any process of it is left.
+#[derive(Debug)]
+pub struct Proxy {
+    child: Child,
+    dir: Arc<TempDir>,
+    log: Arc<Log>,
+    listeners: HashMap<String, String>,
+    /// The first listener in the configuration.
+    first: String,
+    /// Processes that must be gone in the end, though nothing marks them.
+    watched: Mutex<Vec<i32>>,
+}
+
+#[derive(Debug)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    count: watch::Sender<usize>,
+}
+
+impl Log {
+    fn read(from: impl Read + Send + 'static) -> Arc<Self> {
+        let log = Arc::new(Self { lines: Mutex::default(), count: watch::Sender::new(0) });
+        let written = Arc::clone(&log);
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(from);
+            let mut bytes = Vec::new();
+            while reader.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
+                let mut lines = written.lines.lock().unwrap();
+                if lines.len() < MAX_LINES {
+                    lines.push(String::from_utf8_lossy(&bytes).trim_end().to_owned());
+                }
+                drop(lines);
+                written.count.send_modify(|count| *count += 1);
+                bytes.clear();
+            }
+        });
+        log
+    }
+
+    fn text(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
+
+    fn find(&self, wanted: &impl Fn(&str) -> bool) -> Option<String> {
+        self.lines.lock().unwrap().iter().find(|line| wanted(line)).cloned()
+    }
+}
+
+fn command(dir: &Path, arguments: &[&str], options: &Options) -> Command {
+    let mut command = Command::new(palisade());
+    command.args(arguments).current_dir(dir).stdin(Stdio::null()).env_clear();
+    // Whatever else the caller's environment holds must make no difference.
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("PALISADE_RUNTIME_DIR", dir.join("run"));
+    command.envs(options.env.iter().map(|(name, value)| (name, value)));
+    if let Some(uid) = options.uid {
+        command.uid(uid).gid(uid);
+    }
+    command
+}
+
+fn write(dir: &Path, yaml: &str) {
+    std::fs::write(dir.join("palisade.yaml"), yaml).unwrap();
+}
+
+/// Runs `palisade validate` on a configuration.
+///
+/// # Panics
+///
+/// When it does not come to an end.
+pub async fn validate(yaml: &str, flags: &[&str]) -> Outcome {
+    let dir = place();
+    write(dir.path(), yaml);
+    let arguments = [&["validate"], flags, &["palisade.yaml"]].concat();
+    finish(command(dir.path(), &arguments, &Options::default())).await
+}
+
+/// Runs a configuration that can't be run, until the proxy has given up. The directory is empty otherwise.
+///
+/// # Panics
+///
+/// When it does not give up, or leaves a process behind.
+pub async fn run_to_exit(dir: &Path, yaml: &str) -> Outcome {
+    write(dir, yaml);
+    let outcome = finish(command(dir, &["run", "-c", "palisade.yaml"], &Options::default())).await;
+    eventually("nothing of the proxy is left", || process::of_directory(dir).is_empty()).await;
+    outcome
+}
+
+/// Runs a command to its end.
+async fn finish(command: Command) -> Outcome {
+    let started = Instant::now();
+    let mut command = tokio::process::Command::from(command);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let output = soon("the command's end", command.output()).await.unwrap();
+    Outcome {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        took: started.elapsed(),
+    }
+}
+
+impl Proxy {
+    /// Starts the proxy in a directory of its own and waits until it is ready.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become ready.
+    pub async fn start(yaml: &str) -> Self {
+        Self::start_in(Arc::new(place()), yaml).await
+    }
+
+    /// Starts it in this directory; its runtime directory is `run` in there.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become ready.
+    pub async fn start_in(dir: Arc<TempDir>, yaml: &str) -> Self {
+        Self::start_with(dir, yaml, &Options::default()).await
+    }
+
+    /// Starts it in a special way.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become ready.
+    pub async fn start_with(dir: Arc<TempDir>, yaml: &str, options: &Options) -> Self {
+        let mut proxy = Self::spawn(dir, yaml, options);
+        proxy.wait_for_log("ready", |line| line.ends_with(": ready") || line.contains(": ready ")).await;
+        let addresses: Vec<(String, String)> = {
+            let lines = proxy.log.lines.lock().unwrap();
+            lines.iter().filter(|line| line.contains(": listening ")).map(|line| listening(line)).collect()
+        };
+        proxy.first = addresses.first().unwrap().0.clone();
+        proxy.listeners = addresses.into_iter().collect();
+        proxy
+    }
+
+    /// Starts it without waiting for anything.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such program.
+    #[must_use]
+    pub fn spawn(dir: Arc<TempDir>, yaml: &str, options: &Options) -> Self {
+        write(dir.path(), yaml);
+        let mut command = command(dir.path(), &["run", "-c", "palisade.yaml"], options);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Log::read(child.stderr.take().unwrap());
+        Self { child, dir, log, listeners: HashMap::new(), first: String::new(), watched: Mutex::default() }
+    }
+
+    /// The directory that holds the configuration and the runtime directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Keeps the directory beyond the proxy.
+    #[must_use]
+    pub fn shared_dir(&self) -> Arc<TempDir> {
+        Arc::clone(&self.dir)
+    }
+
+    /// The runtime directory.
+    #[must_use]
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.dir().join("run")
+    }
+
+    /// The address of the first listener.
+    ///
+    /// # Panics
+    ///
+    /// When it is a unix socket.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address_of(&self.first)
+    }
+
+    /// The address of a listener by name.
+    ///
+    /// # Panics
+    ///
+    /// When there is none on TCP.
+    #[must_use]
+    pub fn address_of(&self, listener: &str) -> SocketAddr {
+        let address = self.listeners.get(listener).unwrap_or_else(|| panic!("no listener {listener}\n{}", self.log()));
+        address.parse().unwrap_or_else(|_| panic!("{address} of {listener} is not on TCP"))
+    }
+
+    /// Asks the first listener on a connection of its own.
+    ///
+    /// # Panics
+    ///
+    /// When there is no answer at all.
+    pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Reply {
+        let mut client = Client::http1(self.address()).await;
+        client.get(path, headers).await
+    }
+
+    /// All that was logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits for a line.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come, or the proxy ends before it.
+    pub async fn wait_for_log(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + LONG;
+        let mut count = self.log.count.subscribe();
+        loop {
+            count.borrow_and_update();
+            if let Some(line) = self.log.find(&wanted) {
+                return line;
+            }
+            let exited = self.child.try_wait().unwrap();
+            assert!(exited.is_none(), "the proxy ended ({exited:?}) before it logged {what}:\n{}", self.log());
+            assert!(Instant::now() < deadline, "the proxy did not log {what}:\n{}", self.log());
+            // Wakes up now and then to see whether the proxy is still there.
+            let _changed = tokio::time::timeout(Duration::from_millis(100), count.changed()).await;
+        }
+    }
+
+    /// The proxy's pid.
+    ///
+    /// # Panics
+    ///
+    /// Never: pids are small.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// `GET /status` of the admin socket.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer with JSON.
+    pub async fn status(&self) -> Value {
+        let mut client = Client::http1_unix(&self.runtime_dir().join("admin.sock")).await;
+        let reply = client.get("/status", &[]).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        serde_json::from_slice(&reply.body).unwrap()
+    }
+
+    /// The status of one plugin.
+    ///
+    /// # Panics
+    ///
+    /// When there is none of that name.
+    pub async fn plugin(&self, name: &str) -> Value {
+        let status = self.status().await;
+        let plugins = status["plugins"].as_array().unwrap_or_else(|| panic!("{status}"));
+        let found = plugins.iter().find(|plugin| plugin["name"] == name);
+        found.unwrap_or_else(|| panic!("{status}")).clone()
+    }
+
+    /// The pid of a plugin.
+    ///
+    /// # Panics
+    ///
+    /// When it has no process.
+    pub async fn plugin_pid(&self, name: &str) -> i32 {
+        pid_of(&self.plugin(name).await)
+    }
+
+    /// Waits until a plugin's status is as wanted.
+    ///
+    /// # Panics
+    ///
+    /// When that does not come.
+    pub async fn until(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let status = self.plugin(name).await;
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "plugin {name}: {what} did not come; it is {status:#}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until a plugin serves with another process than `than`.
+    ///
+    /// # Panics
+    ///
+    /// When that does not come.
+    pub async fn until_replaced(&self, name: &str, than: i32) -> i32 {
+        let replaced = |status: &Value| status["state"] == "serving" && status["pid"] != than;
+        pid_of(&self.until(name, "another process", replaced).await)
+    }
+
+    /// Runs the binary as an operator would beside this proxy.
+    ///
+    /// # Panics
+    ///
+    /// When the command does not come to an end.
+    pub async fn cli(&self, arguments: &[&str]) -> Outcome {
+        finish(command(self.dir(), arguments, &Options::default())).await
+    }
+
+    /// Makes sure that this process, too, is gone when the proxy is.
+    ///
+    /// # Panics
+    ///
+    /// Never: nothing panics while it holds the lock.
+    pub fn watch(&self, pid: i32) {
+        self.watched.lock().unwrap().push(pid);
+    }
+
+    /// Asks the proxy to end.
+    pub fn terminate(&self) {
+        process::kill(self.pid(), Signal::SIGTERM);
+    }
+
+    /// Kills the proxy and waits until the kernel has it.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not comply.
+    pub fn kill9(&mut self) {
+        process::kill(self.pid(), Signal::SIGKILL);
+        self.child.wait().unwrap();
+    }
+
+    /// Whether the proxy has ended.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not tell.
+    pub fn has_exited(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until the proxy has ended by itself.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    pub async fn wait_exit(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < LONG, "the proxy does not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until none of the proxy's processes is left.
+    ///
+    /// # Panics
+    ///
+    /// When some are.
+    pub async fn nothing_is_left(&self) {
+        let left = || self.left(&[]);
+        eventually(format_args!("nothing of the proxy is left, but there is {:?}", left()), || left().is_empty()).await;
+    }
+
+    fn left(&self, also: &[i32]) -> Vec<String> {
+        let mut pids = process::of_directory(self.dir());
+        pids.extend(self.watched.lock().unwrap().iter().chain(also).filter(|pid| process::runs(**pid)));
+        pids.sort_unstable();
+        pids.dedup();
+        pids.into_iter().map(|pid| format!("{pid} {}", process::command(pid))).collect()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let running = matches!(self.child.try_wait(), Ok(None));
+        let descendants = if running { process::descendants(self.pid()) } else { Vec::new() };
+        if running {
+            process::kill(self.pid(), Signal::SIGKILL);
+        }
+        let ended = self.child.wait();
+        let deadline = Instant::now() + LONG;
+        while !self.left(&descendants).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let left = self.left(&descendants);
+        for pid in process::of_directory(self.dir()).into_iter().chain(descendants) {
+            process::kill(pid, Signal::SIGKILL);
+        }
+        if std::thread::panicking() {
+            // The test's own failure comes first; this helps to understand it.
+            let log = self.log.text();
+            let tail: Vec<&str> = log.lines().rev().take(200).collect();
+            #[allow(clippy::print_stderr, reason = "shown with the failed test")]
+            for line in tail.iter().rev() {
+                eprintln!("palisade | {line}");
+            }
+            return;
+        }
+        assert!(left.is_empty(), "left behind: {left:?}");
+        let crashed = ended.ok().and_then(|status| status.signal()).filter(|signal| *signal != Signal::SIGKILL as i32);
+        assert_eq!(crashed, None, "the proxy crashed:\n{}", self.log.text());
+        let log = self.log.text();
+        assert!(!log.contains("panicked at"), "the proxy panicked:\n{log}");
+    }
+}
+
+fn pid_of(plugin: &Value) -> i32 {
+    let pid = plugin["pid"].as_i64().unwrap_or_else(|| panic!("no process: {plugin:#}"));
+    i32::try_from(pid).unwrap()
+}
+
+/// Name and address of a line that says that a listener is open.
+fn listening(line: &str) -> (String, String) {
+    let field = |name: &str| {
+        let rest = line.split_once(&format!(" {name}=")).unwrap_or_else(|| panic!("no {name} in {line:?}")).1;
+        match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next().unwrap_or_default().to_owned(),
+            None => rest.split(' ').next().unwrap_or_default().to_owned(),
+        }
+    };
+    (field("listener"), field("address"))
+}
