@@ -8,7 +8,7 @@ unexport CARGO_BUILD_TARGET
 # JDK 17 or newer, also where `java` is an older one. Looked up when a recipe needs it: it may just have been installed.
 WITH_JDK = export JAVA_HOME="$$(scripts/find-jdk)" && export PATH="$$JAVA_HOME/bin:$$PATH" &&
 CARGO = cargo
-MAVEN = mvn -q -B -ntp -f plugins-java/pom.xml
+MAVEN = "$$(scripts/find-maven)" -q -B -ntp -f plugins-java/pom.xml
 PYTHON = .venv/bin/python
 
 JARS = plugins-java/samples/target/header-auth.jar plugins-java/samples/target/cert-loader.jar
@@ -101,6 +101,6 @@ fuzz:
 		env -u CARGO_TARGET_DIR cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit; done
 
 clean:
-	rm -rf target .venv .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache
+	rm -rf target .venv .tools .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache
 	rm -rf plugins-java/target plugins-java/sdk/target plugins-java/samples/target plugin-proto/fuzz/target
 	rm -rf examples/*/certs

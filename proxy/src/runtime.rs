@@ -145,7 +145,7 @@ async fn serve(
     let background = TaskTracker::new();
     let end_background = CancellationToken::new();
     let connections = Connections::default();
-    let upstreams = Upstreams::new(&config.upstreams, &background);
+    let upstreams = Upstreams::new(&config.upstreams, &background, &end_background);
     let routes = Arc::new(Routes::new(&config.routes, &upstreams, plugins, metrics)?);
 
     let mut services = Vec::new();

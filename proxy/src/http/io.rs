@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -108,7 +108,18 @@ impl<I> Guarded<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let read = if this.given < this.seen.len() {
+        if this.in_flight.count() > 0 {
+            this.head_timer = None;
+        }
+        // Before bytes are taken: a head that drips in is late all the same.
+        if this.head_timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the request's head did not arrive in time",
+            )));
+        }
+        let before = buf.filled().len();
+        if this.given < this.seen.len() {
             let rest = &this.seen[this.given..];
             let count = rest.len().min(buf.remaining());
             buf.put_slice(&rest[..count]);
@@ -117,27 +128,18 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
                 this.seen = Vec::new();
                 this.given = 0;
             }
-            Poll::Ready(Ok(()))
         } else {
-            Pin::new(&mut this.io).poll_read(cx, buf)
-        };
-        let Some(timeout) = this.head_timeout else { return read };
-        if this.in_flight.count() > 0 {
-            this.head_timer = None;
-            return read;
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         }
-        if read.is_ready() && !buf.filled().is_empty() && this.head_timer.is_none() {
+        if let Some(timeout) = this.head_timeout
+            && this.head_timer.is_none()
+            && this.in_flight.count() == 0
+            && buf.filled().len() > before
+        {
+            // Polled, and so armed, by the read that follows.
             this.head_timer = Some(Box::pin(tokio::time::sleep(timeout)));
         }
-        // Also after bytes have come: a head that drips in is late all the same.
-        let late = this.head_timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
-        if late {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the request's head did not arrive in time",
-            )));
-        }
-        read
+        Poll::Ready(Ok(()))
     }
 }
 

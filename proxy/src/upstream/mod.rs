@@ -5,8 +5,8 @@ mod pool;
 
 use std::collections::BTreeMap;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use http::{Method, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::pool::{Connection, Pool, SendError};
@@ -28,19 +29,18 @@ use crate::respond::{Failure, Reason};
 pub(crate) struct Upstreams(BTreeMap<String, Arc<Upstream>>);
 
 impl Upstreams {
-    /// Connections are tasks in `tasks`; they end when the upstreams are dropped.
-    pub(crate) fn new(upstreams: &BTreeMap<String, config::Upstream>, tasks: &TaskTracker) -> Self {
+    /// Connections are tasks in `tasks`; they end when the upstreams are dropped, and what looks after them when `end`
+    /// is cancelled.
+    pub(crate) fn new(
+        upstreams: &BTreeMap<String, config::Upstream>,
+        tasks: &TaskTracker,
+        end: &CancellationToken,
+    ) -> Self {
         let build = |(name, upstream): (&String, &config::Upstream)| {
             let upstream = Arc::new(Upstream::new(name, upstream, tasks));
+            let end = end.clone();
             let weak = Arc::downgrade(&upstream);
-            let period = upstream.idle_timeout.max(Duration::from_secs(1));
-            tasks.spawn(async move {
-                loop {
-                    tokio::time::sleep(period).await;
-                    let Some(upstream) = weak.upgrade() else { return };
-                    upstream.endpoints.iter().for_each(|endpoint| endpoint.pool.evict());
-                }
-            });
+            tasks.spawn(async move { end.run_until_cancelled(evict(weak)).await });
             (name.clone(), upstream)
         };
         Self(upstreams.iter().map(build).collect())
@@ -48,6 +48,16 @@ impl Upstreams {
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Upstream>> {
         self.0.get(name)
+    }
+}
+
+/// Closes connections that have been idle for too long, while there is somebody to use them.
+async fn evict(upstream: Weak<Upstream>) {
+    while let Some(upstream) = upstream.upgrade() {
+        upstream.endpoints.iter().for_each(|endpoint| endpoint.pool.evict());
+        let period = upstream.idle_timeout.max(Duration::from_secs(1));
+        drop(upstream);
+        tokio::time::sleep(period).await;
     }
 }
 

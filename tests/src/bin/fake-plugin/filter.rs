@@ -28,7 +28,7 @@ impl Filter for Fake {
     async fn check_response(
         &self,
         response: &CheckResponseRequest,
-        _config: &Config,
+        config: &Config,
     ) -> Result<CheckResponseResponse, Error> {
         let path = response.request.as_ref().map(|request| request.path.as_str()).unwrap_or_default();
         let seen = HeaderMutation::set("x-fake-response", response.status.to_string());
@@ -39,7 +39,13 @@ impl Filter for Fake {
             "/response-crlf" => CheckResponseResponse::pass(vec![HeaderMutation::set("x-a", "a\r\nx-b: b")]),
             "/response-replace" => CheckResponseResponse::replace(Reply::text(418, "replaced")),
             "/response-remove" => CheckResponseResponse::pass(vec![seen, HeaderMutation::remove("x-upstream")]),
-            _ => CheckResponseResponse::pass(vec![seen]),
+            _ => match config.text("mark") {
+                Some(mark) => {
+                    let order = HeaderMutation::append("x-response-order", mark.to_owned());
+                    CheckResponseResponse::pass(vec![seen, order])
+                }
+                None => CheckResponseResponse::pass(vec![seen]),
+            },
         })
     }
 }
@@ -129,9 +135,11 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
             .mutate_response(HeaderMutation::set("x-seen", report));
     }
     if let Some(mark) = config.text("mark") {
-        verdict = verdict
-            .mutate(HeaderMutation::append("x-order", mark.to_owned()))
-            .mutate_response(HeaderMutation::append("x-response-order", mark.to_owned()));
+        verdict = verdict.mutate(HeaderMutation::append("x-order", mark.to_owned()));
+    }
+    // Shows whose verdict a request got.
+    if let Some(id) = request.header("x-id") {
+        verdict = verdict.mutate(HeaderMutation::set("x-echo", id.to_vec()));
     }
     Ok(verdict)
 }

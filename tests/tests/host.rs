@@ -1,0 +1,243 @@
+//! The proxy's own end, wanted or not, and what it needs to run.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use palisade_tests::process::{kill, runs};
+use palisade_tests::{Client, Options, Proxy, Upstream, eventually, fake, get, place, run_to_exit, soon};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+const ADMIN: (&str, &str) = ("user", "admin");
+
+fn config(actions: &[&str], upstream: &Upstream, top: &str) -> String {
+    format!(
+        "{top}
+listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {}, timeout: 10s}}}}
+",
+        upstream.address(),
+        fake(actions)
+    )
+}
+
+/// What is in the runtime directory, the lock file apart.
+fn left_in(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| !path.to_string_lossy().ends_with("lock")).collect()
+}
+
+#[tokio::test]
+async fn a_killed_proxy_leaves_no_process_and_starts_again_in_the_same_place() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = config(&["child", "child-apart", "serve"], &upstream, "");
+    let mut proxy = Proxy::start(&yaml).await;
+    let plugin = proxy.plugin_pid("auth").await;
+    let pids = proxy.dir().join("pids");
+    let mut family: Vec<i32> =
+        std::fs::read_to_string(&pids).unwrap().lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(family.len(), 2);
+    family.push(plugin);
+    let dir = proxy.shared_dir();
+    let killed = std::time::Instant::now();
+    proxy.kill9();
+    for pid in family {
+        eventually("a process of the plugin's is gone", || !runs(pid)).await;
+    }
+    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+    proxy.nothing_is_left().await;
+    drop(proxy);
+    std::fs::remove_file(&pids).unwrap();
+
+    let proxy = Proxy::start_in(dir, &yaml).await;
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    let sockets = left_in(&proxy.runtime_dir());
+    // The admin socket and the directory of the plugin that runs: nothing of the killed one.
+    assert_eq!(sockets.len(), 2, "{sockets:?}");
+    for pid in std::fs::read_to_string(&pids).unwrap().lines() {
+        proxy.watch(pid.parse().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_second_proxy_in_the_same_runtime_directory_is_refused() {
+    let upstream = Upstream::http1("app").await;
+    let first = Proxy::start(&config(&["serve"], &upstream, "")).await;
+    let pid = first.plugin_pid("auth").await;
+    let dir = place();
+    let top = format!("runtime_dir: '{}'", first.runtime_dir().display());
+    let outcome = run_to_exit(dir.path(), &config(&["serve"], &upstream, &top)).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let names_it = outcome.stderr.contains(first.runtime_dir().to_str().unwrap());
+    assert!(names_it && outcome.stderr.contains("another"), "{}", outcome.stderr);
+    assert_eq!(first.plugin_pid("auth").await, pid);
+    assert_eq!(first.get("/", &[ADMIN]).await.status, 200);
+}
+
+#[tokio::test]
+async fn sigterm_lets_requests_finish_and_takes_no_more() {
+    let upstream = Upstream::http1("app").await;
+    let socket_dir = place();
+    let socket = socket_dir.path().join("web.sock");
+    let yaml = config(&["serve"], &upstream, "drain_timeout: 60s")
+        .replace("listeners: [", &format!("listeners: [{{name: local, address: 'unix:{}'}}, ", socket.display()));
+    let mut proxy = Proxy::start(&yaml).await;
+    let address = proxy.address_of("web");
+    assert!(socket.exists());
+    let plugin = proxy.plugin_pid("auth").await;
+
+    let mut http1 = Client::http1(address).await;
+    let mut http2 = Client::http2(address).await;
+    let mut held = vec![http1.stream(get("/hold", &[ADMIN]).map(drop)), http2.stream(get("/hold", &[ADMIN]).map(drop))];
+    held.iter_mut().for_each(palisade_tests::Stream::end);
+    upstream.until_asked(2).await;
+    let mut idle = Client::http1(address).await;
+    assert_eq!(idle.get("/", &[ADMIN]).await.status, 200);
+
+    proxy.terminate();
+    soon("new connections are refused", async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    // Idle connections are closed at once.
+    assert!(soon("the idle connection ends", idle.try_send(get("/", &[ADMIN]))).await.is_err());
+    assert!(!proxy.has_exited());
+    upstream.release();
+    for stream in held {
+        let reply = stream.finish().await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, "hello from app"), "{reply:?}");
+    }
+    let status = proxy.wait_exit().await;
+    assert_eq!(status.code(), Some(0), "{}", proxy.log());
+    assert!(!runs(plugin));
+    assert!(!socket.exists(), "the listener's socket is left");
+    assert_eq!(left_in(&proxy.runtime_dir()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn what_does_not_end_is_cut_off_at_the_drain_timeout() {
+    let upstream = Upstream::http1("app").await;
+    let mut proxy = Proxy::start(&config(&["serve"], &upstream, "drain_timeout: 300ms")).await;
+    let mut client = Client::http1(proxy.address()).await;
+    let mut held = client.stream(get("/hold", &[ADMIN]).map(drop));
+    held.end();
+    upstream.until_asked(1).await;
+    proxy.terminate();
+    let status = proxy.wait_exit().await;
+    assert_eq!(status.code(), Some(0), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn a_signal_during_the_start_ends_it() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = config(&["stay"], &upstream, "").replace("timeout: 10s", "handshake_timeout: 1h");
+    let mut proxy = Proxy::spawn(Arc::new(place()), &yaml, &Options::default());
+    soon("the plugin is there", async {
+        while palisade_tests::process::descendants(proxy.pid()).len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    proxy.terminate();
+    proxy.wait_exit().await;
+    proxy.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_port_in_use_ends_the_start_and_every_plugin() {
+    let upstream = Upstream::http1("app").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let dir = place();
+    let yaml = config(&["serve"], &upstream, "").replace("127.0.0.1:0", &address);
+    let outcome = run_to_exit(dir.path(), &yaml).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains(&address), "{}", outcome.stderr);
+    assert_eq!(left_in(&dir.path().join("run")), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn commands_without_a_proxy_say_so() {
+    let upstream = Upstream::http1("app").await;
+    let mut proxy = Proxy::start(&config(&["serve"], &upstream, "")).await;
+    proxy.kill9();
+    // Its socket is still there, nobody behind it.
+    for arguments in [&["status"][..], &["plugin", "stop", "auth"]] {
+        let outcome = proxy.cli(arguments).await;
+        assert_eq!(outcome.code, Some(4), "{arguments:?}: {outcome:?}");
+    }
+    let usage = proxy.cli(&["plugin", "stopp", "auth"]).await;
+    assert_eq!(usage.code, Some(2), "{usage:?}");
+    let version = proxy.cli(&["version"]).await;
+    assert!(version.code == Some(0) && version.stdout.contains(env!("CARGO_PKG_VERSION")), "{version:?}");
+    let schema = proxy.cli(&["schema"]).await;
+    assert!(serde_json::from_str::<serde_json::Value>(&schema.stdout).is_ok(), "{schema:?}");
+    let completions = proxy.cli(&["completions", "bash"]).await;
+    assert!(completions.stdout.contains("palisade"), "{completions:?}");
+}
+
+/// No user of this id is on any machine.
+const NOBODY: u32 = 54_321;
+
+#[tokio::test]
+async fn an_unprivileged_user_is_enough_and_nothing_is_written_elsewhere() {
+    let upstream = Upstream::http1("app").await;
+    let dir = place();
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let root = nix::unistd::geteuid().is_root();
+    // Where the tests do not run as root, they run as somebody unprivileged anyway.
+    let uid = if root { NOBODY } else { nix::unistd::geteuid().as_raw() };
+    let mut options = Options::default();
+    if root {
+        std::os::unix::fs::chown(&run, Some(NOBODY), Some(NOBODY)).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).unwrap();
+        options.uid = Some(NOBODY);
+    }
+    let before = written_by(uid, &run, dir.path());
+    let dir: Arc<TempDir> = Arc::new(dir);
+    let mut proxy = Proxy::start_with(Arc::clone(&dir), &config(&["serve"], &upstream, ""), &options).await;
+    let pid = proxy.plugin_pid("auth").await;
+    assert_eq!(std::fs::metadata(format!("/proc/{pid}")).unwrap().uid(), uid);
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    kill(pid, Signal::SIGKILL);
+    proxy.until_replaced("auth", pid).await;
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    assert_eq!(mode(&run.join("admin.sock")) & 0o077, 0, "others can reach the admin socket");
+    if root {
+        assert_eq!(written_by(uid, &run, dir.path()), before);
+    }
+    proxy.terminate();
+    assert_eq!(proxy.wait_exit().await.code(), Some(0), "{}", proxy.log());
+    assert_eq!(left_in(&run), Vec::<PathBuf>::new());
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().mode()
+}
+
+/// What a user owns in the places where everybody may write, and in `also`, but not in `except`.
+fn written_by(uid: u32, except: &Path, also: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut places: Vec<PathBuf> = ["/tmp", "/var/tmp", "/dev/shm", "/run"].map(PathBuf::from).into();
+    places.push(also.to_owned());
+    for place in places {
+        for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+            let owned = std::fs::symlink_metadata(entry.path()).is_ok_and(|metadata| metadata.uid() == uid);
+            if owned && entry.path() != except {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
