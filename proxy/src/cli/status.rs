@@ -132,7 +132,7 @@ impl Plugin {
             other => other.replace('_', " "),
         };
         match self.next_attempt {
-            Some(next) if next > now => format!("{state}, next attempt in {}", between(now, next)),
+            Some(next) if next - now >= 1.0 => format!("{state}, next attempt in {}", between(now, next)),
             Some(_) => format!("{state}, next attempt now"),
             None => state,
         }

@@ -83,7 +83,6 @@ impl Metrics {
         }
         for plugin in config.plugins.keys() {
             let labels = PluginLabels { plugin: Name::from(&**plugin) };
-            drop(metrics.filter_seconds.get_or_create(&labels));
             drop(metrics.unjudged.get_or_create(&labels));
         }
         metrics
