@@ -116,8 +116,7 @@ fn a_file_that_is_not_there_is_an_invalid_configuration() {
 fn a_wrong_command_line_is_2() {
     let (_dir, path) = file(VALID);
     for words in [
-        &[][..],
-        &["runn"],
+        &["runn"][..],
         &["run"],
         &["validate"],
         &["validate", &path, "-c", &path],
@@ -132,8 +131,13 @@ fn a_wrong_command_line_is_2() {
     ] {
         let Said { code, out, err } = run(words);
         assert_eq!((code, &*out), (2, ""), "{words:?}");
-        assert!(err.contains("palisade"), "{words:?}: {err}");
+        assert!(err.contains("--help"), "{words:?}: {err}");
     }
+    // Without a word, the help is the message.
+    let Said { code, out, err } = run(&[]);
+    assert_eq!((code, &*out), (2, ""));
+    assert!(err.contains("Usage: palisade <COMMAND>"), "{err}");
+
     let wrong = said(&palisade().args(["run", "-c", &path]).env("PALISADE_LOG", "palisade=loud").output().unwrap());
     assert_eq!(wrong.code, 2);
     assert!(wrong.err.contains("write a level"), "{}", wrong.err);

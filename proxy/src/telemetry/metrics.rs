@@ -45,8 +45,8 @@ pub(crate) struct Metrics {
     connections: Family<ListenerLabels, Gauge>,
     accepted: Family<ListenerLabels, Counter>,
     handshake_failures: Family<ListenerLabels, Counter>,
-    /// By plugin and bundle, in seconds since the epoch.
-    certificates: Mutex<BTreeMap<(Box<str>, Box<str>), i64>>,
+    /// In seconds since the epoch.
+    certificates: Mutex<BTreeMap<BundleLabels, i64>>,
 }
 
 impl Default for Metrics {
@@ -137,7 +137,8 @@ impl Metrics {
         self.request_seconds.get_or_create(&ListenerLabels { listener }).observe(time.as_secs_f64());
     }
 
-    /// A plugin was asked. `outcome` is `allow`, `deny`, or the reason why there was no verdict.
+    /// A plugin was asked. `outcome` is `allow` or `deny`, of a response `pass` or `replace`, or the reason why there
+    /// was no verdict.
     pub(crate) fn filter(&self, plugin: &str, outcome: &'static str, time: Duration) {
         let plugin = Name::from(plugin);
         self.filter_calls.get_or_create(&CallLabels { plugin: plugin.clone(), outcome }).inc();
@@ -166,19 +167,19 @@ impl Metrics {
 
     /// A bundle is in use until `epoch`, in seconds.
     pub(crate) fn certificate_expiry(&self, plugin: &str, bundle: &str, epoch: i64) {
-        let key = (plugin.into(), bundle.into());
+        let labels = BundleLabels { plugin: plugin.into(), bundle: bundle.into() };
         let mut certificates = self.certificates();
-        if certificates.len() < MOST_BUNDLES || certificates.contains_key(&key) {
-            certificates.insert(key, epoch);
+        if certificates.len() < MOST_BUNDLES || certificates.contains_key(&labels) {
+            certificates.insert(labels, epoch);
         }
     }
 
     /// A bundle is in use no more.
     pub(crate) fn certificate_gone(&self, plugin: &str, bundle: &str) {
-        self.certificates().remove(&(plugin.into(), bundle.into()));
+        self.certificates().remove(&BundleLabels { plugin: plugin.into(), bundle: bundle.into() });
     }
 
-    fn certificates(&self) -> MutexGuard<'_, BTreeMap<(Box<str>, Box<str>), i64>> {
+    fn certificates(&self) -> MutexGuard<'_, BTreeMap<BundleLabels, i64>> {
         // Nothing is left half done in there.
         self.certificates.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -204,11 +205,10 @@ impl Drop for Connection {
     }
 }
 
-fn expiry(certificates: &BTreeMap<(Box<str>, Box<str>), i64>) -> Registry {
+fn expiry(certificates: &BTreeMap<BundleLabels, i64>) -> Registry {
     let expiry = Family::<BundleLabels, Gauge>::default();
-    for ((plugin, bundle), epoch) in certificates {
-        let labels = BundleLabels { plugin: Name(plugin.clone()), bundle: Name(bundle.clone()) };
-        expiry.get_or_create(&labels).set(*epoch);
+    for (labels, epoch) in certificates {
+        expiry.get_or_create(labels).set(*epoch);
     }
     let mut registry = Registry::default();
     let help = "When a certificate in use ends, since the epoch";
@@ -258,7 +258,7 @@ struct CallLabels {
     outcome: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct BundleLabels {
     plugin: Name,
     bundle: Name,
@@ -266,7 +266,7 @@ struct BundleLabels {
 
 /// A label's value that others have chosen. The library writes values as they are, so quotes and line ends are
 /// escaped here, else one name could make the whole text unreadable.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Name(Box<str>);
 
 impl From<&str> for Name {
