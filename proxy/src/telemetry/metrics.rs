@@ -364,6 +364,21 @@ mod tests {
     }
 
     #[test]
+    fn the_page_for_operators_has_every_metric() {
+        let page = include_str!("../../../docs/operations.md");
+        let text = Metrics::default().render(&[]).unwrap();
+        for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = family.split_once(' ').unwrap();
+            let suffix = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            assert!(page.contains(&format!("| `{name}{suffix}` | {kind} |")), "{name}{suffix}, a {kind}");
+        }
+    }
+
+    #[test]
     fn names_cant_break_the_text() {
         let metrics = Metrics::default();
         metrics.handshake_failed("a\"} 7\nb\\");
