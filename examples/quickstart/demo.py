@@ -74,26 +74,26 @@ def steps(proxy: Proxy, certificates: Path, first: Path, requests: list[str], be
     proxy.wait_ready()
     auth, certs = proxy.plugin("auth"), proxy.plugin("certs")
     plain, secure = proxy.address("plain"), proxy.address("secure")
-    show("started", f"palisade is process {proxy.pid}; it started its plugins auth (Python, process {auth['pid']}) and "
-         f"certs (Java, process {certs['pid']}) and was ready after {time.monotonic() - began:.1f} s")
+    show("started", f"palisade (process {proxy.pid}) started auth in Python ({auth['pid']}) and certs in Java "
+         f"({certs['pid']}); ready after {time.monotonic() - began:.1f} s")
 
     denied = get(plain, "/hello")
     ensure(denied.status == 403, f"without the header, the answer is {denied.status}, not 403")
     ensure(denied.text == "forbidden\n", f"the refusal should be the plugin's own, but is {denied.text!r}")
     ensure(not requests, "the refused request reached the upstream")
-    show("403", f"http://{plain[0]}:{plain[1]}/hello was refused by the Python plugin, and the upstream never saw it")
+    show("403", f"GET http://{plain[0]}:{plain[1]}/hello: refused by the Python plugin, never seen by the upstream")
 
     allowed = get(plain, "/hello", {"User": "admin"})
     ensure(allowed.status == 200, f"with `User: admin`, the answer is {allowed.status}, not 200")
     ensure(requests == ["/hello"], f"the upstream should have got /hello, but got {requests}")
-    show("200", f"with `User: admin` it passed; the upstream got user: {seen(allowed.text, 'user')}, "
+    show("200", f"the same with `User: admin`: the upstream got user: {seen(allowed.text, 'user')}, "
          f"x-forwarded-for: {seen(allowed.text, 'x-forwarded-for')}, x-request-id: {seen(allowed.text, 'x-request-id')}")
 
     https = get_tls(secure, first)
     ensure(https.answer.status == 200, f"over TLS, the answer is {https.answer.status}, not 200")
     ensure(https.common_name == "first.example", f"the certificate is that of {https.common_name}")
-    show("HTTPS", f"https://localhost:{secure[1]}/ answered 200 over {https.version} with the certificate "
-         f"CN={https.common_name}, which the Java plugin has")
+    show("HTTPS", f"https://localhost:{secure[1]}/ says 200 over {https.version} with CN={https.common_name}, the Java "
+         "plugin's certificate")
 
     written = time.monotonic()
     second = new_certificate(certificates, "second.example")
@@ -102,8 +102,8 @@ def steps(proxy: Proxy, certificates: Path, first: Path, requests: list[str], be
     until("the new certificate is served", lambda: get_tls(secure, trusted).common_name == "second.example")
     took = time.monotonic() - written
     ensure(proxy.plugin("certs")["pid"] == certs["pid"], "the plugin was started again, which rotation should not need")
-    show("rotation", f"the files were replaced, and {took:.1f} s later new connections got CN=second.example; "
-         "nothing was restarted, no connection refused")
+    show("rotation", f"its files were replaced; {took:.1f} s later new connections got CN=second.example, none failed, "
+         "nothing was restarted")
 
     handled = len(requests)
     os.kill(auth["pid"], signal.SIGKILL)
@@ -119,13 +119,13 @@ def steps(proxy: Proxy, certificates: Path, first: Path, requests: list[str], be
     ensure(now["restarts"] == 1, f"the status should say 1 restart, but says {now['restarts']}")
     ensure(len(requests) == handled, "a request was sent in between")
     both_verdicts(proxy)
-    show("kill -9", f"process {auth['pid']} of the Python plugin was killed; {took:.1f} s later it served as process "
-         f"{now['pid']} ({now['restarts']} restart), without any request in between, and decides as before")
+    show("kill -9", f"of auth ({auth['pid']}): {took:.1f} s later it served as {now['pid']}, without any request in between "
+         f"(status: {now['restarts']} restart); 403 and 200 as before")
 
     asked = time.monotonic()
     processes = proxy.stop()
-    show("stopped", f"SIGTERM: palisade ended with status 0 in {time.monotonic() - asked:.1f} s, and none of its "
-         f"{len(processes)} processes is left")
+    show("SIGTERM", f"palisade ended with status 0 after {time.monotonic() - asked:.1f} s; none of its {len(processes)} "
+         "processes is left")
 
 
 def ask_to_end(*_: object) -> None:

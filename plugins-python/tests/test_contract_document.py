@@ -135,3 +135,11 @@ def test_every_variable_is_described() -> None:
 
 def read(proto: str) -> str:
     return (PROTO / "palisade" / "plugin" / "v1" / f"{proto}.proto").read_text()
+
+
+def test_the_tests_that_the_architecture_names_exist() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w/-]+\.rs)::(\w+)`", text)
+    assert len(named) >= 20
+    absent = [f"{path}::{name}" for path, name in named if f"fn {name}(" not in (REPOSITORY / path).read_text()]
+    assert absent == []

@@ -63,19 +63,19 @@ impl Proxy {
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let id = request_id(&parts.headers, client.trusted);
         let mut outcome = Outcome { route: None, failure: None };
-        let response = match read(parts, client, id) {
+        match read(parts, client, id) {
             Err((failure, id)) => {
                 let response = respond::failure(&failure, &id);
-                self.record(&id, client, None, &Outcome { route: None, failure: Some(failure) }, &response, started);
-                return response;
+                outcome.failure = Some(failure);
+                self.record(&id, client, None, &outcome, &response, started);
+                response
             }
             Ok(mut request) => {
                 let response = self.answer(&mut request, incoming, upgrade, &mut outcome).await;
                 self.record(&request.id, client, Some(&request), &outcome, &response, started);
                 response
             }
-        };
-        response
+        }
     }
 
     async fn answer<'a>(

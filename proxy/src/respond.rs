@@ -22,6 +22,7 @@ macro_rules! reasons {
 
         impl Reason {
             /// Every reason.
+            #[cfg(test)]
             pub(crate) const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// As it stands in `x-palisade-reason`.

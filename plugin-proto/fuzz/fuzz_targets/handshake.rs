@@ -1,8 +1,8 @@
 //! Any bytes are a handshake line or a precise error; what parses prints as a line that parses to the same.
 //!
-//! With coverage: `cargo +nightly fuzz run handshake`, in `plugin-proto`. Without cargo-fuzz and on stable, in
-//! `plugin-proto/fuzz`: `cargo run -- -runs=0 corpus/handshake` tries each file of the corpus once. The same property
-//! is a proptest of `src/handshake.rs`, so every run of the tests tries it a little.
+//! With coverage: `make fuzz`, which needs cargo-fuzz and a nightly compiler. With neither, in `plugin-proto/fuzz`:
+//! `cargo run -- -runs=0 corpus/handshake` tries each file of the corpus once. The same property is a proptest of
+//! `src/handshake.rs`, so every run of the tests tries it a little.
 
 #![no_main]
 

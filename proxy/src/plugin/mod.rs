@@ -139,6 +139,7 @@ impl Running {
 
 /// What one serving instance speaks.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each process, behind an Arc")]
 pub(crate) enum Client {
     Native(native::Native),
     Mosn(mosn::Mosn),

@@ -44,7 +44,7 @@ pub(super) fn check_request(subject: &Subject<'_>, needs: &Needs, config_hash: &
         message.headers = fields(&request.headers);
     }
     if needs.addresses {
-        message.peer = Some(client.peer.map_or_else(v1::Address::default, |peer| socket_address(peer)));
+        message.peer = Some(client.peer.map_or_else(v1::Address::default, socket_address));
         message.local = Some(address(&client.local));
     }
     if needs.tls || needs.peer_certificate {

@@ -1,0 +1,115 @@
+//! The sample plugins of both SDKs behind the proxy: a filter that looks at a header, a loader of certificates.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use palisade_tests::process::kill;
+use palisade_tests::tls::Authority;
+use palisade_tests::{Proxy, Upstream, place, soon};
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// A file that the set-up makes or the repository has.
+fn there(path: &str) -> PathBuf {
+    let path = repository().join(path);
+    assert!(path.exists(), "{} is not there: run `make setup` first", path.display());
+    path
+}
+
+fn python(sample: &str) -> String {
+    command(&[&there(".venv/bin/python"), &there(&format!("plugins-python/samples/{sample}.py"))])
+}
+
+fn java(sample: &str) -> String {
+    let jar = there(&format!("plugins-java/samples/target/{sample}.jar"));
+    command(&[Path::new("java"), Path::new("-jar"), &jar])
+}
+
+fn command(parts: &[&Path]) -> String {
+    serde_json::to_string(parts).unwrap()
+}
+
+async fn a_filter_decides(command: &str) {
+    let upstream = Upstream::http1("app").await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {command}, timeout: 20s, handshake_timeout: 25s, config: {{header: user, value: admin}}}}}}
+",
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let denied = proxy.get("/", &[]).await;
+    assert_eq!((denied.status, denied.reason().as_str()), (403, ""), "{denied:?}");
+    let denied = proxy.get("/", &[("user", "guest")]).await;
+    assert_eq!((denied.status, denied.reason().as_str()), (403, ""), "{denied:?}");
+    assert_eq!(upstream.count(), 0);
+    let allowed = proxy.get("/", &[("User", "admin")]).await;
+    assert_eq!((allowed.status, allowed.text().as_str()), (200, "hello from app"), "{allowed:?}");
+
+    let pid = proxy.plugin_pid("auth").await;
+    kill(pid, Signal::SIGKILL);
+    proxy.until_replaced("auth", pid).await;
+    assert_eq!(proxy.get("/", &[("user", "admin")]).await.status, 200);
+    let stopped = proxy.cli(&["plugin", "stop", "auth"]).await;
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    let status = proxy.plugin("auth").await;
+    assert_eq!(status["last_exit"]["cause"]["kind"], "requested", "{status:#}");
+    assert_eq!(status["last_exit"]["end"]["exited"], 0, "it ends by itself when it is asked to: {status:#}");
+}
+
+async fn a_loader_supplies_and_rotates(command: &str) {
+    let (authority, dir) = (Authority::new(), place());
+    let first = authority.certificate(&["a.example"]);
+    first.write(dir.path(), "cert");
+    let upstream = Upstream::http1("app").await;
+    // The samples read cert.pem and key.pem.
+    let install = |certificate: &palisade_tests::tls::Certificate| {
+        palisade_tests::tls::replace(&dir.path().join("key.pem"), &certificate.key_pem);
+        palisade_tests::tls::replace(&dir.path().join("cert.pem"), &certificate.chain_pem);
+    };
+    install(&first);
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0, tls: certs}}]
+routes: [{{upstream: 'http://{}'}}]
+plugins: {{certs: {{command: {command}, handshake_timeout: 25s, ready_timeout: 25s, config: {{dir: '{}'}}}}}}
+",
+        upstream.address(),
+        dir.path().display()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let client = authority.client();
+    assert_eq!(client.presented(proxy.address(), "a.example").await.unwrap(), first.der);
+    let second = authority.certificate(&["a.example"]);
+    install(&second);
+    soon("the new certificate", async {
+        while client.presented(proxy.address(), "a.example").await.unwrap() != second.der {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn python_header_auth() {
+    a_filter_decides(&python("header_auth")).await;
+}
+
+#[tokio::test]
+async fn java_header_auth() {
+    a_filter_decides(&java("header-auth")).await;
+}
+
+#[tokio::test]
+async fn python_cert_loader() {
+    a_loader_supplies_and_rotates(&python("cert_loader")).await;
+}
+
+#[tokio::test]
+async fn java_cert_loader() {
+    a_loader_supplies_and_rotates(&java("cert-loader")).await;
+}
