@@ -1,4 +1,5 @@
-"""The contract's document: its plugin runs as it stands there, made with grpcio alone, and its tables are complete."""
+"""The repository's documents: the contract's plugin runs as it stands there, made with grpcio alone, and its tables are
+complete; what the others show and name exists."""
 
 from __future__ import annotations
 
@@ -143,3 +144,10 @@ def test_the_tests_that_the_architecture_names_exist() -> None:
     assert len(named) >= 20
     absent = [f"{path}::{name}" for path, name in named if f"fn {name}(" not in (REPOSITORY / path).read_text()]
     assert absent == []
+
+
+def test_both_readmes_show_the_same_filter() -> None:
+    """That of the SDK is run by test_docs.py."""
+    shown = re.search(r"^```python\n(.*?)^```$", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    assert f"```python\n# auth.py\n{shown[1]}```" in (REPOSITORY / "plugins-python" / "README.md").read_text()
