@@ -47,6 +47,12 @@ pub(crate) enum Open {
 #[derive(Debug)]
 pub(crate) struct SocketFile(PathBuf);
 
+impl SocketFile {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         match std::fs::remove_file(&self.0) {
@@ -72,7 +78,7 @@ pub(crate) fn bind(address: &Address) -> io::Result<Bound> {
             remove_stale(path)?;
             let socket = UnixSocket::new_stream()?;
             socket.bind(path)?;
-            Ok(Bound::Unix(socket, SocketFile(path.clone())))
+            Ok(Bound::Unix(socket, SocketFile::new(path)))
         }
     }
 }

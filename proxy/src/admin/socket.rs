@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Admin, routes};
+use crate::listener::SocketFile;
 
 /// Open connections; more wait in the accept queue.
 const MOST_CONNECTIONS: usize = 64;
@@ -33,7 +34,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Opens the socket at `path`, for its owner alone. The caller holds the lock that says there is no other proxy here,
 /// so a socket that is there already was left by a proxy that was killed.
-pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn bind(path: &Path) -> io::Result<Socket> {
     match std::fs::symlink_metadata(path) {
         Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path)?,
         Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
@@ -46,11 +47,20 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     nix::sys::socket::listen(&socket, Backlog::new(BACKLOG)?)?;
-    UnixListener::from_std(socket.into())
+    let file = SocketFile::new(path);
+    Ok(Socket { listener: UnixListener::from_std(socket.into())?, file })
+}
+
+/// The open socket. Its file goes with it.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    listener: UnixListener,
+    file: SocketFile,
 }
 
 /// Answers until `stop`, then ends within [`LAST_ANSWERS`] and removes the socket.
-pub(crate) async fn serve(listener: UnixListener, admin: Arc<Admin>, stop: CancellationToken) {
+pub(crate) async fn serve(socket: Socket, admin: Arc<Admin>, stop: CancellationToken) {
+    let Socket { listener, file } = socket;
     let routes = routes::routes(admin);
     let mut connections = JoinSet::new();
     loop {
@@ -68,13 +78,7 @@ pub(crate) async fn serve(listener: UnixListener, admin: Arc<Admin>, stop: Cance
             }
         }
     }
-    if let Some(path) = listener.local_addr().ok().as_ref().and_then(|address| address.as_pathname())
-        && let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(target: "palisade::admin", %error, "the admin socket could not be removed");
-    }
-    drop(listener);
+    drop((file, listener));
     let ended = async { while connections.join_next().await.is_some() {} };
     tokio::time::timeout(LAST_ANSWERS, ended).await.ok();
     connections.shutdown().await;

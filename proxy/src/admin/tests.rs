@@ -91,11 +91,13 @@ fn mode(path: &Path) -> u32 {
 async fn the_socket_is_its_owners_and_a_stale_one_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(SOCKET);
-    // As a killed proxy leaves it.
+    // As a killed proxy leaves its socket.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let _socket = bind(&path).unwrap();
+    let socket = bind(&path).unwrap();
     assert_eq!(mode(&path), 0o600);
     assert!(UnixStream::connect(&path).await.is_ok());
+    drop(socket);
+    assert!(!path.exists());
 
     let file = dir.path().join("notes");
     fs::write(&file, "mine").unwrap();
