@@ -8,7 +8,7 @@ unexport CARGO_BUILD_TARGET
 # JDK 17 or newer, also where `java` is an older one. Looked up when a recipe needs it: it may just have been installed.
 WITH_JDK = export JAVA_HOME="$$(scripts/find-jdk)" && export PATH="$$JAVA_HOME/bin:$$PATH" &&
 CARGO = cargo
-MAVEN = "$$(scripts/find-maven)" -q -B -ntp -f plugins-java/pom.xml
+MAVEN = "$$(scripts/find-maven)" -q -B -ntp -Dstyle.color=never -f plugins-java/pom.xml
 PYTHON = .venv/bin/python
 
 JARS = plugins-java/samples/target/header-auth.jar plugins-java/samples/target/cert-loader.jar
@@ -51,7 +51,8 @@ java: system-packages
 
 # One run of Maven makes both.
 $(JARS) &: $(JAVA_SOURCES)
-	$(WITH_JDK) $(MAVEN) -DskipTests package
+	@echo mvn package
+	@$(WITH_JDK) $(MAVEN) -DskipTests package
 	@touch $(JARS)
 
 rust: system-packages
@@ -71,7 +72,8 @@ test: setup lint test-rust test-python test-java examples demo
 
 test-rust: setup
 	$(call section,Rust: tests)
-	$(CARGO) test --locked --workspace
+	@echo cargo test --locked --workspace
+	@$(WITH_JDK) $(CARGO) test --locked --workspace
 
 test-python: python
 	$(call section,Python: tests)
@@ -79,7 +81,8 @@ test-python: python
 
 test-java: system-packages
 	$(call section,Java: tests)
-	$(WITH_JDK) $(MAVEN) verify
+	@echo mvn verify
+	@$(WITH_JDK) $(MAVEN) verify
 	@touch $(JARS)
 
 # rustup can leave out rustfmt and clippy. Tests don't need them, and a newcomer should not need to install them.
