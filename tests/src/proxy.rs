@@ -460,7 +460,8 @@ impl Drop for Proxy {
             std::thread::sleep(Duration::from_millis(10));
         }
         let left = self.left(&descendants);
-        for pid in process::of_directory(self.dir()).into_iter().chain(descendants) {
+        let watched = std::mem::take(&mut *self.watched.lock().unwrap());
+        for pid in process::of_directory(self.dir()).into_iter().chain(descendants).chain(watched) {
             process::kill(pid, Signal::SIGKILL);
         }
         if std::thread::panicking() {

@@ -27,7 +27,10 @@ const CASES: &[Case] = &[
         "listeners: [{address: 127.0.0.1:0}]\ndrain_timeout: 5\n",
         &[(2, 16, "`drain_timeout: 5` has no unit", "write `5s` or `5ms`")],
     ),
-    ("listeners: [{address: 127.0.0.1:0}]\ndrain_timeout: 5s\ndrain_timeout: 6s\n", &[(3, 1, "", "")]),
+    (
+        "listeners: [{address: 127.0.0.1:0}]\ndrain_timeout: 5s\ndrain_timeout: 6s\n",
+        &[(3, 1, "duplicate key `drain_timeout`", "first written at 2:1")],
+    ),
     (
         "listeners: [{address: 127.0.0.1:0, filters: [auth]}]\n",
         &[(1, 46, "unknown plugin `auth`", "no plugins are defined; add it under `plugins:`")],
@@ -42,24 +45,27 @@ const CASES: &[Case] = &[
     ),
     (
         "listeners: [{address: 127.0.0.1:0}]\nroutes: [{upstream: nowhere}]\n",
-        &[(2, 21, "unknown upstream `nowhere`", "")],
+        &[(2, 21, "unknown upstream `nowhere`", "no upstreams are defined; add it under `upstreams:`")],
     ),
-    ("listeners: [{address: 127.0.0.1:0}]\nroutes: [{upstream: 'https://127.0.0.1:1'}]\n", &[(2, 21, "", "")]),
+    (
+        "listeners: [{address: 127.0.0.1:0}]\nroutes: [{upstream: 'https://127.0.0.1:1'}]\n",
+        &[(2, 21, "upstreams with `https://` are not built yet", "only `http://` and `unix:`")],
+    ),
     (
         "listeners: [{address: 127.0.0.1:0}]\nroutes: [{upstream: 'http://127.0.0.1:1', retries: 7}]\n",
         &[(2, 52, "`retries: 7` is out of range", "0 to 1")],
     ),
     (
         "listeners: [{address: 127.0.0.1:0}]\nroutes: [{upstream: 'http://127.0.0.1:1', path: {regex: '('}}]\n",
-        &[(2, 58, "", "")],
+        &[(2, 57, "not usable as a regular expression: unclosed group", "")],
     ),
     (
         "listeners: [{address: 127.0.0.1:0}]\nroutes: [{upstream: 'http://127.0.0.1:1', filters: }]\n",
-        &[(2, 51, "`filters` has no value", "write a list, or remove the line")],
+        &[(2, 50, "`filters` has no value", "write a list, or remove the line")],
     ),
-    ("listeners: [\n", &[(2, 1, "", "")]),
-    ("listeners:\n\t- address: 127.0.0.1:0\n", &[(2, 1, "", "")]),
-    ("", &[(1, 1, "", "")]),
+    ("listeners: [\n", &[(2, 1, "not valid YAML", "")]),
+    ("listeners:\n\t- address: 127.0.0.1:0\n", &[(2, 2, "not valid YAML: tabs disallowed", "")]),
+    ("", &[(0, 0, "the file is empty", "")]),
     (
         "listeners:\n  - address: 127.0.0.1:99999\n    limits: {max_headers: 0}\n  - {adress: x}\n",
         &[
@@ -91,12 +97,11 @@ async fn every_problem_is_told_with_its_place_and_exit_code_3() {
             assert!(problem["label"].as_str().unwrap_or_default().contains(label), "{yaml}\n{report:#}");
             // The same for people, with the line itself.
             let text = &shown.stderr;
-            assert!(text.contains(&format!("--> palisade.yaml:{line}:{column}")), "{yaml}\n{text}");
-            assert!(text.contains(&format!("error: {}", problem["message"].as_str().unwrap())), "{yaml}\n{text}");
-            assert!(text.contains(label), "{yaml}\n{text}");
-            if let Some(source) = yaml.lines().nth(usize::try_from(*line).unwrap() - 1) {
-                assert!(text.contains(source.trim()), "{yaml}\n{text}");
-            }
+            let place = if *line > 0 { format!(":{line}:{column}") } else { String::new() };
+            assert!(text.contains(&format!("--> palisade.yaml{place}\n")), "{yaml}\n{text}");
+            assert!(text.contains(message) && text.contains(label), "{yaml}\n{text}");
+            let source = usize::try_from(*line).unwrap().checked_sub(1).and_then(|index| yaml.lines().nth(index));
+            assert!(text.contains(source.unwrap_or_default().trim()), "{yaml}\n{text}");
         }
     }
 }

@@ -564,7 +564,8 @@ async fn mosn_s_contract_works_as_mosn_s_samples_speak_it() {
     let allowed = proxy.get("/", &[ADMIN, ("x-list", "a"), ("x-list", "b")]).await;
     assert_eq!(allowed.status, 200, "{allowed:?}");
     // One value for each name is all that the contract can say, so none is hidden.
-    assert_eq!(upstream.last().header("x-mosn"), "a, b");
+    assert_eq!(upstream.last().header("x-mosn-list"), "a, b");
+    assert_eq!(upstream.last().header("x-mosn-cookie"), "ON");
 
     let mut raw = Raw::connect(proxy.address()).await;
     raw.send(b"GET / HTTP/1.1\r\nHost: a\r\nUser: admin\r\nX: \xff\r\n\r\n").await;

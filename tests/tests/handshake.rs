@@ -106,7 +106,7 @@ async fn an_exit_is_told_with_its_status_its_time_and_the_last_words() {
     let cases: &[(&[&str], &str)] = &[
         (&["exit:7"], "exited before the handshake (exit status 7, after "),
         (&["exit:0"], "exited before the handshake (exit status 0, after "),
-        (&["signal:SIGSEGV"], "exited before the handshake (SIGSEGV, after "),
+        (&["signal:SIGABRT"], "exited before the handshake (SIGABRT, after "),
         (
             &["print:1|1|unix|$DIR/x|grpc", "exit:7"],
             "exited after the handshake, before it served (exit status 7, after ",
@@ -137,8 +137,8 @@ async fn a_plugin_that_refuses_its_configuration_is_quoted() {
 
 #[tokio::test]
 async fn a_plugin_of_another_contract_is_told_apart() {
-    let outcome = refusal(&["serve-bare"], ", contract: mosn").await;
-    assert!(outcome.stderr.contains("proto.Plugin") || outcome.stderr.contains("mosn"), "{}", outcome.stderr);
+    let outcome = refusal(&["serve-mosn"], "").await;
+    assert!(outcome.stderr.contains("set `contract: mosn`"), "{}", outcome.stderr);
     let dir = place();
     let yaml = format!(
         "listeners: [{{name: web, address: 127.0.0.1:0, tls: auth}}]
@@ -149,6 +149,14 @@ plugins: {{auth: {{command: {}}}}}
     let outcome = run_to_exit(dir.path(), &yaml).await;
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(outcome.stderr.contains("does not serve palisade.plugin.v1.Certificates"), "{}", outcome.stderr);
+}
+
+/// MOSN's contract has no call that says what a plugin is, so this shows with the first request.
+#[tokio::test]
+async fn a_plugin_that_does_not_speak_mosn_s_contract_fails_its_calls() {
+    let proxy = Proxy::start(&config(&["serve-bare"], ", contract: mosn, timeout: 10s, stop_timeout: 300ms")).await;
+    proxy.get("/", &[("user", "admin")]).await.assert_failed(503, "plugin_failed");
+    assert!(proxy.log().contains("it does not serve proto.Plugin"), "{}", proxy.log());
 }
 
 #[tokio::test]

@@ -36,13 +36,13 @@ fn left_in(dir: &Path) -> Vec<PathBuf> {
 #[tokio::test]
 async fn a_killed_proxy_leaves_no_process_and_starts_again_in_the_same_place() {
     let upstream = Upstream::http1("app").await;
-    let yaml = config(&["child", "child-apart", "serve"], &upstream, "");
+    let yaml = config(&["child", "child-apart", "child-bare", "serve"], &upstream, "");
     let mut proxy = Proxy::start(&yaml).await;
     let plugin = proxy.plugin_pid("auth").await;
     let pids = proxy.dir().join("pids");
     let mut family: Vec<i32> =
         std::fs::read_to_string(&pids).unwrap().lines().map(|line| line.parse().unwrap()).collect();
-    assert_eq!(family.len(), 2);
+    assert_eq!(family.len(), 3);
     family.push(plugin);
     let dir = proxy.shared_dir();
     let killed = std::time::Instant::now();

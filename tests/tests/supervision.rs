@@ -146,9 +146,9 @@ async fn a_call_that_hangs_is_given_up_at_its_deadline() {
 
 #[tokio::test]
 async fn whoever_holds_stderr_neither_delays_the_restart_nor_survives() {
-    let (proxy, _upstream) = start(&["child", "child-apart", "serve"], ", timeout: 5s").await;
+    let (proxy, _upstream) = start(&["child", "child-apart", "child-bare", "serve"], ", timeout: 5s").await;
     let pid = proxy.plugin_pid("auth").await;
-    let holders = children(&proxy, 2).await;
+    let holders = children(&proxy, 3).await;
     holders.iter().for_each(|holder| proxy.watch(*holder));
     kill(pid, Signal::SIGKILL);
     proxy.until_replaced("auth", pid).await;
@@ -156,7 +156,7 @@ async fn whoever_holds_stderr_neither_delays_the_restart_nor_survives() {
         eventually("a process of the killed plugin is gone", || !runs(holder)).await;
     }
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
-    children(&proxy, 4).await.into_iter().for_each(|child| proxy.watch(child));
+    children(&proxy, 6).await.into_iter().for_each(|child| proxy.watch(child));
 }
 
 #[tokio::test]
@@ -185,11 +185,11 @@ async fn a_flood_on_stderr_neither_stops_requests_nor_fills_the_memory() {
 
 #[tokio::test]
 async fn a_crash_loop_is_visible_and_fails_requests_at_once() {
-    let plugin = ", required: false, timeout: 20s, restart: {initial: 10ms, max: 1h, crash_loop_after: 2}";
+    let plugin = ", required: false, timeout: 20s, restart: {initial: 1h, max: 1h, crash_loop_after: 1}";
     let (proxy, upstream) = start(&["log:no such module", "exit:3"], plugin).await;
     let looped = proxy.until("auth", "a crash loop", |status| status["state"] == "crash_looped").await;
     assert_eq!(looped["last_exit"]["end"]["exited"], 3, "{looped:#}");
-    assert!(looped["failures"].as_u64().unwrap() >= 2, "{looped:#}");
+    assert_eq!(looped["failures"], 1, "{looped:#}");
 
     let status = proxy.cli(&["status"]).await;
     assert_eq!(status.code, Some(0), "{status:?}");
@@ -202,14 +202,10 @@ async fn a_crash_loop_is_visible_and_fails_requests_at_once() {
 
     assert_eq!(proxy.get("/free", &[]).await.status, 200);
     let count = upstream.count();
+    // The next start is an hour away, so there is nothing to wait for.
     let asked = Instant::now();
-    let reply = proxy.get("/", &[ADMIN]).await;
-    // The next start is tried again in at most 1 h, so there is nothing to wait for.
-    if asked.elapsed() < Duration::from_secs(15) {
-        reply.assert_failed(503, "plugin_unavailable");
-    } else {
-        panic!("it waited for {:?}: {reply:?}", asked.elapsed());
-    }
+    proxy.get("/", &[ADMIN]).await.assert_failed(503, "plugin_unavailable");
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
     assert_eq!(upstream.count(), count);
 }
 

@@ -82,7 +82,6 @@ impl Filter for Bare {
 
 /// Serves MOSN's contract, as its samples do: five fields, TCP, one service.
 pub(crate) async fn serve_mosn() -> ! {
-    assert_eq!(std::env::var("MOSN_PLUGIN").as_deref(), Ok("ON"), "not started by MOSN");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     crate::print(format!("1|1|tcp|{}|grpc\n", listener.local_addr().unwrap()).as_bytes());
     Server::builder()
@@ -100,7 +99,10 @@ impl Plugin for Mosn {
     async fn call(&self, request: Request<mosn::Request>) -> Result<Response<mosn::Response>, Status> {
         let request = request.into_inner();
         let allowed = request.header.get("User").map(String::as_str) == Some("admin");
-        let header = HashMap::from([("X-Mosn".to_owned(), request.header.get("X-List").cloned().unwrap_or_default())]);
+        let header = HashMap::from([
+            ("X-Mosn-List".to_owned(), request.header.get("X-List").cloned().unwrap_or_default()),
+            ("X-Mosn-Cookie".to_owned(), std::env::var("MOSN_PLUGIN").unwrap_or_default()),
+        ]);
         Ok(Response::new(mosn::Response { header, status: if allowed { 1 } else { -1 }, ..mosn::Response::default() }))
     }
 }

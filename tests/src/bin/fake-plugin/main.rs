@@ -13,7 +13,7 @@
 //! | `exit:CODE`, `signal:NAME` | ends itself |
 //! | `exit-after:MS` | exits with 3 after a while, in the background |
 //! | `ignore-term` | lives on after SIGTERM |
-//! | `child`, `child-apart` | starts a process that holds stderr, `-apart` in a session of its own and without its environment; appends its pid to the file `pids` |
+//! | `child`, `child-apart`, `child-bare` | starts a process that holds stderr, `-apart` in a session of its own, `-bare` without an environment; appends its pid to the file `pids` |
 //! | `needs:body`, `needs:response` | what it asks for when it describes itself |
 //! | `calls:N` | how many calls it takes at a time |
 //! | `mute` | listens, says so, and never speaks |
@@ -76,7 +76,8 @@ async fn main() -> ExitCode {
             // Once tokio has a handler, the default one, which ends the process, is gone for good.
             "ignore-term" => std::mem::forget(signal(SignalKind::terminate()).unwrap()),
             "child" => child(&["stay"], false),
-            "child-apart" => child(&["leave-session", "stay"], true),
+            "child-apart" => child(&["leave-session", "stay"], false),
+            "child-bare" => child(&["stay"], true),
             "leave-session" => drop(nix::unistd::setsid().unwrap()),
             "needs" => match value {
                 "body" => {
