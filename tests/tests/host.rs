@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::{kill, runs};
-use palisade_tests::{Client, Options, Proxy, Upstream, eventually, fake, get, place, run_to_exit, soon};
+use palisade_tests::{Client, Options, Proxy, Raw, Upstream, eventually, fake, get, place, run_to_exit, soon};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -133,6 +133,52 @@ async fn what_does_not_end_is_cut_off_at_the_drain_timeout() {
     proxy.terminate();
     let status = proxy.wait_exit().await;
     assert_eq!(status.code(), Some(0), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_drain_and_tunnels() {
+    let upstream = Upstream::http1("app").await;
+    let mut proxy = Proxy::start(&config(&["serve"], &upstream, "drain_timeout: 1h")).await;
+    let mut tunnel = Raw::connect(proxy.address()).await;
+    tunnel
+        .send("GET /ws HTTP/1.1\r\nHost: a\r\nUser: admin\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    assert_eq!(tunnel.reply().await.unwrap().status, 101);
+    proxy.terminate();
+    proxy.wait_for_log("the drain", |line| line.contains("draining")).await;
+    // A tunnel goes on until then.
+    tunnel.send("ping").await;
+    assert_eq!(tunnel.exactly(4).await, b"ping");
+    proxy.terminate();
+    assert_eq!(proxy.wait_exit().await.code(), Some(0), "{}", proxy.log());
+    assert!(tunnel.rest().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_plugin_is_given_what_the_configuration_says_and_nothing_else() {
+    let upstream = Upstream::http1("app").await;
+    let yaml =
+        config(&["serve"], &upstream, "").replace("timeout: 10s", "timeout: 10s, env: {SET: a}, env_pass: [PASSED]");
+    let mut options = Options::default();
+    for (name, value) in [("SECRET", "s3cret"), ("PASSED", "b"), ("PLUGIN_CLIENT_CERT", "stale")] {
+        options.env.push((name.into(), value.into()));
+    }
+    let proxy = Proxy::start_with(Arc::new(place()), &yaml, &options).await;
+    assert_eq!(proxy.get("/", &[ADMIN, ("x-fake", "environment")]).await.status, 200);
+    let given: Vec<String> = serde_json::from_str(&upstream.last().header("x-seen")).unwrap();
+    assert!(given.iter().any(|entry| entry == "SET=a") && given.iter().any(|entry| entry == "PASSED=b"), "{given:?}");
+    assert!(!given.iter().any(|entry| entry.contains("s3cret") || entry.contains("stale")), "{given:?}");
+
+    let sockets = |pid: i32| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        entries
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .filter(|link| link.to_string_lossy().starts_with("socket:"))
+            .collect()
+    };
+    let own = sockets(proxy.plugin_pid("auth").await);
+    let shared: Vec<_> = sockets(proxy.pid()).into_iter().filter(|socket| own.contains(socket)).collect();
+    assert_eq!(shared, Vec::<PathBuf>::new(), "sockets of the proxy in the plugin");
 }
 
 #[tokio::test]

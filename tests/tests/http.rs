@@ -39,50 +39,50 @@ async fn requests_that_two_servers_could_read_in_two_ways_are_refused() {
     let (proxy, upstream) = start().await;
     let with = |fields: &str| format!("GET / HTTP/1.1\r\n{fields}\r\n\r\n");
     let target = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
-    let cases: Vec<(String, u16, Option<&str>)> = vec![
-        (with("Host: a\r\nHost: b"), 400, Some("bad_host")),
-        (with("Host: a\r\nHost: a"), 400, Some("bad_host")),
-        (with("Accept: */*"), 400, Some("bad_host")),
-        (with("Host:"), 400, Some("bad_host")),
-        (with("Host: a b"), 400, Some("bad_host")),
-        (with("Host: u@a"), 400, Some("bad_host")),
-        (with("Host: a:99999"), 400, Some("bad_host")),
-        (with("Host: a/b"), 400, Some("bad_host")),
-        (with("Host: a\r\nTransfer-Encoding: gzip, chunked"), 400, None),
-        (with("Host: a\r\nTransfer-Encoding: identity"), 400, None),
-        (with("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 400, None),
-        (with("Host: a\r\nTransfer-Encoding: xchunked"), 400, None),
-        (with("Host: a\r\nTransfer-Encoding:\x0bchunked"), 400, None),
-        (with("Host: a\r\nTransfer-Encoding : chunked"), 400, None),
-        (with("Host: a\r\nContent-Length: 3\r\nContent-Length: 4"), 400, None),
-        (with("Host: a\r\nContent-Length: +1"), 400, None),
-        (with("Host: a\r\nContent-Length: 0x1"), 400, None),
-        (with("Host: a\r\nContent-Length: -1"), 400, None),
-        (with("Host: a\r\nContent-Length: 3, 3"), 400, None),
-        (with("Host: a\r\nContent-Length: 99999999999999999999"), 400, None),
-        (with("Host: a\r\nX: a\r\n folded"), 400, None),
-        (with("Host: a\r\nX: a\0b"), 400, None),
-        (with("Host: a\r\nX Y: b"), 400, None),
-        (with("Host: a\r\n X: b"), 400, None),
-        (with("Host: a\r\nExpect: junk"), 417, Some("unknown_expectation")),
-        (target("/a%2fb"), 400, Some("bad_path")),
-        (target("/a%5cb"), 400, Some("bad_path")),
-        (target("/a%00"), 400, Some("bad_path")),
-        (target("/%zz"), 400, Some("bad_path")),
-        (target("/../a"), 400, Some("bad_path")),
-        (target("/a/..;x/b"), 400, Some("bad_path")),
-        (target("/%c0%ae"), 400, Some("bad_path")),
-        (target("admin"), 400, None),
-        (target("*"), 400, Some("bad_path")),
-        (target("http://u@a/"), 400, Some("bad_host")),
-        (target(&format!("/{}", "a".repeat(9_000))), 414, Some("target_too_long")),
-        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".into(), 405, Some("method_refused")),
-        ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405, Some("method_refused")),
-        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n".into(), 400, None),
-        ("nonsense\r\n\r\n".into(), 400, None),
-        ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(), 400, None),
-        (with(&format!("Host: a\r\nX: {}", "a".repeat(40_000))), 431, None),
-        (with(&format!("Host: a{}", "\r\nX: 1".repeat(101))), 431, None),
+    let cases: Vec<(String, u16, &str)> = vec![
+        (with("Host: a\r\nHost: b"), 400, "bad_host"),
+        (with("Host: a\r\nHost: a"), 400, "bad_host"),
+        (with("Accept: */*"), 400, "bad_host"),
+        (with("Host:"), 400, "bad_host"),
+        (with("Host: a b"), 400, "bad_host"),
+        (with("Host: u@a"), 400, "bad_host"),
+        (with("Host: a:99999"), 400, "bad_host"),
+        (with("Host: a/b"), 400, "bad_host"),
+        (with("Host: a\r\nTransfer-Encoding: gzip, chunked"), 400, "malformed"),
+        (with("Host: a\r\nTransfer-Encoding: identity"), 400, "malformed"),
+        (with("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 400, "malformed"),
+        (with("Host: a\r\nTransfer-Encoding: xchunked"), 400, "malformed"),
+        (with("Host: a\r\nTransfer-Encoding:\x0bchunked"), 400, "malformed"),
+        (with("Host: a\r\nTransfer-Encoding : chunked"), 400, "malformed"),
+        (with("Host: a\r\nContent-Length: 3\r\nContent-Length: 4"), 400, "malformed"),
+        (with("Host: a\r\nContent-Length: +1"), 400, "malformed"),
+        (with("Host: a\r\nContent-Length: 0x1"), 400, "malformed"),
+        (with("Host: a\r\nContent-Length: -1"), 400, "malformed"),
+        (with("Host: a\r\nContent-Length: 3, 3"), 400, "malformed"),
+        (with("Host: a\r\nContent-Length: 99999999999999999999"), 400, "malformed"),
+        (with("Host: a\r\nX: a\r\n folded"), 400, "malformed"),
+        (with("Host: a\r\nX: a\0b"), 400, "malformed"),
+        (with("Host: a\r\nX Y: b"), 400, "malformed"),
+        (with("Host: a\r\n X: b"), 400, "malformed"),
+        (with("Host: a\r\nExpect: junk"), 417, "unknown_expectation"),
+        (target("/a%2fb"), 400, "bad_path"),
+        (target("/a%5cb"), 400, "bad_path"),
+        (target("/a%00"), 400, "bad_path"),
+        (target("/%zz"), 400, "bad_path"),
+        (target("/../a"), 400, "bad_path"),
+        (target("/a/..;x/b"), 400, "bad_path"),
+        (target("/%c0%ae"), 400, "bad_path"),
+        (target("admin"), 400, "malformed"),
+        (target("*"), 400, "bad_path"),
+        (target("http://u@a/"), 400, "bad_host"),
+        (target(&format!("/{}", "a".repeat(9_000))), 414, "target_too_long"),
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".into(), 405, "method_refused"),
+        ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405, "method_refused"),
+        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n".into(), 400, "malformed"),
+        ("nonsense\r\n\r\n".into(), 400, "malformed"),
+        ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(), 400, "malformed"),
+        (with(&format!("Host: a\r\nX: {}", "a".repeat(40_000))), 431, "headers_too_large"),
+        (with(&format!("Host: a{}", "\r\nX: 1".repeat(101))), 431, "headers_too_large"),
     ];
     for (request, status, reason) in cases {
         let shown = request.escape_debug().to_string().chars().take(200).collect::<String>();
@@ -90,11 +90,10 @@ async fn requests_that_two_servers_could_read_in_two_ways_are_refused() {
         raw.send(&request).await;
         let reply = raw.reply().await.unwrap_or_else(|| panic!("no answer to {shown}"));
         assert_eq!(reply.status, status, "{shown}: {reply:?}");
-        if let Some(reason) = reason {
-            assert_eq!(reply.header("x-palisade-reason"), reason, "{shown}: {reply:?}");
-            let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
-            assert_eq!(body["reason"], reason, "{shown}: {body}");
-        }
+        assert_eq!(reply.header("x-palisade-reason"), reason, "{shown}: {reply:?}");
+        let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(body["reason"], reason, "{shown}: {body}");
+        assert_eq!(body["request_id"], reply.header("x-request-id"), "{shown}: {reply:?}");
     }
     assert_eq!(upstream.count(), 0);
 }
@@ -180,8 +179,7 @@ async fn answers_that_are_no_http_are_refused() {
     ];
     for answer in answers {
         let upstream = Scripted::start(move |mut stream, _| async move {
-            let mut head = [0; 1024];
-            stream.read(&mut head).await.unwrap();
+            read_head(&mut stream).await;
             stream.write_all(answer).await.unwrap();
         })
         .await;
@@ -196,8 +194,7 @@ async fn answers_that_are_no_http_are_refused() {
 #[tokio::test]
 async fn a_response_that_breaks_off_is_seen_to_break_off() {
     let upstream = Scripted::start(|mut stream, _| async move {
-        let mut head = [0; 1024];
-        stream.read(&mut head).await.unwrap();
+        read_head(&mut stream).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await.unwrap();
     })
     .await;
@@ -357,6 +354,20 @@ async fn pipelined_requests_are_answered_in_their_order() {
 }
 
 #[tokio::test]
+async fn what_can_t_be_parsed_takes_no_answer_before_it_along() {
+    let (proxy, _upstream) = start().await;
+    for first in ["GET /one HTTP/1.1\r\nHost: a\r\n\r\n", "GET /a%2fb HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send(format!("{first}nonsense\r\n\r\n")).await;
+        let reply = raw.reply().await.unwrap();
+        let expected = if first.contains("%2f") { (400, "bad_path") } else { (200, "") };
+        assert_eq!((reply.status, reply.header("x-palisade-reason").as_str()), expected, "{reply:?}");
+        assert_eq!(raw.reply().await.unwrap().status, 400);
+        assert!(raw.reply().await.is_none());
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_expects_100_is_told_to_go_on() {
     let (proxy, upstream) = start().await;
     let mut raw = Raw::connect(proxy.address()).await;
@@ -488,7 +499,7 @@ async fn web_sockets_pass_through() {
     raw.send(format!("GET /ws HTTP/1.1\r\n{UPGRADE}")).await;
     let reply = raw.reply().await.unwrap();
     assert_eq!((reply.status, reply.header("upgrade").as_str()), (101, "websocket"), "{reply:?}");
-    for message in ["hello", "\x00\x01\x02", "GET / HTTP/1.1\r\n\r\n"] {
+    for message in ["hello", "\x00\x01\x02", "GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n\r\n"] {
         raw.send(message).await;
         assert_eq!(raw.exactly(message.len()).await, message.as_bytes());
     }
@@ -618,6 +629,169 @@ upstreams: {{app: {{endpoints: ['{}']}}}}
         }
     }
     assert_eq!(upstream.count(), 0);
+}
+
+#[tokio::test]
+async fn a_refused_head_request_gets_no_body() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = in_front_of(upstream.address(), "", ", filters: [{header: {name: User, value: admin}}]").await;
+    let mut raw = Raw::connect(proxy.address()).await;
+    raw.send(
+        "HEAD / HTTP/1.1\r\nHost: a\r\n\r\nGET /a HTTP/1.1\r\nHost: a\r\nUser: admin\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    let all = String::from_utf8(raw.rest().await).unwrap();
+    let heads: Vec<&str> = all.split("HTTP/1.1 ").collect();
+    assert_eq!(heads.len(), 3, "{all}");
+    assert!(heads[1].starts_with("403 ") && heads[1].ends_with("\r\n\r\n"), "{all}");
+    assert!(heads[2].starts_with("200 ") && heads[2].ends_with("hello from app"), "{all}");
+}
+
+#[tokio::test]
+async fn large_bodies_flow_through_and_are_not_collected() {
+    const SIZE: usize = 128 << 20;
+    let upstream = Upstream::http1("app").await;
+    let proxy = in_front_of(upstream.address(), "", "").await;
+    assert_eq!(proxy.get("/", &[]).await.status, 200);
+    let before = palisade_tests::process::memory(proxy.pid());
+    let mut client = Client::http2(proxy.address()).await;
+    let mut stream = client.stream(Request::post("/echo").body(()).unwrap());
+    let piece = Bytes::from(vec![b'x'; 1 << 20]);
+    let (mut sent, mut received) = (0, 0);
+    stream.send(piece.clone()).await;
+    sent += piece.len();
+    while received < SIZE {
+        let frame = stream.frame().await.unwrap().into_data().unwrap();
+        received += frame.len();
+        while sent < SIZE && sent < received + (4 << 20) {
+            stream.send(piece.clone()).await;
+            sent += piece.len();
+        }
+    }
+    stream.end();
+    while let Some(frame) = stream.frame().await {
+        assert!(frame.into_data().unwrap().is_empty());
+    }
+    let grown = palisade_tests::process::memory(proxy.pid()).saturating_sub(before);
+    assert!(grown < SIZE as u64 / 4, "{grown} bytes more");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_given_up_and_the_upstream_with_it() {
+    let ended = Arc::new(tokio::sync::Notify::new());
+    let told = Arc::clone(&ended);
+    let upstream = Scripted::start(move |mut stream, _| {
+        let told = Arc::clone(&told);
+        async move {
+            read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await.unwrap();
+            // Until the proxy hangs up.
+            while stream.write_all(&[b'x'; 64 * 1024]).await.is_ok() {}
+            told.notify_one();
+        }
+    })
+    .await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{body_idle_timeout: 300ms}}}}]
+routes: [{{upstream: 'http://{}'}}]
+",
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut raw = Raw::connect(proxy.address()).await;
+    raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    soon("the upstream is left (HTTP/1.1)", ended.notified()).await;
+    let mut client = Client::http2(proxy.address()).await;
+    let mut stream = client.stream(get("/", &[]).map(drop));
+    stream.end();
+    stream.head().await;
+    soon("the upstream is left (HTTP/2)", ended.notified()).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_stops_within_a_body_is_given_up() {
+    let upstream = Scripted::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await.unwrap();
+        std::future::pending().await
+    })
+    .await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{body_idle_timeout: 300ms}}}}]
+routes: [{{upstream: 'http://{}'}}]
+",
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut client = Client::http1(proxy.address()).await;
+    assert!(soon("the end", client.try_send(get("/", &[]))).await.is_err());
+}
+
+#[tokio::test]
+async fn trailers_say_nothing_in_the_proxy_s_name() {
+    for protocol in ["http1", "http2"] {
+        let upstream = if protocol == "http1" { Upstream::http1("app").await } else { Upstream::http2("app").await };
+        let proxy = in_front_of(upstream.address(), &format!(", protocol: {protocol}"), "").await;
+        let mut client = Client::http2(proxy.address()).await;
+        let names = "x-forwarded-for, x-request-id, host, content-length, x-good";
+        let mut stream = client.stream(Request::post("/").header("trailer", names).body(()).unwrap());
+        stream.send("body").await;
+        let fields = [("x-forwarded-for", "1.2.3.4"), ("x-request-id", "mine"), ("host", "evil"), ("x-good", "1")];
+        stream.send_trailers(&fields).await;
+        assert_eq!(stream.finish().await.status, 200);
+        let seen = upstream.last();
+        let got: Vec<_> = seen.trailers.keys().map(http::HeaderName::as_str).collect();
+        assert_eq!(got, ["x-good"], "{protocol}");
+    }
+}
+
+/// What a client of HTTP/2 sends first, with empty settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+
+#[tokio::test]
+async fn http2_connections_without_a_whole_request_are_closed() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = format!(
+        "listeners:
+  - name: web
+    address: 127.0.0.1:0
+    limits: {{header_timeout: 300ms, idle_timeout: 300ms, body_idle_timeout: 300ms}}
+routes: [{{upstream: 'http://{}'}}]
+",
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    // HEADERS of stream 1 with ":method: GET" and ":scheme: http", but without END_HEADERS; no CONTINUATION follows.
+    let headers = b"\x00\x00\x02\x01\x01\x00\x00\x00\x01\x82\x86";
+    // DATA for a stream that nobody opened.
+    let data = b"\x00\x00\x01\x00\x01\x00\x00\x00\x05x";
+    for frames in [&b""[..], headers, data, b"\x00"] {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send([PREFACE, frames].concat()).await;
+        raw.rest().await;
+    }
+    assert_eq!(upstream.count(), 0);
+    assert_eq!(proxy.get("/", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn streams_that_are_reset_at_once_end_the_connection_and_nothing_else() {
+    let (proxy, upstream) = start().await;
+    let mut raw = Raw::connect(proxy.address()).await;
+    let mut frames = PREFACE.to_vec();
+    for stream in (1..20_000_u32).step_by(2) {
+        // A request for "/" (RFC 7541 appendix A: 2, 6, 4 are its pseudo headers), and RST_STREAM with CANCEL.
+        frames.extend(b"\x00\x00\x06\x01\x05");
+        frames.extend(stream.to_be_bytes());
+        frames.extend(b"\x82\x86\x84\x41\x01a");
+        frames.extend(b"\x00\x00\x04\x03\x00");
+        frames.extend(stream.to_be_bytes());
+        frames.extend(8_u32.to_be_bytes());
+    }
+    raw.send(frames).await;
+    raw.rest().await;
+    assert!(upstream.count() < 2_000, "{} requests reached the upstream", upstream.count());
+    assert_eq!(proxy.get("/", &[]).await.status, 200);
 }
 
 #[tokio::test]

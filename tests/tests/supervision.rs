@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -103,6 +105,39 @@ async fn a_plugin_killed_while_idle_is_back_without_any_traffic() {
     assert_eq!(status["restarts"], 1, "{status:#}");
     assert_eq!(status["last_exit"]["cause"]["detail"], "SIGKILL", "{status:#}");
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_under_load_fail_no_request_that_has_the_time() {
+    let (proxy, _upstream) = start(&["serve"], ", timeout: 20s").await;
+    let (address, end) = (proxy.address(), Arc::new(AtomicBool::new(false)));
+    let load: Vec<_> = [("/", true), ("/", true), ("/", false), ("/free", true)]
+        .map(|(path, admin)| {
+            let end = Arc::clone(&end);
+            tokio::spawn(async move {
+                let mut client = Client::http1(address).await;
+                let expected = if admin { 200 } else { 403 };
+                let mut count = 0;
+                while !end.load(Ordering::SeqCst) {
+                    let headers: &[_] = if admin { &[ADMIN] } else { &[] };
+                    let reply = client.get(path, headers).await;
+                    assert_eq!(reply.status, expected, "{path}: {reply:?}");
+                    count += 1;
+                }
+                count
+            })
+        })
+        .into();
+    let mut pid = proxy.plugin_pid("auth").await;
+    for _ in 0..5 {
+        kill(pid, Signal::SIGKILL);
+        pid = proxy.until_replaced("auth", pid).await;
+        assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    }
+    end.store(true, Ordering::SeqCst);
+    for task in load {
+        assert!(task.await.unwrap() > 0);
+    }
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ fn bundle(path: &Path) -> Result<CertificateBundle, Error> {
     Ok(CertificateBundle {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         server_names: Vec::new(),
-        certificate_chain_pem: std::fs::read(path)?.into(),
-        key: Some(certificate_bundle::Key::PrivateKeyPem(std::fs::read(path.with_extension("key"))?.into())),
+        certificate_chain_pem: std::fs::read(path)?,
+        key: Some(certificate_bundle::Key::PrivateKeyPem(std::fs::read(path.with_extension("key"))?)),
     })
 }

@@ -66,11 +66,7 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
     }
     match asked.as_str() {
         "crash" => crate::crash(),
-        "crash-once" => {
-            if std::fs::File::create_new("crashed").is_ok() {
-                crate::crash();
-            }
-        }
+        "crash-once" if std::fs::File::create_new("crashed").is_ok() => crate::crash(),
         "exit" => std::process::exit(0),
         "hang" => std::future::pending().await,
         "error" => return Err("asked to fail".into()),
@@ -133,6 +129,10 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
         verdict = verdict
             .mutate(HeaderMutation::set("x-seen", report.clone()))
             .mutate_response(HeaderMutation::set("x-seen", report));
+    }
+    if asked == "environment" {
+        let names: Vec<String> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+        verdict = verdict.mutate(HeaderMutation::set("x-seen", json!(names).to_string()));
     }
     if let Some(mark) = config.text("mark") {
         verdict = verdict.mutate(HeaderMutation::append("x-order", mark.to_owned()));

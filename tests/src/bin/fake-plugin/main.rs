@@ -145,6 +145,7 @@ fn flood() {
     while std::io::stderr().lock().write_all(block.as_bytes()).is_ok() {}
 }
 
+#[allow(clippy::zombie_processes, reason = "it outlives this process, that is what it is for")]
 fn child(actions: &[&str], bare: bool) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(actions).stdin(Stdio::null()).stdout(Stdio::null());
