@@ -27,6 +27,7 @@ pub(crate) struct Proxy {
     filters: Chain,
     routes: Arc<Routes>,
     body_idle: Duration,
+    max_headers: usize,
     connections: Connections,
     metrics: Arc<Metrics>,
 }
@@ -51,6 +52,7 @@ impl Proxy {
             filters: Chain::new(&listener.filters, plugins, metrics)?,
             routes: Arc::clone(routes),
             body_idle: listener.limits.body_idle_timeout,
+            max_headers: listener.limits.max_headers,
             connections: connections.clone(),
             metrics: Arc::clone(metrics),
         })
@@ -63,19 +65,34 @@ impl Proxy {
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let id = request_id(&parts.headers, client.trusted);
         let mut outcome = Outcome { route: None, failure: None };
-        match read(parts, client, id) {
+        match read(parts, client, self.max_headers, id) {
             Err((failure, id)) => {
                 let response = respond::failure(&failure, &id);
                 outcome.failure = Some(failure);
-                self.record(&id, client, None, &outcome, &response, started);
+                self.record(&id, client, None, &outcome, response.status(), started);
                 response
             }
             Ok(mut request) => {
                 let response = self.answer(&mut request, incoming, upgrade, &mut outcome).await;
-                self.record(&request.id, client, Some(&request), &outcome, &response, started);
+                self.record(&request.id, client, Some(&request), &outcome, response.status(), started);
                 response
             }
         }
+    }
+
+    /// The reply to a head that could not be read, for which the parser chose `status`.
+    pub(crate) fn refuse(&self, status: StatusCode, client: &Client) -> Vec<u8> {
+        let reason = match status {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Reason::HeadersTooLarge,
+            StatusCode::URI_TOO_LONG => Reason::TargetTooLong,
+            _ => Reason::Malformed,
+        };
+        let failure = Failure::new(reason);
+        let id = request_id(&http::HeaderMap::new(), false);
+        let reply = respond::refusal(&failure, &id);
+        let outcome = Outcome { route: None, failure: Some(failure) };
+        self.record(&id, client, None, &outcome, reason.status(), Instant::now());
+        reply
     }
 
     async fn answer<'a>(
@@ -162,21 +179,21 @@ impl Proxy {
         client: &Client,
         request: Option<&Request>,
         outcome: &Outcome<'_>,
-        response: &Response<Body>,
+        status: StatusCode,
         started: Instant,
     ) {
         let route = outcome.route.map_or("", |route| route.config.name.as_str());
         let reason = outcome.failure.as_ref().map(|failure| failure.reason().as_str());
-        let status = response.status();
         let elapsed = started.elapsed();
         self.metrics.request(&client.listener, route, status, reason, elapsed);
         let method = request.map_or("", |request| request.method.as_str());
         let path = request.map_or("", |request| request.path.as_str());
         let authority = request.map_or("", |request| request.authority.as_str());
+        let server_error = status.is_server_error();
         let status = status.as_u16();
         let seconds = elapsed.as_secs_f64();
         match &outcome.failure {
-            Some(failure) if response.status().is_server_error() => tracing::warn!(
+            Some(failure) if server_error => tracing::warn!(
                 target: "palisade::access", request_id = id, listener = &*client.listener, route, method, authority,
                 path, status, seconds, failure = %failure, "request failed",
             ),

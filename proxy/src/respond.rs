@@ -56,6 +56,10 @@ reasons! {
     MethodRefused = "method_refused", METHOD_NOT_ALLOWED, "this method is not served";
     /// No body byte came for too long.
     BodyTimeout = "body_timeout", REQUEST_TIMEOUT, "the body did not arrive in time";
+    /// The head is not HTTP.
+    Malformed = "malformed", BAD_REQUEST, "the request is not well-formed HTTP";
+    /// Too many header fields, or too many bytes of them.
+    HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, "the header fields are too many or too large";
     /// Longer than a filter may judge.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "the body is larger than a filter may judge";
     /// The path and query.
@@ -148,21 +152,50 @@ impl fmt::Display for Failure {
 
 /// The reply to a request that failed.
 pub(crate) fn failure(failure: &Failure, request_id: &str) -> Response<Body> {
+    let (headers, body) = failure_reply(failure, request_id);
+    let mut response = Response::new(full(body.into()));
+    *response.status_mut() = failure.status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn failure_reply(failure: &Failure, request_id: &str) -> (HeaderMap, String) {
     let body = serde_json::json!({
         "status": failure.status.as_u16(),
         "reason": failure.reason.as_str(),
         "message": failure.reason.message(),
         "request_id": request_id,
     });
-    let mut text = body.to_string();
-    text.push('\n');
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(X_PALISADE_REASON, HeaderValue::from_static(failure.reason.as_str()));
     if failure.status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
     }
-    reply(&Reply { status: failure.status, headers: fields(headers), body: text.into() }, request_id)
+    set_request_id(&mut headers, request_id);
+    (headers, format!("{body}\n"))
+}
+
+fn set_request_id(headers: &mut HeaderMap, request_id: &str) {
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert(X_REQUEST_ID, id);
+    }
+}
+
+/// The whole reply, as HTTP/1.1 writes it, to a head that could not be read. The connection ends with it.
+pub(crate) fn refusal(failure: &Failure, request_id: &str) -> Vec<u8> {
+    let (parts, body) = failure_reply(failure, request_id);
+    let mut text = format!("HTTP/1.1 {}\r\n", failure.status).into_bytes();
+    for (name, value) in &parts {
+        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            text.extend_from_slice(piece);
+        }
+    }
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
+    text.extend_from_slice(
+        format!("content-length: {}\r\nconnection: close\r\ndate: {date}\r\n\r\n{body}", body.len()).as_bytes(),
+    );
+    text
 }
 
 /// A reply made by a filter: a plugin's verdict, already checked.
@@ -180,14 +213,8 @@ pub(crate) fn reply(reply: &Reply, request_id: &str) -> Response<Body> {
     for (name, value) in &reply.headers {
         response.headers_mut().append(name, value.clone());
     }
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        response.headers_mut().insert(X_REQUEST_ID, id);
-    }
+    set_request_id(response.headers_mut(), request_id);
     response
-}
-
-fn fields(headers: HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
-    headers.into_iter().filter_map(|(name, value)| Some((name?, value))).collect()
 }
 
 #[cfg(test)]

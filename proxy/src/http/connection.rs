@@ -65,7 +65,12 @@ pub(crate) async fn serve<I>(
     };
     let in_flight = InFlight::new();
     let head_timeout = (protocol == Protocol::Http1).then_some(limits.header_timeout);
-    let io = TokioIo::new(Guarded::new(io, seen, in_flight.clone(), head_timeout));
+    let mut io = Guarded::new(io, seen, in_flight.clone(), head_timeout);
+    if protocol == Protocol::Http1 {
+        let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
+        io = io.refusing(Box::new(move |status| proxy.refuse(status, &client)));
+    }
+    let io = TokioIo::new(io);
     let counter = in_flight.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let guard = counter.begin();

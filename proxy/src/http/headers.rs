@@ -56,12 +56,28 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .filter(|name| ![header::HOST, header::CONTENT_LENGTH].contains(name))
         .collect();
     let trailers = list(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
-    for name in nominated.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
+    remove(headers, |name| HOP_BY_HOP.contains(name) || nominated.contains(name));
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Removes fields and keeps the order of the others, which `HeaderMap::remove` does not.
+pub(crate) fn remove(headers: &mut HeaderMap, mut removed: impl FnMut(&HeaderName) -> bool) {
+    if !headers.keys().any(&mut removed) {
+        return;
+    }
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    let mut last: Option<HeaderName> = None;
+    for (name, value) in std::mem::take(headers) {
+        // Only the first of several values comes with its name.
+        let Some(name) = name.or_else(|| last.take()) else { continue };
+        if !removed(&name) {
+            kept.append(name.clone(), value);
+        }
+        last = Some(name);
+    }
+    *headers = kept;
 }
 
 /// The members of a comma-separated field, over all its lines.
@@ -91,9 +107,8 @@ pub(crate) fn set_forwarded(
     trusted: bool,
 ) {
     if !trusted {
-        for name in [&X_FORWARDED_FOR, &X_FORWARDED_HOST, &X_FORWARDED_PROTO, &X_REAL_IP, &header::FORWARDED] {
-            headers.remove(name);
-        }
+        let claims = [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REAL_IP, header::FORWARDED];
+        remove(headers, |name| claims.contains(name));
     }
     if let Some(peer) = peer {
         let address = peer.ip().to_canonical().to_string();
@@ -170,6 +185,14 @@ mod tests {
         names.sort_unstable();
         assert_eq!(names, ["accept", "content-length", "host", "te"]);
         assert_eq!(fields["te"], "trailers");
+    }
+
+    #[test]
+    fn what_is_removed_leaves_the_order_of_the_rest() {
+        let mut fields = headers(&[("a", "1"), ("b", "2"), ("c", "3"), ("b", "4"), ("d", "5"), ("c", "6"), ("e", "7")]);
+        remove(&mut fields, |name| name == "a" || name == "b");
+        let left: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(left, [("c", "3"), ("c", "6"), ("d", "5"), ("e", "7")]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -48,6 +49,8 @@ pub(super) struct InFlight(Arc<Counters>);
 #[derive(Debug)]
 struct Counters {
     count: AtomicUsize,
+    /// Requests that were ever begun.
+    begun: AtomicU64,
     start: Instant,
     /// Milliseconds from `start` to the end of the last request.
     ended: AtomicU64,
@@ -55,11 +58,20 @@ struct Counters {
 
 impl InFlight {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Counters { count: AtomicUsize::new(0), start: Instant::now(), ended: AtomicU64::new(0) }))
+        Self(Arc::new(Counters {
+            count: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            start: Instant::now(),
+            ended: AtomicU64::new(0),
+        }))
     }
 
     pub(super) fn count(&self) -> usize {
         self.0.count.load(Ordering::Relaxed)
+    }
+
+    fn begun(&self) -> u64 {
+        self.0.begun.load(Ordering::Relaxed)
     }
 
     /// When the last request ended, or the connection began.
@@ -70,6 +82,7 @@ impl InFlight {
     /// Counts one more, for as long as the guard lives.
     pub(super) fn begin(&self) -> InFlightGuard {
         self.0.count.fetch_add(1, Ordering::Relaxed);
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
         InFlightGuard(self.clone())
     }
 }
@@ -86,8 +99,14 @@ impl Drop for InFlightGuard {
     }
 }
 
+/// Makes the whole reply to a head that could not be parsed, from the status that was chosen for it.
+pub(super) type Refuse = Box<dyn Fn(StatusCode) -> Vec<u8> + Send>;
+
 /// A connection whose first bytes were read already, and whose requests' heads must come in time.
-#[derive(Debug)]
+///
+/// Heads that can't be parsed never become requests: hyper answers them itself, with a bare status. It is told from
+/// answers to requests by what it comes after, exactly: nothing is in flight, and everything before it was flushed.
+/// [`Refuse`] says what goes out in its place.
 pub(super) struct Guarded<I> {
     io: I,
     seen: Vec<u8>,
@@ -96,12 +115,57 @@ pub(super) struct Guarded<I> {
     head_timeout: Option<Duration>,
     /// Runs from the first byte of a head until a request is in flight.
     head_timer: Option<Pin<Box<Sleep>>>,
+    refuse: Option<Refuse>,
+    /// Requests whose answers have been written and flushed.
+    answered: u64,
+    /// What is written instead of a refusal, and how much of it was.
+    refusal: Option<(Vec<u8>, usize)>,
 }
 
 impl<I> Guarded<I> {
     /// `head_timeout`: bounds each head; `None` where heads can't be told from other traffic (HTTP/2).
     pub(super) fn new(io: I, seen: Vec<u8>, in_flight: InFlight, head_timeout: Option<Duration>) -> Self {
-        Self { io, seen, given: 0, in_flight, head_timeout, head_timer: None }
+        Self { io, seen, given: 0, in_flight, head_timeout, head_timer: None, refuse: None, answered: 0, refusal: None }
+    }
+
+    /// Has hyper's own answers replaced.
+    pub(super) fn refusing(self, refuse: Refuse) -> Self {
+        Self { refuse: Some(refuse), ..self }
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Guarded<I> {
+    /// Whether what is written now is a refusal; prepares it.
+    fn refuses(&mut self, head: &[u8]) -> bool {
+        if self.refusal.is_some() {
+            return true;
+        }
+        if self.in_flight.count() > 0 || self.in_flight.begun() != self.answered {
+            return false;
+        }
+        let Some(refuse) = &self.refuse else { return false };
+        let status = head.strip_prefix(b"HTTP/1.1 ").and_then(|rest| rest.get(..3));
+        let Some(status) = status.and_then(|status| StatusCode::from_bytes(status).ok()) else { return false };
+        self.refusal = Some((refuse(status), 0));
+        true
+    }
+
+    /// Writes the refusal; ready when all of it is out.
+    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((bytes, written)) = &mut self.refusal {
+            let rest = &bytes[*written..];
+            if rest.is_empty() {
+                self.refusal = None;
+                break;
+            }
+            match ready!(Pin::new(&mut self.io).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => *written += count,
+            }
+        }
+        // Nothing is refused twice: the connection ends with it.
+        self.refuse = None;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -145,6 +209,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.refuses(buf) {
+            ready!(self.poll_refusal(cx))?;
+            return Poll::Ready(Ok(buf.len()));
+        }
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -153,6 +221,10 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.refuses(bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| &**buf)) {
+            ready!(self.poll_refusal(cx))?;
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
@@ -161,7 +233,12 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        // hyper flushes when it has handed over all that it had.
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        if self.in_flight.count() == 0 {
+            self.answered = self.in_flight.begun();
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -205,6 +282,31 @@ mod tests {
                 assert_eq!(all, sent);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn only_what_answers_no_request_is_replaced() {
+        let (mut client, server) = duplex(1024);
+        let in_flight = InFlight::new();
+        let refuse = |status: StatusCode| format!("refused with {}", status.as_u16()).into_bytes();
+        let mut server = Guarded::new(server, Vec::new(), in_flight.clone(), None).refusing(Box::new(refuse));
+        let bare = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+        // An answer whose body has ended before anything of it is written.
+        drop(in_flight.begin());
+        server.write_all(bare).await.unwrap();
+        server.flush().await.unwrap();
+        let guard = in_flight.begin();
+        server.write_all(bare).await.unwrap();
+        server.flush().await.unwrap();
+        drop(guard);
+        server.write_all(bare).await.unwrap();
+        server.flush().await.unwrap();
+        server.write_all(bare).await.unwrap();
+        server.flush().await.unwrap();
+        drop(server);
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, [&bare.repeat(3)[..], b"refused with 400"].concat());
     }
 
     #[tokio::test(start_paused = true)]

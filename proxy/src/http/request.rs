@@ -75,7 +75,17 @@ impl Request {
 }
 
 /// Reads a request's head. The error is for the client.
-pub(crate) fn read(parts: Parts, client: &Arc<Client>, id: String) -> Result<Request, (Failure, String)> {
+pub(crate) fn read(
+    parts: Parts,
+    client: &Arc<Client>,
+    max_headers: usize,
+    id: String,
+) -> Result<Request, (Failure, String)> {
+    // In HTTP/1 the parser has seen to that.
+    if parts.headers.len() > max_headers {
+        let failure = Failure::new(Reason::HeadersTooLarge).with(format!("{} header fields", parts.headers.len()));
+        return Err((failure, id));
+    }
     match canonical(parts, client, id.clone()) {
         Ok(request) => Ok(request),
         Err(failure) => Err((failure, id)),
@@ -105,9 +115,8 @@ fn canonical(parts: Parts, client: &Arc<Client>, id: String) -> Result<Request, 
     }
     let upgrade = (version == Version::HTTP_11).then(|| headers::upgrade(&headers)).flatten();
     headers::remove_hop_by_hop(&mut headers);
-    headers.remove(header::HOST);
     // The proxy answers `100-continue` itself, when the upstream begins to read.
-    headers.remove(header::EXPECT);
+    headers::remove(&mut headers, |name| name == header::HOST || name == header::EXPECT);
     let scheme = if client.tls.is_some() { "https" } else { "http" };
     headers::set_forwarded(&mut headers, client.peer, scheme, &authority, client.trusted);
     if let Ok(id) = HeaderValue::from_str(&id) {
@@ -233,7 +242,7 @@ mod tests {
     }
 
     fn read_request(request: http::Request<()>) -> Result<Request, Reason> {
-        read(request.into_parts().0, &client(), "id".into()).map_err(|(failure, _)| failure.reason())
+        read(request.into_parts().0, &client(), 100, "id".into()).map_err(|(failure, _)| failure.reason())
     }
 
     fn get(uri: &str, version: Version, fields: &[(&str, &str)]) -> Result<Request, Reason> {

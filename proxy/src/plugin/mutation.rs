@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::CallError;
-use crate::http::headers::is_owned;
+use crate::http::headers::{self, is_owned};
 
 /// Changes in one answer.
 const MAX_OPS: usize = 100;
@@ -21,18 +21,16 @@ pub(crate) enum HeaderOp {
 }
 
 /// Applies changes in their order.
-pub(crate) fn apply(ops: &[HeaderOp], headers: &mut HeaderMap) {
+pub(crate) fn apply(ops: &[HeaderOp], fields: &mut HeaderMap) {
     for op in ops {
         match op {
             HeaderOp::Set(name, value) => {
-                headers.insert(name, value.clone());
+                fields.insert(name, value.clone());
             }
             HeaderOp::Append(name, value) => {
-                headers.append(name, value.clone());
+                fields.append(name, value.clone());
             }
-            HeaderOp::Remove(name) => {
-                headers.remove(name);
-            }
+            HeaderOp::Remove(name) => headers::remove(fields, |field| field == name),
         }
     }
 }

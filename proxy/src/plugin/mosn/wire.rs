@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 
 use super::super::mutation::{self, HeaderOp};
 use super::super::{CallError, CertificateBundle, CertificateUpdate, Verdict};
+use crate::http::headers::is_owned;
 use crate::respond::Reply;
 
 /// Status of MOSN's samples for a refusal.
@@ -63,14 +64,13 @@ pub(super) fn verdict(answer: Result<tonic::Response<Response>, Status>) -> Resu
             body: Bytes::from(answer.body),
         }));
     }
-    mutation::bounded(answer.header.iter().map(|(name, value)| (name.as_str(), value.len())))?;
+    // Plugins that answer with all that they were sent would otherwise fail on `Host`.
+    let owned = |name: &str| HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| is_owned(&name));
+    let fields: Vec<_> = answer.header.into_iter().filter(|(name, _)| !owned(name)).collect();
+    mutation::bounded(fields.iter().map(|(name, value)| (name.as_str(), value.len())))?;
     let mut ops = Vec::new();
-    for (name, value) in answer.header {
+    for (name, value) in fields {
         let name = name.to_ascii_lowercase();
-        // Plugins that answer with all that they were sent would otherwise fail on `Host`.
-        if HeaderName::from_lowercase(name.as_bytes()).is_ok_and(|name| crate::http::headers::is_owned(&name)) {
-            continue;
-        }
         ops.push(match value.is_empty() {
             true => HeaderOp::Remove(mutation::name(&name)?),
             false => mutation::field(&name, Bytes::from(value)).map(|(name, value)| HeaderOp::Set(name, value))?,
@@ -104,7 +104,11 @@ fn call_error(status: &Status) -> CallError {
     match status.code() {
         Code::DeadlineExceeded => CallError::Timeout,
         Code::Unavailable => CallError::Lost(status.message().to_owned()),
+        // What tonic itself makes of a broken connection has a source; what came over the wire has none.
         _ if status.source().is_some() => CallError::Lost(status.message().to_owned()),
+        // A server that was told the deadline says that it has passed.
+        Code::Cancelled => CallError::Timeout,
+        Code::ResourceExhausted => CallError::Overloaded,
         Code::Unimplemented => CallError::Failed("it does not serve proto.Plugin".to_owned()),
         code => CallError::Failed(format!("{code:?}: {}", status.message())),
     }

@@ -269,7 +269,8 @@ pub(super) fn call_error(status: &Status) -> CallError {
         };
     }
     match status.code() {
-        Code::DeadlineExceeded => CallError::Timeout,
+        // tonic's server says that the deadline which it was told has passed.
+        Code::DeadlineExceeded | Code::Cancelled => CallError::Timeout,
         // go-plugin's way to say that it is on its way out.
         Code::Unavailable => CallError::Lost(status_text(status)),
         Code::ResourceExhausted => CallError::Overloaded,
