@@ -14,7 +14,7 @@ impl Request {
         self.headers.iter().find(|header| header.name == name).map(|header| header.value.as_ref())
     }
 
-    /// All values of a header in the order of the wire; `name` in lower case.
+    /// All values of a header in their order; `name` in lower case.
     pub fn header_values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |header| header.name == name).map(|header| header.value.as_ref())
     }

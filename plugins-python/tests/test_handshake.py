@@ -21,7 +21,7 @@ def test_explains_itself_when_started_by_hand() -> None:
         assert plugin.wait() == 1
         assert plugin.read_line() == b""
         assert "program.py: this program is a plugin, and is meant to be started by palisade." in plugin.log
-        assert "palisade dev " in plugin.log
+        assert "palisade run -c palisade.yaml" in plugin.log
         assert "palisade.testing" in plugin.log
 
 

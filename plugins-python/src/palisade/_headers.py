@@ -34,7 +34,7 @@ class Headers(Mapping[str, str]):
     __slots__ = ("raw",)
 
     raw: RawHeaders
-    """Every header line in the order of the wire: lower-case name, and the value's bytes as received."""
+    """Every header line by name in the order of first appearance: lower-case name, and the value's bytes as received."""
 
     def __init__(self, headers: HeaderInput = ()) -> None:
         self.raw = encode_headers(headers)
@@ -54,12 +54,12 @@ class Headers(Mapping[str, str]):
         raise KeyError(name)
 
     def get_all(self, name: str) -> list[str]:
-        """Returns every value of ``name`` in the order of the wire; lines are not split at commas."""
+        """Returns every value of ``name`` in its order; lines are not split at commas."""
         wanted = name.lower()
         return [decode_value(value) for candidate, value in self.raw if candidate == wanted]
 
     def multi_items(self) -> list[tuple[str, str]]:
-        """Returns every header line in the order of the wire."""
+        """Returns every header line, those of one name together."""
         return [(name, decode_value(value)) for name, value in self.raw]
 
     def __contains__(self, name: object) -> bool:

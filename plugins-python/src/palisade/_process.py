@@ -47,7 +47,7 @@ _PARENT_POLL_SECONDS = 1.0
 _HINT = """\
 {program}: this program is a plugin, and is meant to be started by palisade.
 
-  run it behind a proxy:      palisade dev {program}
+  run it behind a proxy:      name it in a plugin's `command:`, then palisade run -c palisade.yaml
   test it without a proxy:    palisade.testing.PluginTester, in the README of palisade-plugin
 """
 

@@ -121,12 +121,11 @@ pub struct Listener {
 pub struct Limits {
     /// From accept to the end of the TLS handshake. Default 10 s.
     pub tls_handshake_timeout: Duration,
-    /// From the connection being ready (or the last response) to the end of a request's head. Default 10 s for the
-    /// head itself.
+    /// From the first to the last byte of an HTTP/1.1 request's head. Default 10 s.
     pub header_timeout: Duration,
     /// How long a connection may stay without a request. Default 60 s.
     pub idle_timeout: Duration,
-    /// How long a body may stand still, either way. Default 30 s.
+    /// How long a request's body may stand still, until the response begins. Default 30 s.
     pub body_idle_timeout: Duration,
     /// Bytes of a request's head. Default 32 KiB.
     pub max_header_bytes: usize,

@@ -136,11 +136,11 @@ pub(super) enum OnFailure {
 pub(super) struct Limits {
     /// From accept to the end of the TLS handshake. Default 10s.
     pub(super) tls_handshake_timeout: Slot<Span>,
-    /// For a request's head. Default 10s.
+    /// From the first to the last byte of an HTTP/1.1 request's head. Default 10s.
     pub(super) header_timeout: Slot<Span>,
     /// How long a connection may stay without a request. Default 60s.
     pub(super) idle_timeout: Slot<Span>,
-    /// How long a body may stand still, either way. Default 30s.
+    /// How long a request's body may stand still, until the response begins. Default 30s.
     pub(super) body_idle_timeout: Slot<Span>,
     /// Size of a request's head, 8KiB to 1MiB. Default 32KiB.
     pub(super) max_header_bytes: Slot<Size>,

@@ -30,7 +30,7 @@ const HINTS: &[(&[&str], &str)] = &[
         &["ddress already in use"],
         "another process has the plugin's port; let the plugin listen on the unix socket, or on a free port",
     ),
-    (&["This binary is a plugin"], "the plugin expects another cookie; set the `cookie` that its author names"),
+    (&["This binary is a plugin"], "the plugin expects another cookie; one made for MOSN needs `contract: mosn`"),
     (
         &["application version", "is not offered"],
         "plugin and host are of different generations; rebuild the plugin against this host's contract",

@@ -5,7 +5,8 @@ import java.util.List;
 import java.util.Locale;
 
 /**
- * The header lines of a request or response, in the order of the wire and with every duplicate. Immutable. Names are
+ * The header lines of a request or response with every duplicate: names in the order in which they first came, the
+ * values of one name together and in their order. Immutable. Names are
  * looked up without regard to case.
  */
 public final class Headers implements Iterable<Header> {
@@ -68,7 +69,7 @@ public final class Headers implements Iterable<Header> {
   /**
    * All lines.
    *
-   * @return unmodifiable, in the order of the wire
+   * @return unmodifiable, in the order of this class
    */
   public List<Header> list() {
     return lines;

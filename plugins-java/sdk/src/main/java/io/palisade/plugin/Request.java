@@ -62,7 +62,7 @@ public interface Request {
   /**
    * All header lines. {@link Needs.Part#HEADERS}; never sent to a {@link ResponseFilter}.
    *
-   * @return in the order of the wire, with every duplicate
+   * @return with every duplicate, in the order of {@link Headers}
    * @throws IllegalStateException if they were not sent
    */
   Headers headers();
