@@ -127,7 +127,7 @@ impl Proxy {
         &'a self,
         request: &mut Request,
         mut body: RequestBody,
-        progress: &Progress,
+        progress: &Arc<Progress>,
         passed: &mut Passed,
         outcome: &mut Outcome<'a>,
     ) -> Result<Response<Body>, Stop> {

@@ -125,7 +125,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long a connection may stay without a request. Default 60 s.
     pub idle_timeout: Duration,
-    /// How long a request's body may stand still, until the response begins. Default 30 s.
+    /// How long a request's body may stand still until the response begins, and a client may leave responses
+    /// unread. Default 30 s.
     pub body_idle_timeout: Duration,
     /// Bytes of a request's head. Default 32 KiB.
     pub max_header_bytes: usize,
@@ -219,7 +220,7 @@ pub struct Route {
     pub filters: Vec<Filter>,
     /// An upstream in [`Config::upstreams`].
     pub upstream: String,
-    /// From the request's head having been sent to the response's head: default 60 s. None: no bound.
+    /// How long nothing may move in either direction, till the response has ended. Default 60 s. None: no bound.
     pub timeout: Option<Duration>,
     /// Attempts beyond the first, for requests that are safe to repeat: 0 or 1. Default 1.
     pub retries: u32,

@@ -140,7 +140,8 @@ pub(super) struct Limits {
     pub(super) header_timeout: Slot<Span>,
     /// How long a connection may stay without a request. Default 60s.
     pub(super) idle_timeout: Slot<Span>,
-    /// How long a request's body may stand still, until the response begins. Default 30s.
+    /// How long a request's body may stand still until the response begins, and a client may leave responses
+    /// unread. Default 30s.
     pub(super) body_idle_timeout: Slot<Span>,
     /// Size of a request's head, 8KiB to 1MiB. Default 32KiB.
     pub(super) max_header_bytes: Slot<Size>,
@@ -173,7 +174,7 @@ pub(super) struct Route {
     pub(super) filters: List<Filter>,
     /// `http://127.0.0.1:9000`, `unix:/run/app.sock`, or a name from `upstreams`.
     pub(super) upstream: Slot<String>,
-    /// From the request's head having been sent to the response's head, or `none`. Default 60s.
+    /// How long nothing may move in either direction, till the response has ended, or `none`. Default 60s.
     pub(super) timeout: Slot<SpanOrNone>,
     /// Attempts beyond the first, for requests that are safe to repeat: 0 or 1. Default 1.
     pub(super) retries: Slot<u64>,

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::headers;
 use crate::respond::{Failure, Reason};
 
 /// Any error of a body.
@@ -38,40 +39,39 @@ pub(crate) fn full(bytes: Bytes) -> Body {
 #[error("no byte of the body arrived for {0:?}")]
 pub(crate) struct BodyStalled(Duration);
 
-/// Milliseconds since a fixed moment at which a request's body last moved, and whether it has ended.
+/// When a request's body last moved, and whether the response has begun.
 #[derive(Debug)]
 pub(crate) struct Progress {
     start: Instant,
+    /// Milliseconds since `start`.
     moved: AtomicU64,
+    /// From then on a client may send as slowly as the upstream reads, which bidirectional streams rely on.
+    answered: AtomicBool,
 }
-
-/// Set once the upstream's response head is there: from then on a client may send as slowly as the upstream reads, which
-/// bidirectional streams rely on.
-const ANSWERED: u64 = u64::MAX;
 
 impl Progress {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), moved: AtomicU64::new(0) })
+        Arc::new(Self { start: Instant::now(), moved: AtomicU64::new(0), answered: AtomicBool::new(false) })
     }
 
     /// When the body last moved.
     pub(crate) fn last(&self) -> Instant {
-        let moved = self.moved.load(Ordering::Relaxed);
-        self.start + Duration::from_millis(if moved == ANSWERED { 0 } else { moved })
+        self.start + Duration::from_millis(self.moved.load(Ordering::Relaxed))
+    }
+
+    /// It moves now.
+    pub(crate) fn mark(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved.fetch_max(now, Ordering::Relaxed);
     }
 
     /// The response's head is there.
     pub(crate) fn answered(&self) {
-        self.moved.store(ANSWERED, Ordering::Relaxed);
+        self.answered.store(true, Ordering::Relaxed);
     }
 
     fn is_answered(&self) -> bool {
-        self.moved.load(Ordering::Relaxed) == ANSWERED
-    }
-
-    pub(crate) fn mark(&self) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(ANSWERED - 1);
-        self.moved.fetch_max(now, Ordering::Relaxed);
+        self.answered.load(Ordering::Relaxed)
     }
 }
 
@@ -190,10 +190,8 @@ impl http_body::Body for Streaming {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
             this.timer = None;
-            if !this.progress.is_answered() {
-                this.progress.mark();
-            }
-            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+            this.progress.mark();
+            return Poll::Ready(frame.map(|frame| frame.map(headers::clean_trailers).map_err(BoxError::from)));
         }
         if this.progress.is_answered() {
             this.timer = None;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -76,9 +76,13 @@ pub(crate) async fn serve<I>(
         let guard = counter.begin();
         let proxy = Arc::clone(&proxy);
         let client = Arc::clone(&client);
+        let in_flight = counter.clone();
         async move {
             let response = proxy.handle(request, &client).await;
-            Ok::<Response<Body>, Infallible>(response.map(|body| Counted { body, _guard: guard }.boxed_unsync()))
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                in_flight.switch();
+            }
+            Ok::<Response<Body>, Infallible>(response.map(|body| Counted { body, guard }.boxed_unsync()))
         }
     });
     let served = match protocol {
@@ -91,7 +95,7 @@ pub(crate) async fn serve<I>(
                 .max_buf_size(limits.max_header_bytes.max(8 * 1024))
                 .serve_connection(io, service)
                 .with_upgrades();
-            drive(pin!(connection), &in_flight, limits.idle_timeout, &connections).await
+            drive(pin!(connection), &in_flight, &limits, &connections).await
         }
         Protocol::Http2 => {
             let connection = http2::Builder::new(TokioExecutor::new())
@@ -101,7 +105,7 @@ pub(crate) async fn serve<I>(
                 .keep_alive_interval(PING)
                 .keep_alive_timeout(PING)
                 .serve_connection(io, service);
-            drive(pin!(connection), &in_flight, limits.idle_timeout, &connections).await
+            drive(pin!(connection), &in_flight, &limits, &connections).await
         }
     };
     if let Err(error) = served {
@@ -155,14 +159,16 @@ where
     }
 }
 
-/// Runs a connection to its end; asks it to end when it has been idle for too long, or when everything drains.
+/// Runs a connection to its end; asks it to end when it has been idle for too long, or when everything drains, and ends
+/// it when the client does not read on.
 async fn drive(
     mut connection: Pin<&mut impl Graceful>,
     in_flight: &InFlight,
-    idle_timeout: Duration,
+    limits: &Limits,
     connections: &Connections,
 ) -> hyper::Result<()> {
-    let mut check = Instant::now() + idle_timeout;
+    let often = limits.idle_timeout.min(limits.body_idle_timeout);
+    let mut check = Instant::now() + often;
     let mut ending = false;
     loop {
         tokio::select! {
@@ -175,9 +181,15 @@ async fn drive(
             }
             () = tokio::time::sleep_until(check) => {
                 let now = Instant::now();
-                let idle_until = in_flight.idle_since() + idle_timeout;
-                if in_flight.count() > 0 {
-                    check = now + if ending { GOODBYE } else { idle_timeout };
+                let idle_until = in_flight.idle_since() + limits.idle_timeout;
+                if let Some(since) = in_flight.unread_since() {
+                    check = since + limits.body_idle_timeout;
+                    if check <= now {
+                        tracing::debug!(target: "palisade::http", "the client does not read its responses");
+                        return Ok(());
+                    }
+                } else if in_flight.count() > 0 {
+                    check = now + often;
                 } else if ending {
                     return Ok(());
                 } else if now >= idle_until {
@@ -195,7 +207,7 @@ async fn drive(
 /// A response's body that counts its request as in flight until it has been sent or given up.
 struct Counted {
     body: Body,
-    _guard: InFlightGuard,
+    guard: InFlightGuard,
 }
 
 impl http_body::Body for Counted {
@@ -203,7 +215,12 @@ impl http_body::Body for Counted {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        self.guard.asked();
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(_))) = polled {
+            self.guard.taken();
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

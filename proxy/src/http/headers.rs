@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http_body::Frame;
 
 use crate::config::Cidr;
 
@@ -78,6 +79,17 @@ pub(crate) fn remove(headers: &mut HeaderMap, mut removed: impl FnMut(&HeaderNam
         last = Some(name);
     }
     *headers = kept;
+}
+
+/// Takes out of trailers what would be refused as a header: framing, and what the proxy itself vouches for.
+pub(crate) fn clean_trailers<D>(frame: Frame<D>) -> Frame<D> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            remove(&mut trailers, |name| is_owned(name) || *name == X_REAL_IP || *name == header::FORWARDED);
+            Frame::trailers(trailers)
+        }
+        Err(data) => data,
+    }
 }
 
 /// The members of a comma-separated field, over all its lines.

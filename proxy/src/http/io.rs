@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -54,6 +54,12 @@ struct Counters {
     start: Instant,
     /// Milliseconds from `start` to the end of the last request.
     ended: AtomicU64,
+    /// Responses of which a piece was taken over and none was asked for since: the client does not read on.
+    unread: AtomicUsize,
+    /// Milliseconds from `start` to when a piece of any response was last asked for.
+    asked: AtomicU64,
+    /// Set when the connection has switched protocols.
+    switched: AtomicBool,
 }
 
 impl InFlight {
@@ -63,6 +69,9 @@ impl InFlight {
             begun: AtomicU64::new(0),
             start: Instant::now(),
             ended: AtomicU64::new(0),
+            unread: AtomicUsize::new(0),
+            asked: AtomicU64::new(0),
+            switched: AtomicBool::new(false),
         }))
     }
 
@@ -79,22 +88,67 @@ impl InFlight {
         self.0.start + Duration::from_millis(self.0.ended.load(Ordering::Relaxed))
     }
 
+    /// Since when the client has read nothing of any response, if it has not read all of what is there for it.
+    pub(super) fn unread_since(&self) -> Option<Instant> {
+        let count = self.count();
+        let unread = count > 0 && self.0.unread.load(Ordering::Relaxed) >= count;
+        unread.then(|| self.0.start + Duration::from_millis(self.0.asked.load(Ordering::Relaxed)))
+    }
+
+    /// From now on this is no HTTP connection.
+    pub(super) fn switch(&self) {
+        self.0.switched.store(true, Ordering::Relaxed);
+    }
+
+    fn is_switched(&self) -> bool {
+        self.0.switched.load(Ordering::Relaxed)
+    }
+
     /// Counts one more, for as long as the guard lives.
     pub(super) fn begin(&self) -> InFlightGuard {
         self.0.count.fetch_add(1, Ordering::Relaxed);
         self.0.begun.fetch_add(1, Ordering::Relaxed);
-        InFlightGuard(self.clone())
+        InFlightGuard { in_flight: self.clone(), unread: false }
     }
 }
 
+impl Counters {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// One request in flight.
 #[derive(Debug)]
-pub(super) struct InFlightGuard(InFlight);
+pub(super) struct InFlightGuard {
+    in_flight: InFlight,
+    unread: bool,
+}
+
+impl InFlightGuard {
+    /// Another piece of its response is asked for.
+    pub(super) fn asked(&mut self) {
+        let counters = &self.in_flight.0;
+        counters.asked.fetch_max(counters.now(), Ordering::Relaxed);
+        if std::mem::take(&mut self.unread) {
+            counters.unread.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A piece of its response was taken over.
+    pub(super) fn taken(&mut self) {
+        self.unread = true;
+        self.in_flight.0.unread.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        let counters = &self.0.0;
-        let now = u64::try_from(counters.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        counters.ended.store(now, Ordering::Relaxed);
+        let counters = &self.in_flight.0;
+        if self.unread {
+            counters.unread.fetch_sub(1, Ordering::Relaxed);
+        }
+        counters.ended.store(counters.now(), Ordering::Relaxed);
         counters.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -140,7 +194,7 @@ impl<I: AsyncWrite + Unpin> Guarded<I> {
         if self.refusal.is_some() {
             return true;
         }
-        if self.in_flight.count() > 0 || self.in_flight.begun() != self.answered {
+        if self.in_flight.is_switched() || self.in_flight.count() > 0 || self.in_flight.begun() != self.answered {
             return false;
         }
         let Some(refuse) = &self.refuse else { return false };
@@ -172,7 +226,7 @@ impl<I: AsyncWrite + Unpin> Guarded<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.in_flight.count() > 0 {
+        if this.in_flight.count() > 0 || this.in_flight.is_switched() {
             this.head_timer = None;
         }
         // Before bytes are taken: a head that drips in is late all the same.
@@ -198,6 +252,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
         if let Some(timeout) = this.head_timeout
             && this.head_timer.is_none()
             && this.in_flight.count() == 0
+            && !this.in_flight.is_switched()
             && buf.filled().len() > before
         {
             // Polled, and so armed, by the read that follows.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -83,14 +83,14 @@ struct Endpoint {
 /// How one request is to be sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sending<'a> {
-    /// From the last progress of the request to the head of the response.
+    /// How long nothing may move in either direction before the response has ended.
     pub(crate) timeout: Option<Duration>,
     /// Attempts beyond the first.
     pub(crate) retries: u32,
     /// The protocol to upgrade to, where the route lets it.
     pub(crate) upgrade: Option<&'a str>,
     /// Moves while the client sends its body.
-    pub(crate) progress: &'a Progress,
+    pub(crate) progress: &'a Arc<Progress>,
 }
 
 impl Upstream {
@@ -242,7 +242,8 @@ impl Upstream {
         }
         headers::remove_hop_by_hop(&mut parts.headers);
         parts.version = Version::HTTP_11;
-        let body = UpstreamBody { incoming, connection: Some(connection), _guard: guard };
+        let stall = sending.timeout.map(|timeout| Stall::new(timeout, Arc::clone(sending.progress)));
+        let body = UpstreamBody { incoming, connection: Some(connection), stall, _guard: guard };
         Ok(Response::from_parts(parts, body))
     }
 
@@ -287,7 +288,7 @@ fn broken(error: &hyper::Error) -> Failure {
     Failure::new(reason).with(Chain(error))
 }
 
-/// Waits for a response's head until nothing has moved for `timeout`. `None`: it did not come.
+/// Waits for a response's head until the request's body has not moved for `timeout`. `None`: it did not come.
 async fn in_time<T>(
     mut answer: Pin<&mut impl Future<Output = T>>,
     progress: &Progress,
@@ -326,7 +327,47 @@ impl Drop for EndpointGuard {
 pub(crate) struct UpstreamBody {
     incoming: Incoming,
     connection: Option<Connection>,
+    stall: Option<Stall>,
     _guard: EndpointGuard,
+}
+
+/// Nothing moved for too long, in either direction.
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream sent nothing for {0:?}")]
+struct UpstreamStalled(Duration);
+
+/// Watches a response that stands still.
+#[derive(Debug)]
+struct Stall {
+    timeout: Duration,
+    /// Of the request's body: a stream in one direction stands still in the other.
+    progress: Arc<Progress>,
+    /// While the response stands still.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    fn new(timeout: Duration, progress: Arc<Progress>) -> Self {
+        Self { timeout, progress, timer: None }
+    }
+
+    /// The response moved.
+    fn moved(&mut self) {
+        self.timer = None;
+    }
+
+    /// Ready when the response has stood still for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<UpstreamStalled> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            let deadline = self.progress.last() + self.timeout;
+            if deadline <= Instant::now() {
+                return Poll::Ready(UpstreamStalled(self.timeout));
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
 }
 
 impl UpstreamBody {
@@ -346,7 +387,14 @@ impl http_body::Body for UpstreamBody {
         if matches!(polled, Poll::Ready(None)) || self.incoming.is_end_stream() {
             self.release();
         }
-        polled.map_err(BoxError::from)
+        let Some(stall) = &mut self.stall else { return polled.map(cleaned) };
+        match polled {
+            Poll::Ready(frame) => {
+                stall.moved();
+                Poll::Ready(cleaned(frame))
+            }
+            Poll::Pending => stall.poll(cx).map(|stalled| Some(Err(stalled.into()))),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -356,6 +404,10 @@ impl http_body::Body for UpstreamBody {
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
     }
+}
+
+fn cleaned(frame: Option<hyper::Result<Frame<Bytes>>>) -> Option<Result<Frame<Bytes>, BoxError>> {
+    frame.map(|frame| frame.map(headers::clean_trailers).map_err(BoxError::from))
 }
 
 impl Drop for UpstreamBody {
