@@ -722,8 +722,8 @@ async fn an_upstream_that_stops_within_a_body_is_given_up() {
     })
     .await;
     let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{body_idle_timeout: 300ms}}}}]
-routes: [{{upstream: 'http://{}'}}]
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{timeout: 300ms, upstream: 'http://{}'}}]
 ",
         upstream.address()
     );
