@@ -154,9 +154,10 @@ plugins: {{auth: {{command: {}}}}}
 /// MOSN's contract has no call that says what a plugin is, so this shows with the first request.
 #[tokio::test]
 async fn a_plugin_that_does_not_speak_mosn_s_contract_fails_its_calls() {
-    let proxy = Proxy::start(&config(&["serve-bare"], ", contract: mosn, timeout: 10s, stop_timeout: 300ms")).await;
+    let yaml = config(&["serve-bare"], ", contract: mosn, timeout: 10s, stop_timeout: 300ms");
+    let mut proxy = Proxy::start(&yaml).await;
     proxy.get("/", &[("user", "admin")]).await.assert_failed(503, "plugin_failed");
-    assert!(proxy.log().contains("it does not serve proto.Plugin"), "{}", proxy.log());
+    proxy.wait_for_log("why", |line| line.contains("it does not serve proto.Plugin")).await;
 }
 
 #[tokio::test]
