@@ -47,7 +47,7 @@ python: system-packages
 
 java: system-packages
 	$(call section,Java: SDK and samples)
-	@$(MAKE) --no-print-directory $(firstword $(JARS))
+	@$(MAKE) -s --no-print-directory $(JARS)
 
 # One run of Maven makes both.
 $(JARS) &: $(JAVA_SOURCES)
@@ -84,6 +84,7 @@ test-java: system-packages
 	@echo mvn verify
 	@$(WITH_JDK) $(MAVEN) verify
 	@touch $(JARS)
+	@grep -h '^Tests run' plugins-java/*/target/*-reports/*.txt
 
 # rustup can leave out rustfmt and clippy. Tests don't need them, and a newcomer should not need to install them.
 lint: setup
