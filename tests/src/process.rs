@@ -13,6 +13,21 @@ pub fn kill(pid: i32, signal: Signal) {
     let _gone = signal::kill(Pid::from_raw(pid), signal);
 }
 
+/// Stops a process with SIGSTOP and waits until every thread of it stands still.
+///
+/// # Panics
+///
+/// When it does not.
+pub async fn freeze(pid: i32) {
+    kill(pid, Signal::SIGSTOP);
+    let stopped = |task: fs::DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+    };
+    let frozen = || fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().all(stopped);
+    crate::eventually("the process stands still", frozen).await;
+}
+
 /// Whether a process exists and is no zombie.
 #[must_use]
 pub fn runs(pid: i32) -> bool {

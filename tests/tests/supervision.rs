@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use palisade_tests::process::{kill, memory, runs};
+use palisade_tests::process::{freeze, kill, memory, runs};
 use palisade_tests::{Client, LONG, Proxy, Upstream, eventually, fake, get, soon};
 
 const ADMIN: (&str, &str) = ("user", "admin");
@@ -145,7 +145,7 @@ async fn a_frozen_plugin_costs_its_deadline_and_is_replaced() {
     let plugin = ", timeout: 300ms, health: {interval: 1s, timeout: 500ms, failures: 3}";
     let (proxy, upstream) = start(&["serve"], plugin).await;
     let pid = proxy.plugin_pid("auth").await;
-    kill(pid, Signal::SIGSTOP);
+    freeze(pid).await;
     let asked = Instant::now();
     let reply = proxy.get("/", &[ADMIN]).await;
     reply.assert_failed(504, "plugin_timeout");
