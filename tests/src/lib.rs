@@ -23,7 +23,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::client::{Client, Reply, Stream, body_of, get};
-pub use self::proxy::{Options, Outcome, Proxy, fake, place, run_to_exit, validate};
+pub use self::proxy::{Options, Outcome, Proxy, fake, place, programs_in, run_to_exit, validate};
 pub use self::raw::{Raw, RawReply};
 pub use self::upstream::{Scripted, Seen, Upstream};
 

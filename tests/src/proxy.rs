@@ -43,6 +43,23 @@ pub fn fake(actions: &[&str]) -> String {
     serde_json::to_string(&command).unwrap()
 }
 
+/// Puts the programs into a directory, for users who can't reach where they were built: `palisade`, then `fake-plugin`.
+///
+/// # Panics
+///
+/// When they can't be copied.
+#[must_use]
+pub fn programs_in(dir: &Path) -> [PathBuf; 2] {
+    let fake = program("fake-plugin", "cargo build -p palisade-tests");
+    [palisade(), fake].map(|program| {
+        let here = dir.join(program.file_name().unwrap());
+        if std::fs::hard_link(&program, &here).is_err() {
+            std::fs::copy(&program, &here).unwrap();
+        }
+        here
+    })
+}
+
 /// A directory for one test. Its name is short, for it stands in the paths of sockets.
 #[must_use]
 pub fn place() -> TempDir {
@@ -56,6 +73,8 @@ pub struct Options {
     pub env: Vec<(OsString, OsString)>,
     /// The user and group to run as; the caller's where unset.
     pub uid: Option<u32>,
+    /// The `palisade` program; the one built beside the tests where unset.
+    pub program: Option<PathBuf>,
 }
 
 /// How a command ended.
@@ -120,7 +139,7 @@ impl Log {
 }
 
 fn command(dir: &Path, arguments: &[&str], options: &Options) -> Command {
-    let mut command = Command::new(palisade());
+    let mut command = Command::new(options.program.clone().unwrap_or_else(palisade));
     command.args(arguments).current_dir(dir).stdin(Stdio::null()).env_clear();
     // Whatever else the caller's environment holds must make no difference.
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default());

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::{kill, runs};
-use palisade_tests::{Client, Options, Proxy, Raw, Upstream, eventually, fake, get, place, run_to_exit, soon};
+use palisade_tests::{
+    Client, Options, Proxy, Raw, Upstream, eventually, fake, get, place, programs_in, run_to_exit, soon,
+};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -242,7 +244,8 @@ async fn an_unprivileged_user_is_enough_and_nothing_is_written_elsewhere() {
     let root = nix::unistd::geteuid().is_root();
     // Where the tests do not run as root, they run as somebody unprivileged anyway.
     let uid = if root { NOBODY } else { nix::unistd::geteuid().as_raw() };
-    let mut options = Options::default();
+    let [palisade, fake_plugin] = programs_in(dir.path());
+    let mut options = Options { program: Some(palisade), ..Options::default() };
     if root {
         std::os::unix::fs::chown(&run, Some(NOBODY), Some(NOBODY)).unwrap();
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -251,7 +254,9 @@ async fn an_unprivileged_user_is_enough_and_nothing_is_written_elsewhere() {
     }
     let before = written_by(uid, &run, dir.path());
     let dir: Arc<TempDir> = Arc::new(dir);
-    let mut proxy = Proxy::start_with(Arc::clone(&dir), &config(&["serve"], &upstream, ""), &options).await;
+    let command = format!("['{}', serve]", fake_plugin.display());
+    let yaml = config(&["serve"], &upstream, "").replace(&fake(&["serve"]), &command);
+    let mut proxy = Proxy::start_with(Arc::clone(&dir), &yaml, &options).await;
     let pid = proxy.plugin_pid("auth").await;
     assert_eq!(std::fs::metadata(format!("/proc/{pid}")).unwrap().uid(), uid);
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
