@@ -71,6 +71,7 @@ impl Seen {
 #[derive(Debug)]
 pub struct Upstream {
     address: Option<SocketAddr>,
+    protocol: Protocol,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
@@ -110,16 +111,21 @@ impl Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Shared::new(name);
-        let serving = Arc::clone(&shared);
-        let task = tokio::spawn(async move {
-            // Connections end with the server, as they do when a process ends.
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                stream.set_nodelay(true).unwrap();
-                connections.spawn(Arc::clone(&serving).serve(stream, protocol));
-            }
-        });
-        Self { address: Some(address), shared, task }
+        let task = tokio::spawn(Arc::clone(&shared).listen(listener, protocol));
+        Self { address: Some(address), protocol, shared, task }
+    }
+
+    /// Ends with all of its connections, as a process does, and begins again at the same address.
+    ///
+    /// # Panics
+    ///
+    /// When the address has been taken meanwhile.
+    pub async fn restart(&mut self) {
+        self.task.abort();
+        // Dropping the task closes its connections; that it was cancelled is what was asked for.
+        let _cancelled = (&mut self.task).await;
+        let listener = TcpListener::bind(self.address()).await.unwrap();
+        self.task = tokio::spawn(Arc::clone(&self.shared).listen(listener, self.protocol));
     }
 
     /// A server of HTTP/1.1 on a unix socket.
@@ -138,7 +144,7 @@ impl Upstream {
                 connections.spawn(Arc::clone(&serving).serve(stream, Protocol::Http1));
             }
         });
-        Self { address: None, shared, task }
+        Self { address: None, protocol: Protocol::Http1, shared, task }
     }
 
     /// Where it listens.
@@ -202,6 +208,15 @@ impl Shared {
             connections: AtomicUsize::new(0),
             released: watch::Sender::new(false),
         })
+    }
+
+    async fn listen(self: Arc<Self>, listener: TcpListener, protocol: Protocol) {
+        // Connections end with the server, as they do when a process ends.
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            stream.set_nodelay(true).unwrap();
+            connections.spawn(Arc::clone(&self).serve(stream, protocol));
+        }
     }
 
     async fn serve<I>(self: Arc<Self>, io: I, protocol: Protocol)

@@ -232,6 +232,55 @@ async fn commands_without_a_proxy_say_so() {
     assert!(completions.stdout.contains("palisade"), "{completions:?}");
 }
 
+#[tokio::test]
+async fn running_out_of_descriptors_costs_connections_and_nothing_else() {
+    let upstream = Upstream::http1("app").await;
+    let dir = place();
+    let [palisade, _] = programs_in(dir.path());
+    let wrapper = dir.path().join("few-descriptors");
+    std::fs::write(&wrapper, format!("#!/bin/sh\nulimit -n 64\nexec '{}' \"$@\"\n", palisade.display())).unwrap();
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let options = Options { program: Some(wrapper), ..Options::default() };
+    let mut proxy = Proxy::start_with(Arc::new(dir), &config(&["serve"], &upstream, ""), &options).await;
+    let address = proxy.address();
+    let pid = proxy.plugin_pid("auth").await;
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        open.push(TcpStream::connect(address).await.unwrap());
+    }
+    proxy.wait_for_log("the want of descriptors", |line| line.contains("accepting failed")).await;
+    kill(pid, Signal::SIGKILL);
+    eventually("the plugin is gone", || !runs(pid)).await;
+    drop(open);
+    proxy.until_replaced("auth", pid).await;
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+}
+
+#[tokio::test]
+async fn sockets_of_others_are_left_alone_and_dead_ones_are_replaced() {
+    let upstream = Upstream::http1("app").await;
+    let sockets = place();
+    let path = sockets.path().join("web.sock");
+    let yaml = config(&["serve"], &upstream, "").replace("127.0.0.1:0", &format!("unix:{}", path.display()));
+    std::fs::write(&path, "precious").unwrap();
+    let dir = place();
+    let outcome = run_to_exit(dir.path(), &yaml).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains(path.to_str().unwrap()), "{}", outcome.stderr);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    std::fs::remove_file(&path).unwrap();
+
+    let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let dir = place();
+    let outcome = run_to_exit(dir.path(), &yaml).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(path.exists());
+
+    drop(other);
+    let _proxy = Proxy::start(&yaml).await;
+    assert_eq!(Client::http1_unix(&path).await.get("/", &[ADMIN]).await.status, 200);
+}
+
 /// No user of this id is on any machine.
 const NOBODY: u32 = 54_321;
 
