@@ -50,7 +50,9 @@ pub enum EndpointError {
         private: PathBuf,
     },
     /// An address beyond this machine.
-    #[error("{0} is not a loopback address; listen on 127.0.0.1 or on a unix socket (`allow_remote_tcp: true` lifts this)")]
+    #[error(
+        "{0} is not a loopback address; listen on 127.0.0.1 or on a unix socket (`allow_remote_tcp: true` lifts this)"
+    )]
     NotLoopback(SocketAddr),
     /// An address for listening only.
     #[error("{0} is for listening on every interface; listen on 127.0.0.1, and announce that")]
