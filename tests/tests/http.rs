@@ -817,10 +817,15 @@ routes: [{{upstream: 'http://{}'}}]
     let headers = b"\x00\x00\x02\x01\x01\x00\x00\x00\x01\x82\x86";
     // DATA for a stream that nobody opened.
     let data = b"\x00\x00\x01\x00\x01\x00\x00\x00\x05x";
+    let mut closed = Vec::new();
     for frames in [&b""[..], headers, data, b"\x00"] {
         let mut raw = Raw::connect(proxy.address()).await;
         raw.send([PREFACE, frames].concat()).await;
-        raw.rest().await;
+        // All at once, for each is given some seconds to end well.
+        closed.push(tokio::spawn(async move { raw.rest().await }));
+    }
+    for closed in closed {
+        closed.await.unwrap();
     }
     assert_eq!(upstream.count(), 0);
     assert_eq!(proxy.get("/", &[]).await.status, 200);
