@@ -25,7 +25,7 @@ use std::time::Duration;
 pub use self::client::{Client, Reply, Stream, body_of, get};
 pub use self::proxy::{Options, Outcome, Proxy, fake, place, programs_in, run_to_exit, validate};
 pub use self::raw::{Raw, RawReply};
-pub use self::upstream::{Scripted, Seen, Upstream};
+pub use self::upstream::{Scripted, Seen, Upstream, read_head};
 
 /// Long enough for a loaded machine; nothing waits that long unless it is broken.
 pub const LONG: Duration = Duration::from_secs(30);

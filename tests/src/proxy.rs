@@ -203,6 +203,22 @@ impl Proxy {
         Self::start_in(Arc::new(place()), yaml).await
     }
 
+    /// Starts a proxy with one listener, one upstream and no plugin. `upstream` and `route` are further fields of
+    /// theirs, each with a comma in front.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become ready.
+    pub async fn in_front_of(endpoint: SocketAddr, upstream: &str, route: &str) -> Self {
+        let yaml = format!(
+            "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{upstream: app{route}}}]
+upstreams: {{app: {{endpoints: ['{endpoint}']{upstream}}}}}
+"
+        );
+        Self::start(&yaml).await
+    }
+
     /// Starts it in this directory; its runtime directory is `run` in there.
     ///
     /// # Panics

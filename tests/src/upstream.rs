@@ -27,7 +27,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -383,4 +383,17 @@ impl Scripted {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// Reads a request's head, and what comes along with it. Whether there was one.
+pub async fn read_head(stream: &mut TcpStream) -> bool {
+    let mut head = Vec::new();
+    // A body that comes along with its head is read with it.
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        match stream.read_buf(&mut head).await {
+            Ok(count) if count > 0 => {}
+            _ => return false,
+        }
+    }
+    true
 }

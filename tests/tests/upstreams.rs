@@ -1,0 +1,252 @@
+//! Upstreams: who gets a request, who gets it again, and what a client sees of those that fail.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::Request;
+use palisade_tests::{Client, LONG, Proxy, Scripted, Upstream, get, read_head, soon};
+use tokio::io::AsyncWriteExt;
+
+/// A port that nobody listens on.
+fn free() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn upstreams_that_fail_cost_a_clear_status() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes:
+  - {{path: /down, upstream: 'http://{}'}}
+  - {{path: /unix, upstream: 'unix:/nowhere/app.sock'}}
+  - {{upstream: 'http://{}', timeout: 300ms}}
+",
+        free(),
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    proxy.get("/down", &[]).await.assert_failed(503, "upstream_connect");
+    proxy.get("/unix", &[]).await.assert_failed(503, "upstream_connect");
+    proxy.get("/close", &[]).await.assert_failed(502, "upstream_reset");
+    let asked = Instant::now();
+    proxy.get("/hang", &[]).await.assert_failed(504, "upstream_timeout");
+    assert!(asked.elapsed() < LONG, "{:?}", asked.elapsed());
+    assert_eq!(proxy.get("/fine", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn answers_that_are_no_http_are_refused() {
+    let many_headers = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: 1\r\n".repeat(10_000));
+    let huge_header = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(2 << 20));
+    let answers: [&'static [u8]; 7] = [
+        many_headers.leak().as_bytes(),
+        huge_header.leak().as_bytes(),
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"",
+    ];
+    for answer in answers {
+        let upstream = Scripted::start(move |mut stream, _| async move {
+            read_head(&mut stream).await;
+            // The proxy may hang up in the middle of it.
+            let _cut = stream.write_all(answer).await;
+        })
+        .await;
+        let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+        let reply = proxy.get("/", &[]).await;
+        let shown: String = String::from_utf8_lossy(answer).chars().take(100).collect();
+        assert_eq!(reply.status, 502, "{shown:?}: {reply:?}");
+        assert!(reply.reason().starts_with("upstream_"), "{shown:?}: {reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_seen_to_break_off() {
+    let upstream = Scripted::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await.unwrap();
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    let mut client = Client::http1(proxy.address()).await;
+    assert!(soon("the end", client.try_send(get("/", &[]))).await.is_err());
+    let mut client = Client::http2(proxy.address()).await;
+    assert!(soon("the end", client.try_send(get("/", &[]))).await.is_err());
+}
+
+#[tokio::test]
+async fn an_upstream_that_stops_within_a_body_is_given_up() {
+    let upstream = Scripted::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await.unwrap();
+        std::future::pending().await
+    })
+    .await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{timeout: 300ms, upstream: 'http://{}'}}]
+",
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut client = Client::http1(proxy.address()).await;
+    assert!(soon("the end", client.try_send(get("/", &[]))).await.is_err());
+}
+
+#[tokio::test]
+async fn what_comes_behind_a_response_is_nobody_s_response() {
+    let upstream = Scripted::start(|mut stream, connection| async move {
+        while read_head(&mut stream).await {
+            let body = if connection == 0 { "mine" } else { "next" };
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{body}");
+            let extra = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\npoisoned";
+            stream.write_all(format!("{answer}{extra}").as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    for expected in ["mine", "next", "next"] {
+        let reply = proxy.get("/", &[]).await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, expected));
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_restarts_costs_no_request_that_is_safe_to_repeat() {
+    for protocol in ["http1", "http2"] {
+        let mut upstream =
+            if protocol == "http1" { Upstream::http1("app").await } else { Upstream::http2("app").await };
+        let proxy = Proxy::in_front_of(upstream.address(), &format!(", protocol: {protocol}"), "").await;
+        for n in 0..5 {
+            let reply = proxy.get(&format!("/{n}"), &[]).await;
+            assert_eq!(reply.status, 200, "{protocol}: {reply:?}");
+            upstream.restart().await;
+        }
+    }
+}
+
+/// Answers the first request of its first connection, then closes that connection when the second one comes.
+async fn goes_stale(requests: &Arc<AtomicUsize>) -> Scripted {
+    let requests = Arc::clone(requests);
+    Scripted::start(move |mut stream, connection| {
+        let requests = Arc::clone(&requests);
+        async move {
+            let mut answered = 0;
+            while read_head(&mut stream).await {
+                requests.fetch_add(1, Ordering::SeqCst);
+                if connection == 0 && answered == 1 {
+                    return;
+                }
+                answered += 1;
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_request_that_is_safe_to_repeat_survives_a_stale_connection() {
+    let requests = Arc::default();
+    let upstream = goes_stale(&requests).await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/", &[]).await.status, 200);
+    }
+    assert_eq!(requests.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn a_request_that_may_have_had_an_effect_is_sent_once() {
+    let requests = Arc::default();
+    let upstream = goes_stale(&requests).await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    assert_eq!(proxy.get("/", &[]).await.status, 200);
+    let post = Request::post("/").body(Bytes::from_static(b"buy")).unwrap();
+    let mut client = Client::http1(proxy.address()).await;
+    client.send(post).await.assert_failed(502, "upstream_reset");
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn without_retries_nothing_is_sent_twice() {
+    let requests = Arc::default();
+    let upstream = goes_stale(&requests).await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", retries: 0").await;
+    assert_eq!(proxy.get("/", &[]).await.status, 200);
+    proxy.get("/", &[]).await.assert_failed(502, "upstream_reset");
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_costs_no_request_while_another_lives() {
+    let upstream = Upstream::http1("app").await;
+    let endpoints =
+        format!(", balance: round_robin, connect_timeout: 5s, endpoints: ['{}', '{}']", free(), upstream.address());
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{upstream: app}}]
+upstreams: {{app: {{{}}}}}
+",
+        endpoints.trim_start_matches(", ")
+    );
+    let proxy = Proxy::start(&yaml).await;
+    for _ in 0..6 {
+        assert_eq!(proxy.get("/", &[]).await.status, 200);
+    }
+    assert_eq!(upstream.count(), 6);
+}
+
+#[tokio::test]
+async fn round_robin_takes_turns() {
+    let servers = [Upstream::http1("a").await, Upstream::http1("b").await, Upstream::http1("c").await];
+    let endpoints: Vec<_> = servers.iter().map(|server| format!("'{}'", server.address())).collect();
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes:
+  - {{path: /random, upstream: random}}
+  - {{path: /least, upstream: least}}
+  - {{upstream: turns}}
+upstreams:
+  turns: {{endpoints: [{0}]}}
+  random: {{endpoints: [{0}], balance: random}}
+  least: {{endpoints: [{0}], balance: least_request}}
+",
+        endpoints.join(", ")
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut client = Client::http1(proxy.address()).await;
+    for _ in 0..9 {
+        assert_eq!(client.get("/", &[]).await.status, 200);
+    }
+    assert_eq!(servers.each_ref().map(Upstream::count), [3, 3, 3]);
+    for path in ["/random", "/least"] {
+        for _ in 0..60 {
+            assert_eq!(client.get(path, &[]).await.status, 200);
+        }
+    }
+    // Of 120 at random, no server gets none.
+    assert!(servers.iter().all(|server| server.count() > 3));
+}
+
+#[tokio::test]
+async fn upstreams_can_t_speak_in_the_proxy_s_name() {
+    let upstream = Scripted::start(|mut stream, _| async move {
+        while read_head(&mut stream).await {
+            let answer = b"HTTP/1.1 403 Forbidden\r\nX-Palisade-Reason: plugin_failed\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    let reply = proxy.get("/", &[]).await;
+    assert_eq!((reply.status, reply.reason().as_str()), (403, ""), "{reply:?}");
+}
