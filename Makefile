@@ -84,7 +84,7 @@ test-java: system-packages
 	@echo mvn verify
 	@$(WITH_JDK) $(MAVEN) verify
 	@touch $(JARS)
-	@grep -h '^Tests run' plugins-java/*/target/*-reports/*.txt
+	@echo; grep -h '^Tests run' plugins-java/*/target/*-reports/*.txt
 
 # rustup can leave out rustfmt and clippy. Tests don't need them, and a newcomer should not need to install them.
 lint: setup
@@ -108,3 +108,4 @@ clean:
 	rm -rf target .venv .tools .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache
 	rm -rf plugins-java/target plugins-java/sdk/target plugins-java/samples/target plugin-proto/fuzz/target
 	rm -rf examples/*/certs
+	find examples plugins-python -name __pycache__ -prune -exec rm -rf {} +
