@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use palisade_supervisor::{ExitReport, PrivateDirError, StartError, State, Status, prepare_runtime_dir};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
@@ -181,10 +182,13 @@ async fn serve(
     }
 
     let required = async {
-        for plugin in plugins.iter().filter(|plugin| is_required(config, plugin)) {
-            readiness.awaiting(format!("plugin `{}`", plugin.name()));
-            await_serving(plugin).await?;
+        let plugins: Vec<_> = plugins.iter().filter(|plugin| is_required(config, plugin)).collect();
+        let names: Vec<_> = plugins.iter().map(|plugin| format!("`{}`", plugin.name())).collect();
+        if !names.is_empty() {
+            readiness.awaiting(format!("plugins {}", names.join(", ")));
         }
+        // All at once: the failure of one is not to wait for the slowness of another.
+        try_join_all(plugins.into_iter().map(|plugin| await_serving(plugin))).await?;
         for (listener, plugin, certificates) in awaited.iter().filter(|(_, plugin, _)| is_required(config, plugin)) {
             readiness.awaiting(format!("a certificate of plugin `{}`", plugin.name()));
             await_certificate(config, listener, plugin, certificates).await?;
