@@ -12,11 +12,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{Address, Cidr, Limits};
-use crate::http::{Client, Connections, Protocol, TlsFacts, serve};
+use crate::http::{Client, Connections, Place, Protocol, TlsFacts, serve};
 use crate::proxy::Proxy;
 use crate::telemetry::Metrics;
 
@@ -25,6 +25,9 @@ const BACKLOG: u32 = 1024;
 
 /// Before accepting is tried again when it failed for want of something, such as file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a drain waits for the next connection of the kernel's queue.
+const QUEUED: Duration = Duration::from_millis(20);
 
 /// Idle seconds before the kernel asks whether a client is still there.
 const KEEPALIVE: u32 = 60;
@@ -139,13 +142,7 @@ pub(crate) async fn accept(listener: Open, service: Service) {
             // Before accepting: those without a place wait in the kernel's queue.
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.next().await {
-                Ok(socket) => {
-                    let service = service.clone();
-                    service.connections.tasks.clone().spawn(async move {
-                        service.connection(socket).await;
-                        drop(place);
-                    });
-                }
+                Ok(socket) => service.begin(socket, place),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     tracing::error!(target: "palisade::listener", listener = &*service.name, %error, "accepting failed");
@@ -157,6 +154,13 @@ pub(crate) async fn accept(listener: Open, service: Service) {
     tokio::select! {
         () = taking => {}
         () = drain.cancelled() => {}
+    }
+    // Those who were let into the queue are served: closing it would reset them.
+    while let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+        match tokio::time::timeout(QUEUED, listener.next()).await {
+            Ok(Ok(socket)) => service.begin(socket, place),
+            Ok(Err(_)) | Err(_) => return,
+        }
     }
 }
 
@@ -183,9 +187,15 @@ impl Open {
 }
 
 impl Service {
-    async fn connection(self, socket: Socket) {
-        let _counted = self.metrics.connection(&self.name);
+    fn begin(&self, socket: Socket, permit: OwnedSemaphorePermit) {
+        let service = self.clone();
+        let place = Place::new(permit, self.metrics.connection(&self.name));
+        self.connections.tasks.spawn(async move { service.connection(socket, place).await });
+    }
+
+    async fn connection(self, socket: Socket, place: Place) {
         let mut client = Client {
+            place: Some(place),
             listener: Arc::clone(&self.name),
             peer: None,
             local: self.address.clone(),
@@ -196,7 +206,7 @@ impl Service {
             Socket::Tcp(stream, peer) => {
                 // Without these a connection is slower or dies later, but works.
                 stream.set_nodelay(true).ok();
-                keep_alive(&stream);
+                bound(&stream, self.limits.body_idle_timeout);
                 client.peer = Some(peer);
                 client.trusted = self.is_trusted(peer.ip());
                 if let Ok(local) = stream.local_addr() {
@@ -223,6 +233,7 @@ impl Service {
         let handshake = TlsAcceptor::from(tls).accept(io);
         let accepted = tokio::select! {
             accepted = tokio::time::timeout(self.limits.tls_handshake_timeout, handshake) => accepted,
+            () = self.connections.drained_of_silent() => return,
             () = self.connections.end.cancelled() => return,
         };
         let stream = match accepted {
@@ -256,8 +267,11 @@ impl Service {
     }
 }
 
-/// Has the kernel find clients that have gone without a word. Where it can't, the other bounds hold.
-fn keep_alive(stream: &impl AsFd) {
+/// Has the kernel find clients that have gone without a word, and those that take nothing of what is sent (tcp(7),
+/// TCP_USER_TIMEOUT). Where it can't, the other bounds hold.
+fn bound(stream: &impl AsFd, untaken: Duration) {
+    let untaken = u32::try_from(untaken.as_millis()).unwrap_or(u32::MAX);
+    setsockopt(stream, sockopt::TcpUserTimeout, &untaken).ok();
     if setsockopt(stream, sockopt::KeepAlive, &true).is_ok() {
         setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE).ok();
         setsockopt(stream, sockopt::TcpKeepInterval, &(KEEPALIVE / 4)).ok();

@@ -1,8 +1,11 @@
 //! The way of one request: read, judged, routed, judged again, sent, answered.
 
+use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
@@ -38,6 +41,34 @@ struct Outcome<'a> {
     route: Option<&'a Route>,
     /// Set where the proxy itself answered.
     failure: Option<Failure>,
+    /// The plugin that answered in its place.
+    denied_by: Option<String>,
+}
+
+/// A request whose client leaves before it is answered.
+struct Unanswered<'a> {
+    proxy: &'a Proxy,
+    client: &'a Client,
+    started: Instant,
+    answered: bool,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let elapsed = self.started.elapsed();
+            self.proxy.metrics.request(&self.client.listener, "", client_left(), Some("client_left"), elapsed);
+            tracing::debug!(
+                target: "palisade::access", listener = &*self.client.listener, seconds = elapsed.as_secs_f64(),
+                "the client left before it was answered",
+            );
+        }
+    }
+}
+
+/// A status for the books, never sent: what nginx and others count such requests as.
+fn client_left() -> StatusCode {
+    StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
 }
 
 impl Proxy {
@@ -64,7 +95,7 @@ impl Proxy {
         let (mut parts, incoming) = message.into_parts();
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let id = request_id(&parts.headers, client.trusted);
-        let mut outcome = Outcome { route: None, failure: None };
+        let mut outcome = Outcome { route: None, failure: None, denied_by: None };
         match read(parts, client, self.max_headers, id) {
             Err((failure, id)) => {
                 let response = respond::failure(&failure, &id);
@@ -73,7 +104,15 @@ impl Proxy {
                 response
             }
             Ok(mut request) => {
-                let response = self.answer(&mut request, incoming, upgrade, &mut outcome).await;
+                let mut unanswered = Unanswered { proxy: self, client, started, answered: false };
+                let answer = self.answer(&mut request, incoming, upgrade, &mut outcome);
+                let answer = AssertUnwindSafe(answer).catch_unwind().await;
+                unanswered.answered = true;
+                let response = answer.unwrap_or_else(|_| {
+                    // The panic itself has been reported where it happened.
+                    let failure = Failure::new(Reason::Internal).with("a panic");
+                    stopped(Stop::Failed(failure), &request.id, &mut outcome)
+                });
                 self.record(&request.id, client, Some(&request), &outcome, response.status(), started);
                 response
             }
@@ -90,9 +129,15 @@ impl Proxy {
         let failure = Failure::new(reason);
         let id = request_id(&http::HeaderMap::new(), false);
         let reply = respond::refusal(&failure, &id);
-        let outcome = Outcome { route: None, failure: Some(failure) };
+        let outcome = Outcome { route: None, failure: Some(failure), denied_by: None };
         self.record(&id, client, None, &outcome, reason.status(), Instant::now());
         reply
+    }
+
+    /// A response whose head is out did not come to its end.
+    pub(crate) fn cut(&self, client: &Client, error: &dyn fmt::Display) {
+        self.metrics.cut(&client.listener);
+        tracing::debug!(target: "palisade::access", listener = &*client.listener, %error, "response cut");
     }
 
     async fn answer<'a>(
@@ -114,7 +159,10 @@ impl Proxy {
         let mut response = match passed.settle(request, &mut parts).await {
             Ok(()) => Response::from_parts(parts, body),
             // Dropping the body gives up what the upstream still sends.
-            Err(stop) => stopped(stop, &request.id, outcome),
+            Err(stop) => {
+                outcome.failure = None;
+                stopped(stop, &request.id, outcome)
+            }
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             response = self.switch(request, upgrade, response, outcome);
@@ -165,10 +213,11 @@ impl Proxy {
         let (parts, body) = response.into_parts();
         let end = self.connections.end.clone();
         let request_id = request.id.clone();
+        let place = Arc::clone(&request.client);
         self.connections.tasks.spawn(async move {
             tunnel::run(client, upstream, end, &request_id).await;
-            // It keeps the endpoint's count of requests.
-            drop(body);
+            // They keep the endpoint's count of requests and the listener's of connections.
+            drop((body, place));
         });
         Response::from_parts(parts, crate::http::empty())
     }
@@ -203,7 +252,7 @@ impl Proxy {
             ),
             None => tracing::debug!(
                 target: "palisade::access", request_id = id, listener = &*client.listener, route, method, authority,
-                path, status, seconds, "request",
+                path, status, seconds, denied_by = outcome.denied_by, "request",
             ),
         }
     }
@@ -212,7 +261,10 @@ impl Proxy {
 /// The reply to a request that was stopped.
 fn stopped(stop: Stop, request_id: &str, outcome: &mut Outcome<'_>) -> Response<Body> {
     match stop {
-        Stop::Denied(reply) => respond::reply(&reply, request_id),
+        Stop::Denied { reply, by } => {
+            outcome.denied_by = Some(by);
+            respond::reply(&reply, request_id)
+        }
         Stop::Failed(failure) => {
             let response = respond::failure(&failure, request_id);
             outcome.failure = Some(failure);

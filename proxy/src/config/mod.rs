@@ -183,7 +183,8 @@ pub struct PluginFilter {
     pub max_body: usize,
 }
 
-/// The built-in header check: lets a request pass when one of the header's fields is one of the values.
+/// The built-in header check: lets a request pass when the header is there and each of its fields is one
+/// of the values.
 #[derive(Debug, Clone)]
 pub struct HeaderFilter {
     /// Lower case.

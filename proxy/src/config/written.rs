@@ -105,7 +105,7 @@ pub(super) struct FilterDetails {
     pub(super) header: Slot<HeaderFilter>,
 }
 
-/// Lets a request pass when one of the header's fields is one of the values.
+/// Lets a request pass when the header is there and each of its fields is one of the values.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["name"]))]

@@ -23,13 +23,13 @@ pub(super) struct Asked {
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) failure: Failure,
-    /// The request itself can't be judged by anybody: `on_failure: allow` does not let it pass.
-    pub(super) client_fault: bool,
+    /// `on_failure: allow` does not let it pass: nobody could judge this request, or it was refused.
+    pub(super) stops: bool,
 }
 
 impl Failed {
-    fn client(failure: Failure) -> Self {
-        Self { failure, client_fault: true }
+    fn stopping(failure: Failure) -> Self {
+        Self { failure, stops: true }
     }
 }
 
@@ -41,15 +41,16 @@ impl From<CallError> for Failed {
             CallError::Overloaded => Reason::PluginOverloaded,
             CallError::Failed(_) => Reason::PluginFailed,
             CallError::Invalid(_) => Reason::PluginInvalid,
-            CallError::Unrepresentable(_) => return Self::client(Failure::new(Reason::BadHeader).with(error)),
+            CallError::InvalidReply(_) => return Self::stopping(Failure::new(Reason::PluginInvalid).with(error)),
+            CallError::Unrepresentable(_) => return Self::stopping(Failure::new(Reason::BadHeader).with(error)),
         };
-        Self { failure: Failure::new(reason).with(error), client_fault: false }
+        Self { failure: Failure::new(reason).with(error), stops: false }
     }
 }
 
 impl From<Unavailable> for Failed {
     fn from(error: Unavailable) -> Self {
-        Self { failure: Failure::new(Reason::PluginUnavailable).with(error.state), client_fault: false }
+        Self { failure: Failure::new(Reason::PluginUnavailable).with(error.state), stops: false }
     }
 }
 
@@ -115,7 +116,7 @@ async fn held(
 ) -> Result<Option<Bytes>, Failed> {
     let Some(limit) = needs.body else { return Ok(None) };
     let started = Instant::now();
-    let content = body.hold(limit.min(max_body)).await.map_err(Failed::client)?;
+    let content = body.hold(limit.min(max_body)).await.map_err(Failed::stopping)?;
     *deadline += started.elapsed();
     Ok(Some(content))
 }

@@ -8,8 +8,8 @@ mod ask;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::response::Parts;
+use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
 use self::ask::{Asked, ask_request, ask_response};
@@ -43,7 +43,11 @@ struct PluginStep {
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// A filter's verdict.
-    Denied(Reply),
+    Denied {
+        reply: Reply,
+        /// The plugin's name.
+        by: String,
+    },
     /// It could not be judged, or the built-in check refuses it.
     Failed(Failure),
 }
@@ -109,11 +113,9 @@ impl Chain {
 }
 
 fn check_header(filter: &HeaderFilter, headers: &HeaderMap) -> Result<(), Stop> {
-    let allowed = headers
-        .get_all(&filter.name)
-        .iter()
-        .any(|value| filter.values.iter().any(|allowed| allowed.as_bytes() == value.as_bytes()));
-    if allowed {
+    let allowed = |value: &HeaderValue| filter.values.iter().any(|allowed| allowed.as_bytes() == value.as_bytes());
+    // Of several, the upstream may look at any.
+    if headers.contains_key(&filter.name) && headers.get_all(&filter.name).iter().all(allowed) {
         return Ok(());
     }
     let failure = Failure::new(Reason::HeaderCheck).with(format_args!("header {}", filter.name));
@@ -142,7 +144,7 @@ impl PluginStep {
         match verdict {
             Verdict::Deny(reply) => {
                 self.metrics.filter(self.plugin.name(), "deny", started.elapsed());
-                Err(Stop::Denied(reply))
+                Err(self.denied(reply))
             }
             Verdict::Allow { request: ops, response } => {
                 self.metrics.filter(self.plugin.name(), "allow", started.elapsed());
@@ -153,11 +155,14 @@ impl PluginStep {
         }
     }
 
-    /// What a failed call means: an end, or, where the operator says so and the client is not to blame, a request that
-    /// goes on unjudged.
+    fn denied(&self, reply: Reply) -> Stop {
+        Stop::Denied { reply, by: self.plugin.name().to_owned() }
+    }
+
+    /// What a failed call means: an end, or, where the operator says so, a request that goes on unjudged.
     fn tolerate(&self, failed: ask::Failed, request: &Request) -> Result<(), Stop> {
         let plugin = self.plugin.name();
-        if failed.client_fault || self.on_failure == OnFailure::Deny {
+        if failed.stops || self.on_failure == OnFailure::Deny {
             return Err(Stop::Failed(failed.failure.about(plugin)));
         }
         self.metrics.unjudged(plugin);
@@ -206,7 +211,7 @@ impl Replaced {
     fn new(stop: Stop) -> Self {
         let mut headers = HeaderMap::new();
         let status = match &stop {
-            Stop::Denied(reply) => {
+            Stop::Denied { reply, .. } => {
                 for (name, value) in &reply.headers {
                     headers.append(name, value.clone());
                 }
@@ -220,13 +225,13 @@ impl Replaced {
     /// A reply with the headers that later filters left; a failure stays as clean as it is.
     fn into_stop(self) -> Stop {
         match self.stop {
-            Stop::Denied(reply) => {
+            Stop::Denied { reply, by } => {
                 let mut last = None;
                 let headers = self.headers.into_iter().filter_map(|(name, value)| {
                     last = name.or_else(|| last.take());
                     last.clone().map(|name| (name, value))
                 });
-                Stop::Denied(Reply { headers: headers.collect(), ..reply })
+                Stop::Denied { reply: Reply { headers: headers.collect(), ..reply }, by }
             }
             failed @ Stop::Failed(_) => failed,
         }
@@ -243,7 +248,7 @@ impl PluginStep {
             }
             Ok(ResponseVerdict::Replace(reply)) => {
                 self.metrics.filter(self.plugin.name(), "replace", started.elapsed());
-                Err(Stop::Denied(reply))
+                Err(self.denied(reply))
             }
             Err(failed) => {
                 self.metrics.filter(self.plugin.name(), failed.failure.reason().as_str(), started.elapsed());

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -47,11 +47,18 @@ pub(crate) struct Progress {
     moved: AtomicU64,
     /// From then on a client may send as slowly as the upstream reads, which bidirectional streams rely on.
     answered: AtomicBool,
+    /// Why the client's body came to no good end.
+    fault: OnceLock<Reason>,
 }
 
 impl Progress {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), moved: AtomicU64::new(0), answered: AtomicBool::new(false) })
+        Arc::new(Self {
+            start: Instant::now(),
+            moved: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
+            fault: OnceLock::new(),
+        })
     }
 
     /// When the body last moved.
@@ -68,6 +75,11 @@ impl Progress {
     /// The response's head is there.
     pub(crate) fn answered(&self) {
         self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Why the client's body came to no good end, if it did not.
+    pub(crate) fn fault(&self) -> Option<Reason> {
+        self.fault.get().copied()
     }
 
     fn is_answered(&self) -> bool {
@@ -191,6 +203,9 @@ impl http_body::Body for Streaming {
         if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
             this.timer = None;
             this.progress.mark();
+            if let Some(Err(_)) = &frame {
+                this.progress.fault.set(Reason::BadBody).ok();
+            }
             return Poll::Ready(frame.map(|frame| frame.map(headers::clean_trailers).map_err(BoxError::from)));
         }
         if this.progress.is_answered() {
@@ -203,6 +218,7 @@ impl http_body::Body for Streaming {
         if this.progress.is_answered() {
             return Poll::Pending;
         }
+        this.progress.fault.set(Reason::BodyTimeout).ok();
         Poll::Ready(Some(Err(BodyStalled(this.idle).into())))
     }
 

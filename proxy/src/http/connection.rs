@@ -19,13 +19,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::io::{Guarded, InFlight, InFlightGuard, Protocol, sniff};
+use super::activity::{Activity, Doing, InFlight};
+use super::io::{Guarded, Protocol, sniff};
 use super::{Body, BoxError, Client};
 use crate::config::Limits;
 use crate::proxy::Proxy;
 
 /// How long a connection that was asked to end may take to say goodbye when it has no request.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How long a drain waits for the first request of a connection.
+const UNASKED: Duration = Duration::from_secs(1);
+
+/// A send buffer drains in steps: the kernel says that there is room when a third of it is free, so a slow client looks
+/// for longer as if it did not read. TCP_USER_TIMEOUT finds those that really don't.
+const STEPS: u32 = 4;
 
 /// HTTP/2 pings to a silent client, and how long each may take.
 const PING: Duration = Duration::from_secs(20);
@@ -39,6 +47,15 @@ pub(crate) struct Connections {
     pub(crate) drain: CancellationToken,
     /// Cancelled: end now.
     pub(crate) end: CancellationToken,
+}
+
+impl Connections {
+    /// Returns when a drain has given clients that have asked nothing yet the time to do so: their request may be on its
+    /// way, and closing loses it.
+    pub(crate) async fn drained_of_silent(&self) {
+        self.drain.cancelled().await;
+        tokio::time::sleep(UNASKED).await;
+    }
 }
 
 /// Serves `io` until it ends. `protocol` is given where ALPN has told it.
@@ -56,33 +73,44 @@ pub(crate) async fn serve<I>(
 {
     let (protocol, seen) = match protocol {
         Some(protocol) => (protocol, Vec::new()),
-        None => match tokio::time::timeout(limits.header_timeout, sniff(&mut io)).await {
-            // Gone, or silent: nothing was asked, so nothing is answered.
-            Ok(Ok((_, seen))) if seen.is_empty() => return,
-            Ok(Ok(known)) => known,
-            Ok(Err(_)) | Err(_) => return,
-        },
+        None => {
+            let sniffed = tokio::select! {
+                sniffed = sniff(&mut io, limits.idle_timeout, limits.header_timeout) => sniffed,
+                () = connections.drained_of_silent() => return,
+                () = connections.end.cancelled() => return,
+            };
+            match sniffed {
+                // Gone, or silent: nothing was asked, so nothing is answered.
+                Ok((_, seen)) if seen.is_empty() => return,
+                Ok(known) => known,
+                Err(_) => return,
+            }
+        }
     };
-    let in_flight = InFlight::new();
+    let activity = Activity::new();
     let head_timeout = (protocol == Protocol::Http1).then_some(limits.header_timeout);
-    let mut io = Guarded::new(io, seen, in_flight.clone(), head_timeout);
+    let mut io = Guarded::new(io, seen, activity.clone(), head_timeout);
     if protocol == Protocol::Http1 {
         let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
         io = io.refusing(Box::new(move |status| proxy.refuse(status, &client)));
     }
     let io = TokioIo::new(io);
-    let counter = in_flight.clone();
+    let counter = activity.clone();
+    let cuts = Arc::clone(&proxy);
     let service = service_fn(move |request: Request<Incoming>| {
         let guard = counter.begin();
         let proxy = Arc::clone(&proxy);
         let client = Arc::clone(&client);
-        let in_flight = counter.clone();
+        let activity = counter.clone();
+        let cuts = Arc::clone(&cuts);
+        let listener = Arc::clone(&client);
         async move {
             let response = proxy.handle(request, &client).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                in_flight.switch();
+                activity.switch();
             }
-            Ok::<Response<Body>, Infallible>(response.map(|body| Counted { body, guard }.boxed_unsync()))
+            let counted = |body| Counted { body, guard, state: Sent::NotYet, proxy: cuts, client: listener };
+            Ok::<Response<Body>, Infallible>(response.map(|body| counted(body).boxed_unsync()))
         }
     });
     let served = match protocol {
@@ -95,7 +123,7 @@ pub(crate) async fn serve<I>(
                 .max_buf_size(limits.max_header_bytes.max(8 * 1024))
                 .serve_connection(io, service)
                 .with_upgrades();
-            drive(pin!(connection), &in_flight, &limits, &connections).await
+            drive(pin!(connection), &activity, &limits, &connections).await
         }
         Protocol::Http2 => {
             let connection = http2::Builder::new(TokioExecutor::new())
@@ -105,7 +133,7 @@ pub(crate) async fn serve<I>(
                 .keep_alive_interval(PING)
                 .keep_alive_timeout(PING)
                 .serve_connection(io, service);
-            drive(pin!(connection), &in_flight, &limits, &connections).await
+            drive(pin!(connection), &activity, &limits, &connections).await
         }
     };
     if let Err(error) = served {
@@ -163,41 +191,46 @@ where
 /// it when the client does not read on.
 async fn drive(
     mut connection: Pin<&mut impl Graceful>,
-    in_flight: &InFlight,
+    activity: &Activity,
     limits: &Limits,
     connections: &Connections,
 ) -> hyper::Result<()> {
     let often = limits.idle_timeout.min(limits.body_idle_timeout);
     let mut check = Instant::now() + often;
     let mut ending = false;
+    let draining = async {
+        connections.drain.cancelled().await;
+        if activity.begun() == 0 {
+            tokio::time::sleep(UNASKED).await;
+        }
+    };
+    let mut draining = pin!(draining);
     loop {
         tokio::select! {
             served = connection.as_mut() => return served,
             () = connections.end.cancelled() => return Ok(()),
-            () = connections.drain.cancelled(), if !ending => {
+            () = draining.as_mut(), if !ending => {
                 connection.as_mut().graceful_shutdown();
                 ending = true;
                 check = Instant::now() + GOODBYE;
             }
             () = tokio::time::sleep_until(check) => {
                 let now = Instant::now();
-                let idle_until = in_flight.idle_since() + limits.idle_timeout;
-                if let Some(since) = in_flight.unread_since() {
-                    check = since + limits.body_idle_timeout;
-                    if check <= now {
+                check = match activity.doing() {
+                    Doing::Blocked(since) => since + limits.body_idle_timeout * STEPS,
+                    Doing::Unread(since) => since + limits.body_idle_timeout,
+                    Doing::Working => now + often,
+                    Doing::Idle(_) if ending => return Ok(()),
+                    Doing::Idle(since) => since + limits.idle_timeout,
+                };
+                if check <= now {
+                    if !matches!(activity.doing(), Doing::Idle(_)) {
                         tracing::debug!(target: "palisade::http", "the client does not read its responses");
                         return Ok(());
                     }
-                } else if in_flight.count() > 0 {
-                    check = now + often;
-                } else if ending {
-                    return Ok(());
-                } else if now >= idle_until {
                     connection.as_mut().graceful_shutdown();
                     ending = true;
                     check = now + GOODBYE;
-                } else {
-                    check = idle_until;
                 }
             }
         }
@@ -207,7 +240,28 @@ async fn drive(
 /// A response's body that counts its request as in flight until it has been sent or given up.
 struct Counted {
     body: Body,
-    guard: InFlightGuard,
+    guard: InFlight,
+    state: Sent,
+    proxy: Arc<Proxy>,
+    client: Arc<Client>,
+}
+
+/// How much of a response has been taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// The answer to a `HEAD` stays like this.
+    NotYet,
+    Partly,
+    /// All there is, or all that will come.
+    Whole,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.state == Sent::Partly {
+            self.proxy.cut(&self.client, &"the client left");
+        }
+    }
 }
 
 impl http_body::Body for Counted {
@@ -217,9 +271,18 @@ impl http_body::Body for Counted {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.guard.asked();
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(_))) = polled {
-            self.guard.taken();
-        }
+        self.state = match &polled {
+            Poll::Ready(Some(Ok(_))) => {
+                self.guard.taken();
+                if self.body.is_end_stream() { Sent::Whole } else { Sent::Partly }
+            }
+            Poll::Ready(None) => Sent::Whole,
+            Poll::Ready(Some(Err(error))) => {
+                self.proxy.cut(&self.client, error);
+                Sent::Whole
+            }
+            Poll::Pending => Sent::Partly,
+        };
         polled
     }
 

@@ -132,7 +132,8 @@ pub(crate) fn set_forwarded(
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
-    if !headers.contains_key(X_FORWARDED_HOST)
+    if !authority.is_empty()
+        && !headers.contains_key(X_FORWARDED_HOST)
         && let Ok(host) = HeaderValue::from_str(authority)
     {
         headers.insert(X_FORWARDED_HOST, host);

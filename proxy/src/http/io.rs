@@ -2,14 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use super::activity::Activity;
 
 /// What every HTTP/2 client sends first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -21,16 +21,25 @@ pub(crate) enum Protocol {
     Http2,
 }
 
-/// Reads until the first bytes tell the protocol. They are kept, to be read again.
+/// Reads until the first bytes tell the protocol: the first one within `idle`, the others within `head`. They are kept,
+/// to be read again.
 ///
 /// Not cancel safe: bytes that were read are lost.
-pub(super) async fn sniff<I: AsyncRead + Unpin>(io: &mut I) -> io::Result<(Protocol, Vec<u8>)> {
+pub(super) async fn sniff<I: AsyncRead + Unpin>(
+    io: &mut I,
+    idle: Duration,
+    head: Duration,
+) -> io::Result<(Protocol, Vec<u8>)> {
     let mut seen = Vec::with_capacity(PREFACE.len());
+    let mut deadline = Instant::now() + idle;
     while seen.len() < PREFACE.len() {
         let mut chunk = [0; PREFACE.len()];
-        let count = io.read(&mut chunk[seen.len()..]).await?;
+        let count = tokio::time::timeout_at(deadline, io.read(&mut chunk[seen.len()..])).await??;
         if count == 0 {
             break;
+        }
+        if seen.is_empty() {
+            deadline = Instant::now() + head;
         }
         let from = seen.len();
         seen.extend_from_slice(&chunk[from..from + count]);
@@ -40,117 +49,6 @@ pub(super) async fn sniff<I: AsyncRead + Unpin>(io: &mut I) -> io::Result<(Proto
     }
     let protocol = if seen == PREFACE { Protocol::Http2 } else { Protocol::Http1 };
     Ok((protocol, seen))
-}
-
-/// How many requests a connection works on, and when the last one ended.
-#[derive(Debug, Clone)]
-pub(super) struct InFlight(Arc<Counters>);
-
-#[derive(Debug)]
-struct Counters {
-    count: AtomicUsize,
-    /// Requests that were ever begun.
-    begun: AtomicU64,
-    start: Instant,
-    /// Milliseconds from `start` to the end of the last request.
-    ended: AtomicU64,
-    /// Responses of which a piece was taken over and none was asked for since: the client does not read on.
-    unread: AtomicUsize,
-    /// Milliseconds from `start` to when a piece of any response was last asked for.
-    asked: AtomicU64,
-    /// Set when the connection has switched protocols.
-    switched: AtomicBool,
-}
-
-impl InFlight {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Counters {
-            count: AtomicUsize::new(0),
-            begun: AtomicU64::new(0),
-            start: Instant::now(),
-            ended: AtomicU64::new(0),
-            unread: AtomicUsize::new(0),
-            asked: AtomicU64::new(0),
-            switched: AtomicBool::new(false),
-        }))
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.0.count.load(Ordering::Relaxed)
-    }
-
-    fn begun(&self) -> u64 {
-        self.0.begun.load(Ordering::Relaxed)
-    }
-
-    /// When the last request ended, or the connection began.
-    pub(super) fn idle_since(&self) -> Instant {
-        self.0.start + Duration::from_millis(self.0.ended.load(Ordering::Relaxed))
-    }
-
-    /// Since when the client has read nothing of any response, if it has not read all of what is there for it.
-    pub(super) fn unread_since(&self) -> Option<Instant> {
-        let count = self.count();
-        let unread = count > 0 && self.0.unread.load(Ordering::Relaxed) >= count;
-        unread.then(|| self.0.start + Duration::from_millis(self.0.asked.load(Ordering::Relaxed)))
-    }
-
-    /// From now on this is no HTTP connection.
-    pub(super) fn switch(&self) {
-        self.0.switched.store(true, Ordering::Relaxed);
-    }
-
-    fn is_switched(&self) -> bool {
-        self.0.switched.load(Ordering::Relaxed)
-    }
-
-    /// Counts one more, for as long as the guard lives.
-    pub(super) fn begin(&self) -> InFlightGuard {
-        self.0.count.fetch_add(1, Ordering::Relaxed);
-        self.0.begun.fetch_add(1, Ordering::Relaxed);
-        InFlightGuard { in_flight: self.clone(), unread: false }
-    }
-}
-
-impl Counters {
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-/// One request in flight.
-#[derive(Debug)]
-pub(super) struct InFlightGuard {
-    in_flight: InFlight,
-    unread: bool,
-}
-
-impl InFlightGuard {
-    /// Another piece of its response is asked for.
-    pub(super) fn asked(&mut self) {
-        let counters = &self.in_flight.0;
-        counters.asked.fetch_max(counters.now(), Ordering::Relaxed);
-        if std::mem::take(&mut self.unread) {
-            counters.unread.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// A piece of its response was taken over.
-    pub(super) fn taken(&mut self) {
-        self.unread = true;
-        self.in_flight.0.unread.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for InFlightGuard {
-    fn drop(&mut self) {
-        let counters = &self.in_flight.0;
-        if self.unread {
-            counters.unread.fetch_sub(1, Ordering::Relaxed);
-        }
-        counters.ended.store(counters.now(), Ordering::Relaxed);
-        counters.count.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Makes the whole reply to a head that could not be parsed, from the status that was chosen for it.
@@ -165,7 +63,7 @@ pub(super) struct Guarded<I> {
     io: I,
     seen: Vec<u8>,
     given: usize,
-    in_flight: InFlight,
+    activity: Activity,
     head_timeout: Option<Duration>,
     /// Runs from the first byte of a head until a request is in flight.
     head_timer: Option<Pin<Box<Sleep>>>,
@@ -178,8 +76,8 @@ pub(super) struct Guarded<I> {
 
 impl<I> Guarded<I> {
     /// `head_timeout`: bounds each head; `None` where heads can't be told from other traffic (HTTP/2).
-    pub(super) fn new(io: I, seen: Vec<u8>, in_flight: InFlight, head_timeout: Option<Duration>) -> Self {
-        Self { io, seen, given: 0, in_flight, head_timeout, head_timer: None, refuse: None, answered: 0, refusal: None }
+    pub(super) fn new(io: I, seen: Vec<u8>, activity: Activity, head_timeout: Option<Duration>) -> Self {
+        Self { io, seen, given: 0, activity, head_timeout, head_timer: None, refuse: None, answered: 0, refusal: None }
     }
 
     /// Has hyper's own answers replaced.
@@ -194,7 +92,7 @@ impl<I: AsyncWrite + Unpin> Guarded<I> {
         if self.refusal.is_some() {
             return true;
         }
-        if self.in_flight.is_switched() || self.in_flight.count() > 0 || self.in_flight.begun() != self.answered {
+        if self.activity.is_switched() || self.activity.count() > 0 || self.activity.begun() != self.answered {
             return false;
         }
         let Some(refuse) = &self.refuse else { return false };
@@ -226,7 +124,7 @@ impl<I: AsyncWrite + Unpin> Guarded<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.in_flight.count() > 0 || this.in_flight.is_switched() {
+        if this.activity.count() > 0 || this.activity.is_switched() {
             this.head_timer = None;
         }
         // Before bytes are taken: a head that drips in is late all the same.
@@ -251,8 +149,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
         }
         if let Some(timeout) = this.head_timeout
             && this.head_timer.is_none()
-            && this.in_flight.count() == 0
-            && !this.in_flight.is_switched()
+            && this.activity.count() == 0
+            && !this.activity.is_switched()
             && buf.filled().len() > before
         {
             // Polled, and so armed, by the read that follows.
@@ -268,7 +166,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
             ready!(self.poll_refusal(cx))?;
             return Poll::Ready(Ok(buf.len()));
         }
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.activity.written(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -280,7 +180,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
             ready!(self.poll_refusal(cx))?;
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.activity.written(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -290,8 +192,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes when it has handed over all that it had.
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-        if self.in_flight.count() == 0 {
-            self.answered = self.in_flight.begun();
+        if self.activity.count() == 0 {
+            self.answered = self.activity.begun();
         }
         Poll::Ready(Ok(()))
     }
@@ -308,6 +210,8 @@ mod tests {
     use tokio::io::{AsyncWriteExt, duplex};
 
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
     async fn the_first_bytes_tell_the_protocol_however_they_are_cut() {
@@ -329,10 +233,10 @@ mod tests {
                     }
                 });
                 let mut server = server;
-                let (protocol, seen) = sniff(&mut server).await.unwrap();
+                let (protocol, seen) = sniff(&mut server, LONG, LONG).await.unwrap();
                 assert_eq!(protocol, expected, "{sent:?} by {size}");
                 let mut all = Vec::new();
-                Guarded::new(server, seen, InFlight::new(), None).read_to_end(&mut all).await.unwrap();
+                Guarded::new(server, seen, Activity::new(), None).read_to_end(&mut all).await.unwrap();
                 sender.await.unwrap();
                 assert_eq!(all, sent);
             }
@@ -342,15 +246,15 @@ mod tests {
     #[tokio::test]
     async fn only_what_answers_no_request_is_replaced() {
         let (mut client, server) = duplex(1024);
-        let in_flight = InFlight::new();
+        let activity = Activity::new();
         let refuse = |status: StatusCode| format!("refused with {}", status.as_u16()).into_bytes();
-        let mut server = Guarded::new(server, Vec::new(), in_flight.clone(), None).refusing(Box::new(refuse));
+        let mut server = Guarded::new(server, Vec::new(), activity.clone(), None).refusing(Box::new(refuse));
         let bare = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         // An answer whose body has ended before anything of it is written.
-        drop(in_flight.begin());
+        drop(activity.begin());
         server.write_all(bare).await.unwrap();
         server.flush().await.unwrap();
-        let guard = in_flight.begin();
+        let guard = activity.begin();
         server.write_all(bare).await.unwrap();
         server.flush().await.unwrap();
         drop(guard);
@@ -367,7 +271,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_drips_in_is_late() {
         let (mut client, server) = duplex(64);
-        let mut server = Guarded::new(server, Vec::new(), InFlight::new(), Some(Duration::from_secs(10)));
+        let mut server = Guarded::new(server, Vec::new(), Activity::new(), Some(Duration::from_secs(10)));
         let reader = tokio::spawn(async move {
             let mut all = Vec::new();
             server.read_to_end(&mut all).await.unwrap_err().kind()

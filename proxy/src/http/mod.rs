@@ -1,5 +1,6 @@
 //! HTTP as the client sees it: reading requests into their one canonical form, and serving connections.
 
+mod activity;
 mod body;
 mod connection;
 pub(crate) mod headers;
@@ -7,7 +8,7 @@ mod io;
 pub(crate) mod path;
 mod request;
 
-pub(crate) use self::body::{Body, BodyStalled, BoxError, Progress, RequestBody, empty, full};
+pub(crate) use self::body::{Body, BoxError, Progress, RequestBody, empty, full};
 pub(crate) use self::connection::{Chain, Connections, serve};
 pub(crate) use self::io::Protocol;
-pub(crate) use self::request::{Client, Request, TlsFacts, read};
+pub(crate) use self::request::{Client, Place, Request, TlsFacts, read};

@@ -5,15 +5,20 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Uri, Version, request::Parts};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::headers;
 use super::path::{self, MAX_TARGET};
 use crate::config::Address;
 use crate::respond::{Failure, Reason};
+use crate::telemetry;
 
-/// Who sent a request, and how it got here. One for each connection.
+/// Who sent a request, and how it got here. One for each connection; it lives as long as the connection is used.
 #[derive(Debug)]
 pub(crate) struct Client {
+    /// What the connection occupies.
+    #[allow(dead_code, reason = "held, not used")]
+    pub(crate) place: Option<Place>,
     /// Name of the listener.
     pub(crate) listener: Arc<str>,
     /// The client's end; `None` on a unix socket.
@@ -24,6 +29,19 @@ pub(crate) struct Client {
     pub(crate) tls: Option<TlsFacts>,
     /// Whether the client is one of `trusted_proxies`.
     pub(crate) trusted: bool,
+}
+
+/// A connection's share of the listener's limit, and its part in the metrics.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _counted: telemetry::Connection,
+}
+
+impl Place {
+    pub(crate) fn new(permit: OwnedSemaphorePermit, counted: telemetry::Connection) -> Self {
+        Self { _permit: permit, _counted: counted }
+    }
 }
 
 /// What a TLS handshake established.
@@ -115,7 +133,7 @@ fn canonical(parts: Parts, client: &Arc<Client>, id: String) -> Result<Request, 
     }
     let upgrade = (version == Version::HTTP_11).then(|| headers::upgrade(&headers)).flatten();
     headers::remove_hop_by_hop(&mut headers);
-    // The proxy answers `100-continue` itself, when the upstream begins to read.
+    // In HTTP/1.1 the proxy answers `100-continue` itself, when a filter or the upstream begins to read the body.
     headers::remove(&mut headers, |name| name == header::HOST || name == header::EXPECT);
     let scheme = if client.tls.is_some() { "https" } else { "http" };
     headers::set_forwarded(&mut headers, client.peer, scheme, &authority, client.trusted);
@@ -205,7 +223,10 @@ fn is_authority(authority: &str) -> bool {
         }
     };
     let named = host.is_none_or(|host| {
-        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        let label = |label: &str| {
+            !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        host.strip_suffix('.').unwrap_or(host).split('.').all(label)
     });
     let ported = port.is_none_or(|port| {
         !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
@@ -233,6 +254,7 @@ mod tests {
 
     fn client() -> Arc<Client> {
         Arc::new(Client {
+            place: None,
             listener: "test".into(),
             peer: Some("127.0.0.1:5".parse().unwrap()),
             local: Address::Tcp("127.0.0.1:80".parse().unwrap()),
@@ -267,6 +289,10 @@ mod tests {
             ("/", h1, vec![("host", "a"), ("host", "a")]),
             ("/", h1, vec![("host", "")]),
             ("/", h1, vec![("host", "a b")]),
+            ("/", h1, vec![("host", ".")]),
+            ("/", h1, vec![("host", "a..")]),
+            ("/", h1, vec![("host", "a..b")]),
+            ("/", h1, vec![("host", ".a")]),
             ("/", h1, vec![("host", "u@a")]),
             ("/", h1, vec![("host", "a:x")]),
             ("/", h1, vec![("host", "a:99999")]),

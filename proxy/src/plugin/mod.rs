@@ -237,6 +237,9 @@ pub(crate) enum CallError {
     /// Its answer is not one that the contract knows.
     #[error("{0}")]
     Invalid(String),
+    /// It refuses, with a reply that can't be sent. It is a refusal all the same.
+    #[error("its reply can't be sent: {0}")]
+    InvalidReply(String),
     /// The request can't be written in its contract: the client's fault.
     #[error("{0}")]
     Unrepresentable(String),

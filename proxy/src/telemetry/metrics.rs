@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     unjudged: Family<PluginLabels, Counter>,
     connections: Family<ListenerLabels, Gauge>,
     accepted: Family<ListenerLabels, Counter>,
+    cut: Family<ListenerLabels, Counter>,
     handshake_failures: Family<ListenerLabels, Counter>,
     /// In seconds since the epoch.
     certificates: Mutex<BTreeMap<BundleLabels, i64>>,
@@ -60,6 +61,7 @@ impl Default for Metrics {
             unjudged: Family::default(),
             connections: Family::default(),
             accepted: Family::default(),
+            cut: Family::default(),
             handshake_failures: Family::default(),
             certificates: Mutex::default(),
         };
@@ -77,6 +79,7 @@ impl Metrics {
             drop(metrics.request_seconds.get_or_create(&labels));
             drop(metrics.connections.get_or_create(&labels));
             drop(metrics.accepted.get_or_create(&labels));
+            drop(metrics.cut.get_or_create(&labels));
             if listener.tls.is_some() {
                 drop(metrics.handshake_failures.get_or_create(&labels));
             }
@@ -113,6 +116,7 @@ impl Metrics {
         );
         registry.register("palisade_connections", "Open connections of clients", self.connections.clone());
         registry.register("palisade_connections_accepted", "Connections of clients taken", self.accepted.clone());
+        registry.register("palisade_responses_cut", "Responses that ended before their end", self.cut.clone());
         registry.register(
             "palisade_tls_handshake_failures",
             "TLS handshakes that failed",
@@ -158,6 +162,11 @@ impl Metrics {
         let open = self.connections.get_or_create_owned(&labels);
         open.inc();
         Connection(open)
+    }
+
+    /// A response ended before its end: the upstream broke off, or the client left.
+    pub(crate) fn cut(&self, listener: &str) {
+        self.cut.get_or_create(&ListenerLabels { listener: listener.into() }).inc();
     }
 
     /// A TLS handshake failed.

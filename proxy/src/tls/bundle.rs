@@ -18,6 +18,9 @@ const MAX_CHAIN: usize = 16;
 /// Server names of one bundle.
 const MAX_NAMES: usize = 1000;
 
+/// How far the clock of whoever made a certificate may be ahead.
+const SKEW: Duration = Duration::from_secs(300);
+
 /// Longest name of a bundle in bytes, as the contract says.
 const MAX_NAME: usize = 255;
 
@@ -57,6 +60,8 @@ pub(super) enum BundleError {
     Certificate(String),
     #[error("the certificate expired {0} ago")]
     Expired(String),
+    #[error("the certificate is valid in {0} only")]
+    NotYetValid(String),
     #[error("{0:?} is not a server name")]
     ServerName(String),
     #[error("it is for {0} server names, at most {MAX_NAMES}")]
@@ -81,7 +86,10 @@ impl Bundle {
             return Err(BundleError::ChainLength(chain.len()));
         }
         let key = PrivateKeyDer::from_pem_slice(&sent.key_pem).map_err(|_| BundleError::Key)?;
-        let (not_after, alternative_names) = examine(&chain[0])?;
+        let Leaf { not_before, not_after, alternative_names } = examine(&chain[0])?;
+        if let Ok(ahead) = not_before.duration_since(now + SKEW) {
+            return Err(BundleError::NotYetValid(format!("{} s", (ahead + SKEW).as_secs())));
+        }
         if let Ok(ago) = now.duration_since(not_after) {
             return Err(BundleError::Expired(format!("{} s", ago.as_secs())));
         }
@@ -107,11 +115,21 @@ impl Bundle {
     }
 }
 
-/// The end of a leaf's validity and the DNS names that it is for.
-fn examine(leaf: &CertificateDer<'_>) -> Result<(SystemTime, Vec<String>), BundleError> {
+/// What is used of a leaf.
+struct Leaf {
+    not_before: SystemTime,
+    not_after: SystemTime,
+    /// DNS names that it is for.
+    alternative_names: Vec<String>,
+}
+
+fn examine(leaf: &CertificateDer<'_>) -> Result<Leaf, BundleError> {
     let unreadable = |error: String| BundleError::Certificate(error);
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|error| unreadable(error.to_string()))?;
-    let not_after = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
+    // Before 1970 is long ago either way.
+    let time = |at: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(at).unwrap_or(0));
+    let not_before = time(leaf.validity().not_before.timestamp());
+    let not_after = time(leaf.validity().not_after.timestamp());
     let names = leaf.subject_alternative_name().map_err(|error| unreadable(error.to_string()))?;
     let names = names.map_or_else(Vec::new, |names| {
         let dns = |name: &GeneralName<'_>| match name {
@@ -120,7 +138,7 @@ fn examine(leaf: &CertificateDer<'_>) -> Result<(SystemTime, Vec<String>), Bundl
         };
         names.value.general_names.iter().filter_map(dns).collect()
     });
-    Ok((SystemTime::UNIX_EPOCH + Duration::from_secs(not_after), names))
+    Ok(Leaf { not_before, not_after, alternative_names: names })
 }
 
 impl ServerName {
@@ -196,6 +214,15 @@ pub(super) mod tests {
         let after = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
         let error = Bundle::new(sent, &rustls::crypto::aws_lc_rs::default_provider(), after).unwrap_err();
         assert!(matches!(error, BundleError::Expired(_)));
+    }
+
+    #[test]
+    fn a_certificate_of_the_future_is_not_served_yet() {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let sent = sent("a", &["a.example"]);
+        // What it is valid from is long ago; 1969 is longer ago.
+        let before = SystemTime::UNIX_EPOCH;
+        assert!(matches!(Bundle::new(sent, &provider, before), Err(BundleError::NotYetValid(_))));
     }
 
     #[test]

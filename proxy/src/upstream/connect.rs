@@ -32,8 +32,8 @@ pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Box<dyn Stream>> 
     }
 }
 
-/// The endpoint for people, and as an authority.
-pub(super) fn label(endpoint: &Endpoint) -> String {
+/// The endpoint as an authority.
+pub(super) fn authority(endpoint: &Endpoint) -> String {
     match endpoint {
         Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
         Endpoint::Tcp { host, port } => format!("{host}:{port}"),

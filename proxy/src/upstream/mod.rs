@@ -54,7 +54,9 @@ impl Upstreams {
 /// Closes connections that have been idle for too long, while there is somebody to use them.
 async fn evict(upstream: Weak<Upstream>) {
     while let Some(upstream) = upstream.upgrade() {
-        upstream.endpoints.iter().for_each(|endpoint| endpoint.pool.evict());
+        for endpoint in &upstream.endpoints {
+            endpoint.pool.evict(endpoint.in_flight.load(Ordering::Relaxed) == 0);
+        }
         let period = upstream.idle_timeout.max(Duration::from_secs(1));
         drop(upstream);
         tokio::time::sleep(period).await;
@@ -74,8 +76,10 @@ pub(crate) struct Upstream {
 
 #[derive(Debug)]
 struct Endpoint {
-    /// As the log shows it, and as `Host` where the client sent none.
+    /// As the log shows it.
     label: String,
+    /// `Host`, where the client sent none.
+    authority: String,
     in_flight: AtomicUsize,
     pool: Pool,
 }
@@ -97,7 +101,8 @@ impl Upstream {
     fn new(name: &str, config: &config::Upstream, tasks: &TaskTracker) -> Self {
         let endpoint = |endpoint: &config::Endpoint| {
             Arc::new(Endpoint {
-                label: connect::label(endpoint),
+                label: endpoint.to_string(),
+                authority: connect::authority(endpoint),
                 in_flight: AtomicUsize::new(0),
                 pool: Pool::new(endpoint.clone(), config, tasks.clone()),
             })
@@ -176,7 +181,9 @@ impl Upstream {
                     stale += 1;
                     body = unsent;
                 }
-                Some(Err(SendError { error, unsent })) => return Err((broken(&error).about(&endpoint.label), unsent)),
+                Some(Err(SendError { error, unsent })) => {
+                    return Err((broken(&error, sending.progress).about(&endpoint.label), unsent));
+                }
                 Some(Ok(response)) => {
                     sending.progress.answered();
                     return self.received(response, connection, guard, sending).map_err(|failure| (failure, None));
@@ -194,7 +201,7 @@ impl Upstream {
         upgrade: Option<&str>,
     ) -> Result<http::Request<RequestBody>, Failure> {
         let internal = |error: http::Error| Failure::new(Reason::Internal).with(error);
-        let authority = if request.authority.is_empty() { &endpoint.label } else { &request.authority };
+        let authority = if request.authority.is_empty() { &endpoint.authority } else { &request.authority };
         let mut message = http::Request::new(body);
         *message.method_mut() = request.method.clone();
         *message.headers_mut() = request.headers.clone();
@@ -203,9 +210,13 @@ impl Upstream {
                 *message.uri_mut() = Uri::try_from(request.target()).map_err(|error| internal(error.into()))?;
                 let host = HeaderValue::from_str(authority).map_err(|error| internal(error.into()))?;
                 message.headers_mut().insert(header::HOST, host);
+                // `te` concerns this connection (RFC 9110 section 10.1.4).
+                if message.headers().contains_key(header::TE) {
+                    message.headers_mut().append(header::CONNECTION, HeaderValue::from_static("te"));
+                }
                 if let Some(protocol) = upgrade {
                     let protocol = HeaderValue::from_str(protocol).map_err(|error| internal(error.into()))?;
-                    message.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                    message.headers_mut().append(header::CONNECTION, HeaderValue::from_static("upgrade"));
                     message.headers_mut().insert(header::UPGRADE, protocol);
                 }
             }
@@ -277,14 +288,13 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// Whose fault a broken exchange is.
-fn broken(error: &hyper::Error) -> Failure {
-    if error.is_user() {
+fn broken(error: &hyper::Error, progress: &Progress) -> Failure {
+    let reason = match progress.fault() {
         // The body that we sent came to an error: it is the client's.
-        let stalled = std::error::Error::source(error).is_some_and(|source| source.is::<crate::http::BodyStalled>());
-        let reason = if stalled { Reason::BodyTimeout } else { Reason::BadBody };
-        return Failure::new(reason).with(Chain(error));
-    }
-    let reason = if error.is_parse() { Reason::UpstreamInvalid } else { Reason::UpstreamReset };
+        Some(fault) => fault,
+        None if error.is_parse() => Reason::UpstreamInvalid,
+        None => Reason::UpstreamReset,
+    };
     Failure::new(reason).with(Chain(error))
 }
 

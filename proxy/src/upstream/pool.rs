@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::connect::connect;
 use crate::config::{self, UpstreamProtocol};
@@ -27,7 +27,14 @@ const PING: Duration = Duration::from_secs(10);
 pub(super) struct Pool {
     shared: Arc<Shared>,
     /// Held while connecting, so that a burst makes one connection.
-    http2: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
+    http2: tokio::sync::Mutex<Option<Kept>>,
+}
+
+/// A connection that requests share.
+#[derive(Debug)]
+struct Kept {
+    sender: http2::SendRequest<RequestBody>,
+    used: Instant,
 }
 
 #[derive(Debug)]
@@ -44,8 +51,16 @@ struct Shared {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Http1,
     since: Instant,
+}
+
+/// A connection for one request at a time. Its task is ended with it: one that still sends a request's body would keep
+/// the socket for as long as the client likes.
+#[derive(Debug)]
+struct Http1 {
+    sender: http1::SendRequest<RequestBody>,
+    _driver: AbortOnDropHandle<()>,
 }
 
 impl Shared {
@@ -65,7 +80,7 @@ pub(super) struct Connection {
 
 #[derive(Debug)]
 enum Sender {
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(Http1),
     Http2(http2::SendRequest<RequestBody>),
 }
 
@@ -108,10 +123,17 @@ impl Pool {
         }
     }
 
-    /// Closes connections that have been idle for too long.
-    pub(super) fn evict(&self) {
+    /// Closes connections that have been idle for too long; the shared one only if it is `unused`.
+    pub(super) fn evict(&self, unused: bool) {
         let idle_timeout = self.shared.idle_timeout;
-        self.shared.idle().retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < idle_timeout);
+        self.shared.idle().retain(|idle| !idle.connection.sender.is_closed() && idle.since.elapsed() < idle_timeout);
+        // Locked: somebody uses it.
+        if let Ok(mut kept) = self.http2.try_lock()
+            && unused
+            && kept.as_ref().is_some_and(|kept| kept.used.elapsed() >= idle_timeout)
+        {
+            *kept = None;
+        }
     }
 
     async fn http1(&self) -> Result<Connection, Failure> {
@@ -119,26 +141,27 @@ impl Pool {
             |sender, reused| Connection { sender: Sender::Http1(sender), reused, shared: Arc::clone(&self.shared) };
         loop {
             let Some(idle) = self.shared.idle().pop_back() else { break };
-            if idle.sender.is_ready() && idle.since.elapsed() < self.shared.idle_timeout {
-                return Ok(connection(idle.sender, true));
+            if idle.connection.sender.is_ready() && idle.since.elapsed() < self.shared.idle_timeout {
+                return Ok(connection(idle.connection, true));
             }
         }
         let stream = connect(&self.shared.endpoint).await.map_err(unreachable)?;
         let (sender, driver) = http1::Builder::new().handshake(stream).await.map_err(refused)?;
-        self.shared.tasks.spawn(async move {
+        let driver = self.shared.tasks.spawn(async move {
             if let Err(error) = driver.with_upgrades().await {
                 tracing::debug!(target: "palisade::upstream", error = %Chain(&error), "connection ended");
             }
         });
-        Ok(connection(sender, false))
+        Ok(connection(Http1 { sender, _driver: AbortOnDropHandle::new(driver) }, false))
     }
 
     async fn http2(&self) -> Result<Connection, Failure> {
         let mut kept = self.http2.lock().await;
         let connection =
             |sender, reused| Connection { sender: Sender::Http2(sender), reused, shared: Arc::clone(&self.shared) };
-        if let Some(sender) = kept.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(connection(sender.clone(), true));
+        if let Some(kept) = kept.as_mut().filter(|kept| !kept.sender.is_closed()) {
+            kept.used = Instant::now();
+            return Ok(connection(kept.sender.clone(), true));
         }
         let stream = connect(&self.shared.endpoint).await.map_err(unreachable)?;
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
@@ -153,7 +176,7 @@ impl Pool {
                 tracing::debug!(target: "palisade::upstream", error = %Chain(&error), "connection ended");
             }
         });
-        *kept = Some(sender.clone());
+        *kept = Some(Kept { sender: sender.clone(), used: Instant::now() });
         Ok(connection(sender, false))
     }
 }
@@ -175,7 +198,7 @@ impl Connection {
     /// Sends a request and waits for the response's head.
     pub(super) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.sender {
-            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http1(connection) => connection.sender.try_send_request(request).await,
             Sender::Http2(sender) => sender.try_send_request(request).await,
         };
         sent.map_err(|mut error| {
@@ -186,26 +209,26 @@ impl Connection {
 
     /// Gives the connection back when its response has been read to the end.
     pub(super) fn release(self) {
-        let Sender::Http1(mut sender) = self.sender else { return };
+        let Sender::Http1(mut connection) = self.sender else { return };
         let shared = self.shared;
         let tasks = shared.tasks.clone();
-        if sender.is_ready() {
-            keep(&shared, sender);
+        if connection.sender.is_ready() {
+            keep(&shared, connection);
             return;
         }
         // The connection's own task has yet to notice that the response has ended.
         tasks.spawn(async move {
-            if let Ok(Ok(())) = tokio::time::timeout(READY, sender.ready()).await {
-                keep(&shared, sender);
+            if let Ok(Ok(())) = tokio::time::timeout(READY, connection.sender.ready()).await {
+                keep(&shared, connection);
             }
         });
     }
 }
 
-fn keep(shared: &Shared, sender: http1::SendRequest<RequestBody>) {
+fn keep(shared: &Shared, connection: Http1) {
     let mut idle = shared.idle();
-    if idle.len() >= shared.max_idle {
+    idle.push_back(Idle { connection, since: Instant::now() });
+    if idle.len() > shared.max_idle {
         idle.pop_front();
     }
-    idle.push_back(Idle { sender, since: Instant::now() });
 }

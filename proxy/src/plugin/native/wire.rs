@@ -225,6 +225,13 @@ fn ops(mutations: Vec<HeaderMutation>) -> Result<Vec<HeaderOp>, CallError> {
 }
 
 fn reply(reply: v1::Reply) -> Result<Reply, CallError> {
+    checked_reply(reply).map_err(|error| match error {
+        CallError::Invalid(text) => CallError::InvalidReply(text),
+        other => other,
+    })
+}
+
+fn checked_reply(reply: v1::Reply) -> Result<Reply, CallError> {
     let invalid = |text: String| CallError::Invalid(text);
     let status = u16::try_from(reply.status).ok().filter(|status| (200..600).contains(status));
     let status = status

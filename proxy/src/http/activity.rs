@@ -1,0 +1,182 @@
+//! What one connection is doing: whether it may be ended, and whether its client still takes what it asked for.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Shared by everything that works for one connection.
+#[derive(Debug, Clone)]
+pub(super) struct Activity(Arc<Counters>);
+
+/// Times are milliseconds since `start`.
+#[derive(Debug)]
+struct Counters {
+    start: Instant,
+    /// Requests in flight: from their head until the last piece of the response has been taken over.
+    count: AtomicUsize,
+    /// Requests that were ever begun.
+    begun: AtomicU64,
+    /// When the last request ended.
+    ended: AtomicU64,
+    /// Responses of which a piece was taken over and none was asked for since.
+    unread: AtomicUsize,
+    /// When a piece of any response was last asked for.
+    asked: AtomicU64,
+    /// Whether the socket has no room.
+    blocked: AtomicBool,
+    /// When the socket last took something.
+    wrote: AtomicU64,
+    /// Set when the connection has switched protocols.
+    switched: AtomicBool,
+}
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// The socket has had no room since then.
+    Blocked(Instant),
+    /// There is room, and the client has let no response go on since then (HTTP/2 has windows of its own).
+    Unread(Instant),
+    /// Somebody works on a request.
+    Working,
+    /// Nothing was asked since then.
+    Idle(Instant),
+}
+
+impl Activity {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Counters {
+            start: Instant::now(),
+            count: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            unread: AtomicUsize::new(0),
+            asked: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
+            wrote: AtomicU64::new(0),
+            switched: AtomicBool::new(false),
+        }))
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.count.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were ever begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn doing(&self) -> Doing {
+        let at = |time: &AtomicU64| self.0.start + Duration::from_millis(time.load(Ordering::Relaxed));
+        let count = self.count();
+        if self.0.blocked.load(Ordering::Relaxed) {
+            Doing::Blocked(at(&self.0.wrote))
+        } else if count == 0 {
+            Doing::Idle(at(&self.0.ended))
+        } else if self.0.unread.load(Ordering::Relaxed) >= count {
+            Doing::Unread(at(&self.0.asked))
+        } else {
+            Doing::Working
+        }
+    }
+
+    /// What came of a write to the socket.
+    pub(super) fn written(&self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Pending if !self.0.blocked.swap(true, Ordering::Relaxed) => self.0.mark(&self.0.wrote),
+            Poll::Pending => {}
+            Poll::Ready(_) => self.0.blocked.store(false, Ordering::Relaxed),
+        }
+    }
+
+    /// From now on this is no HTTP connection.
+    pub(super) fn switch(&self) {
+        self.0.switched.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_switched(&self) -> bool {
+        self.0.switched.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more request, for as long as the guard lives.
+    pub(super) fn begin(&self) -> InFlight {
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
+        InFlight { activity: self.clone(), unread: false }
+    }
+}
+
+impl Counters {
+    fn mark(&self, time: &AtomicU64) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        time.fetch_max(now, Ordering::Relaxed);
+    }
+}
+
+/// One request in flight.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    activity: Activity,
+    unread: bool,
+}
+
+impl InFlight {
+    /// Another piece of its response is asked for.
+    pub(super) fn asked(&mut self) {
+        let counters = &self.activity.0;
+        counters.mark(&counters.asked);
+        if std::mem::take(&mut self.unread) {
+            counters.unread.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A piece of its response was taken over.
+    pub(super) fn taken(&mut self) {
+        self.unread = true;
+        self.activity.0.unread.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let counters = &self.activity.0;
+        if self.unread {
+            counters.unread.fetch_sub(1, Ordering::Relaxed);
+        }
+        counters.mark(&counters.ended);
+        counters.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_connection_does() {
+        let activity = Activity::new();
+        assert!(matches!(activity.doing(), Doing::Idle(_)));
+        let mut one = activity.begin();
+        let mut other = activity.begin();
+        assert_eq!(activity.doing(), Doing::Working);
+        one.taken();
+        assert_eq!(activity.doing(), Doing::Working);
+        other.taken();
+        assert!(matches!(activity.doing(), Doing::Unread(_)));
+        one.asked();
+        assert_eq!(activity.doing(), Doing::Working);
+        drop(one);
+        assert!(matches!(activity.doing(), Doing::Unread(_)));
+        drop(other);
+        activity.written(&Poll::Pending);
+        assert!(matches!(activity.doing(), Doing::Blocked(_)));
+        activity.written(&Poll::Ready(Ok(1)));
+        assert!(matches!(activity.doing(), Doing::Idle(_)));
+        assert_eq!((activity.count(), activity.begun()), (0, 2));
+    }
+}
