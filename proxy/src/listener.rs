@@ -13,6 +13,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{Address, Cidr, Limits};
@@ -26,8 +27,8 @@ const BACKLOG: u32 = 1024;
 /// Before accepting is tried again when it failed for want of something, such as file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a drain waits for the next connection of the kernel's queue.
-const QUEUED: Duration = Duration::from_millis(20);
+/// How long a drain goes on to take connections out of the kernel's queue.
+const QUEUED: Duration = Duration::from_millis(50);
 
 /// Idle seconds before the kernel asks whether a client is still there.
 const KEEPALIVE: u32 = 60;
@@ -156,8 +157,9 @@ pub(crate) async fn accept(listener: Open, service: Service) {
         () = drain.cancelled() => {}
     }
     // Those who were let into the queue are served: closing it would reset them.
+    let deadline = Instant::now() + QUEUED;
     while let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-        match tokio::time::timeout(QUEUED, listener.next()).await {
+        match tokio::time::timeout_at(deadline, listener.next()).await {
             Ok(Ok(socket)) => service.begin(socket, place),
             Ok(Err(_)) | Err(_) => return,
         }
