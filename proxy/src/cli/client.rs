@@ -11,11 +11,12 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
 use hyperlocal::{UnixClientExt, UnixConnector};
+use palisade_supervisor::chain;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::Failure;
 use super::args::Target;
-use super::{Failure, chain};
 use crate::{admin, config};
 
 /// For questions, which the proxy answers from memory.

@@ -8,7 +8,6 @@ mod run;
 mod status;
 mod validate;
 
-use std::error::Error;
 use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
@@ -111,20 +110,4 @@ impl Failure {
             Self::Output(error) => complain(format_args!("error: can't write to stdout: {error}")),
         }
     }
-}
-
-/// An error and everything below it in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(error) = below {
-        let part = error.to_string();
-        // Some libraries repeat the level below in their own text.
-        if !text.ends_with(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        below = error.source();
-    }
-    text
 }

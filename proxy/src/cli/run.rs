@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use palisade_supervisor::chain;
+
+use super::Failure;
 use super::args::Run;
-use super::{Failure, chain};
 use crate::config;
 use crate::runtime;
 use crate::telemetry::logs;

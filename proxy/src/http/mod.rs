@@ -9,6 +9,6 @@ pub(crate) mod path;
 mod request;
 
 pub(crate) use self::body::{Body, BoxError, Progress, RequestBody, empty, full};
-pub(crate) use self::connection::{Chain, Connections, serve};
+pub(crate) use self::connection::{Connections, serve};
 pub(crate) use self::io::Protocol;
 pub(crate) use self::request::{Client, Place, Request, TlsFacts, read};

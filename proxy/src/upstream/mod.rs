@@ -15,13 +15,14 @@ use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use palisade_supervisor::chain;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::pool::{Connection, Pool, SendError};
 use crate::config::{self, Balance, UpstreamProtocol};
-use crate::http::{BoxError, Chain, Progress, Request, RequestBody, headers};
+use crate::http::{BoxError, Progress, Request, RequestBody, headers};
 use crate::respond::{Failure, Reason};
 
 /// All upstreams by name.
@@ -295,7 +296,7 @@ fn broken(error: &hyper::Error, progress: &Progress) -> Failure {
         None if error.is_parse() => Reason::UpstreamInvalid,
         None => Reason::UpstreamReset,
     };
-    Failure::new(reason).with(Chain(error))
+    Failure::new(reason).with(chain(error))
 }
 
 /// Waits for a response's head until the request's body has not moved for `timeout`. `None`: it did not come.

@@ -8,12 +8,13 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use palisade_supervisor::chain;
 use tokio::time::Instant;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::connect::connect;
 use crate::config::{self, UpstreamProtocol};
-use crate::http::{Chain, RequestBody};
+use crate::http::RequestBody;
 use crate::respond::{Failure, Reason};
 
 /// How long a connection whose response has been read may take to be ready for the next request.
@@ -149,7 +150,7 @@ impl Pool {
         let (sender, driver) = http1::Builder::new().handshake(stream).await.map_err(refused)?;
         let driver = self.shared.tasks.spawn(async move {
             if let Err(error) = driver.with_upgrades().await {
-                tracing::debug!(target: "palisade::upstream", error = %Chain(&error), "connection ended");
+                tracing::debug!(target: "palisade::upstream", error = %chain(&error), "connection ended");
             }
         });
         Ok(connection(Http1 { sender, _driver: AbortOnDropHandle::new(driver) }, false))
@@ -173,7 +174,7 @@ impl Pool {
             .map_err(refused)?;
         self.shared.tasks.spawn(async move {
             if let Err(error) = driver.await {
-                tracing::debug!(target: "palisade::upstream", error = %Chain(&error), "connection ended");
+                tracing::debug!(target: "palisade::upstream", error = %chain(&error), "connection ended");
             }
         });
         *kept = Some(Kept { sender: sender.clone(), used: Instant::now() });
@@ -186,7 +187,7 @@ fn unreachable(error: std::io::Error) -> Failure {
 }
 
 fn refused(error: hyper::Error) -> Failure {
-    Failure::new(Reason::UpstreamConnect).with(Chain(&error))
+    Failure::new(Reason::UpstreamConnect).with(chain(&error))
 }
 
 impl Connection {

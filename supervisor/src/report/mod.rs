@@ -169,7 +169,8 @@ impl fmt::Display for ExitReport {
 }
 
 /// An error and everything below it in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut below = error.source();
     while let Some(error) = below {

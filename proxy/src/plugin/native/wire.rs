@@ -11,6 +11,7 @@ use palisade_plugin_proto::v1::{
     Contract, DescribeResponse, FilterNeeds, HeaderMutation, RequestPart, WatchCertificatesResponse,
     check_request_response, check_response_response,
 };
+use palisade_supervisor::chain;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -272,7 +273,7 @@ pub(super) fn call_error(status: &Status) -> CallError {
     if status.source().is_some() {
         return match status.code() {
             Code::DeadlineExceeded => CallError::Timeout,
-            _ => CallError::Lost(clip(&crate::http::Chain(status).to_string())),
+            _ => CallError::Lost(clip(&chain(status))),
         };
     }
     match status.code() {
