@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use palisade_supervisor::{ExitReport, PrivateDirError, StartError, State, Status, prepare_runtime_dir};
+use palisade_supervisor::{Plugin, ExitReport, PrivateDirError, StartError, State, Status, prepare_runtime_dir};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::admin::{self, Admin, Readiness};
 use crate::config::{self, Address, Config};
 use crate::http::Connections;
 use crate::listener::{self, Bound, Service};
-use crate::plugin::{Plugins, Running};
+use crate::plugin::{Contracts, Plugins, Running};
 use crate::proxy::Proxy;
 use crate::route::{BuildError, Routes};
 use crate::telemetry::Metrics;
@@ -188,7 +188,7 @@ async fn serve(
             readiness.awaiting(format!("plugins {}", names.join(", ")));
         }
         // All at once: the failure of one is not to wait for the slowness of another.
-        try_join_all(plugins.into_iter().map(|plugin| await_serving(plugin))).await?;
+        try_join_all(plugins.iter().flat_map(|plugin| plugin.instances()).map(await_serving)).await?;
         for (listener, plugin, certificates) in awaited.iter().filter(|(_, plugin, _)| is_required(config, plugin)) {
             readiness.awaiting(format!("a certificate of plugin `{}`", plugin.name()));
             await_certificate(config, listener, plugin, certificates).await?;
@@ -237,7 +237,7 @@ fn is_required(config: &Config, plugin: &Running) -> bool {
 }
 
 /// Waits until a plugin serves. Its first failure ends the start: an operator is watching, and can act on it now.
-async fn await_serving(plugin: &Running) -> Result<(), Error> {
+async fn await_serving(plugin: &Plugin<Contracts>) -> Result<(), Error> {
     let mut status = plugin.watch();
     loop {
         {

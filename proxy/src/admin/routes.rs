@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use palisade_supervisor::{State as PluginState, Status};
+use palisade_supervisor::Status;
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::readiness::{ListenerAddress, Phase};
 use super::{Admin, ORDER_TIMEOUT};
 use crate::config::nearest;
+use crate::plugin::Running;
 
 /// The text form of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -51,16 +52,22 @@ struct ProxyView {
 /// A plugin's status with its last report as people read it: one wording, wherever it is shown.
 #[derive(Serialize)]
 struct PluginView {
+    /// Counts from 1; absent where the plugin has only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<usize>,
     #[serde(flatten)]
     status: Status,
     last_exit_report: Option<String>,
 }
 
-impl From<Status> for PluginView {
-    fn from(status: Status) -> Self {
+/// One for each instance.
+fn views(plugin: &Running) -> Vec<PluginView> {
+    let several = plugin.instances().len() > 1;
+    let view = |(index, status): (usize, Status)| {
         let last_exit_report = status.last_exit.as_ref().map(|report| report.to_string());
-        Self { status, last_exit_report }
-    }
+        PluginView { instance: several.then_some(index + 1), status, last_exit_report }
+    };
+    plugin.statuses().into_iter().enumerate().map(view).collect()
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Json<ProxyView> {
@@ -73,7 +80,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<ProxyView> {
         state: phase.as_str(),
         ready: matches!(*phase, Phase::Ready(_)),
         listeners: phase.listeners().to_vec(),
-        plugins: admin.plugins.iter().map(|plugin| plugin.status().into()).collect(),
+        plugins: admin.plugins.iter().flat_map(|plugin| views(plugin)).collect(),
     })
 }
 
@@ -90,7 +97,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let plugins: Vec<_> = admin.plugins.iter().map(|plugin| plugin.status()).collect();
+    let plugins: Vec<_> = admin.plugins.iter().flat_map(|plugin| plugin.statuses()).collect();
     match admin.metrics.render(&plugins) {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &format!("metrics can't be written: {error}"), None),
@@ -120,24 +127,10 @@ async fn order(State(admin): State<Arc<Admin>>, Path(name): Path<String>, order:
             Order::Stop => plugin.stop().await,
             Order::Start => plugin.start_again().await,
         }
-        // The supervisor returns once a start is under way; the operator wants to know whether it worked. An error
-        // says that the plugin has been taken off, which its state says too.
-        plugin.watch().wait_for(|status| settled(&status.state)).await.map(drop).ok();
     };
     // If the time is up, the state says what is still going on.
     timeout_at(deadline, carried_out).await.ok();
-    Json(PluginView::from(plugin.status())).into_response()
-}
-
-/// Whether nothing will change by itself in the next moment.
-fn settled(state: &PluginState) -> bool {
-    match state {
-        PluginState::Serving
-        | PluginState::BackingOff { .. }
-        | PluginState::CrashLooped { .. }
-        | PluginState::Stopped => true,
-        PluginState::Starting | PluginState::AwaitHandshake | PluginState::AwaitReady | PluginState::Stopping => false,
-    }
+    Json(json!({"name": name, "instances": views(plugin)})).into_response()
 }
 
 fn refused(status: StatusCode, error: &str, help: Option<String>) -> Response {

@@ -16,18 +16,23 @@ pub(super) fn order(order: args::Plugin) -> Result<(), Failure> {
     };
     let admin = Admin::of(&target)?;
     let answer: Value = converse(admin.post(&format!("/plugins/{name}/{verb}")))?;
+    let instances: Vec<status::Plugin> = understood(answer["instances"].clone())?;
+    let missed = instances.iter().find(|instance| instance.state != wanted);
     if json {
         print(format_args!("{answer:#}"))?;
-        return if answer["state"] == wanted { Ok(()) } else { Err(Failure::Shown(Exit::Failed)) };
+        return if missed.is_none() { Ok(()) } else { Err(Failure::Shown(Exit::Failed)) };
     }
-    let plugin: status::Plugin = understood(answer)?;
-    if plugin.state == wanted {
-        let pid = plugin.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-        return print(format_args!("{}: {wanted}{pid}", plugin.name));
-    }
+    let Some(missed) = missed else {
+        let line = |instance: &status::Plugin| {
+            let pid = instance.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            format!("{}: {wanted}{pid}", instance.label())
+        };
+        return print(instances.iter().map(line).collect::<Vec<_>>().join("\n"));
+    };
     // Carried out, but not with the result that it was given for.
-    let failure = Failure::failed(format_args!("plugin `{}` is not {wanted}: {}", plugin.name, plugin.condition_now()));
-    Err(match plugin.last_exit_report {
+    let condition = missed.condition_now();
+    let failure = Failure::failed(format_args!("plugin `{}` is not {wanted}: {condition}", missed.label()));
+    Err(match &missed.last_exit_report {
         Some(report) => failure.help(format_args!("its last exit:\n{report}")),
         None => failure,
     })

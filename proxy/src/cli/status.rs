@@ -32,7 +32,8 @@ struct Listener {
 /// What is shown of a plugin.
 #[derive(Debug, Deserialize)]
 pub(super) struct Plugin {
-    pub(super) name: String,
+    name: String,
+    instance: Option<usize>,
     pub(super) state: String,
     next_attempt: Option<f64>,
     pub(super) pid: Option<i32>,
@@ -52,11 +53,11 @@ pub(super) fn status(args: args::Status) -> Result<(), Failure> {
     let admin = Admin::of(&args.target)?;
     let mut answer: Value = converse(admin.get("/status"))?;
     if let Some(name) = &args.name {
-        let plugin = take_plugin(&mut answer, name)?;
+        let instances = take_instances(&mut answer, name)?;
         return if args.json {
-            print(format_args!("{plugin:#}"))
+            print(format_args!("{instances:#}"))
         } else {
-            print(plugins(&[understood(plugin)?], now()))
+            print(plugins(&understood::<Vec<_>>(instances)?, now()))
         };
     }
     if args.json { print(format_args!("{answer:#}")) } else { print(proxy(&understood(answer)?, now())) }
@@ -69,11 +70,13 @@ pub(super) fn understood<T: serde::de::DeserializeOwned>(answer: Value) -> Resul
     })
 }
 
-fn take_plugin(answer: &mut Value, name: &str) -> Result<Value, Failure> {
+/// All instances of a plugin, as a list.
+fn take_instances(answer: &mut Value, name: &str) -> Result<Value, Failure> {
     let empty = &mut Vec::new();
     let plugins = answer.get_mut("plugins").and_then(Value::as_array_mut).unwrap_or(empty);
-    if let Some(plugin) = plugins.iter_mut().find(|plugin| plugin["name"] == name) {
-        return Ok(plugin.take());
+    let instances: Vec<_> = plugins.iter().filter(|plugin| plugin["name"] == name).cloned().collect();
+    if !instances.is_empty() {
+        return Ok(instances.into());
     }
     let failure = Failure::failed(format_args!("no plugin is called `{name}`"));
     let names = plugins.iter().filter_map(|plugin| plugin["name"].as_str());
@@ -111,19 +114,27 @@ fn plugins(plugins: &[Plugin], now: f64) -> String {
         .map(|plugin| {
             let pid = plugin.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
             let since = plugin.serving_since.map_or_else(|| "-".to_owned(), |at| format!("{} ago", between(at, now)));
-            [plugin.name.clone(), plugin.condition(now), pid, plugin.restarts.to_string(), since]
+            [plugin.label(), plugin.condition(now), pid, plugin.restarts.to_string(), since]
         })
         .collect();
     let mut text = table(["PLUGIN", "STATE", "PID", "RESTARTS", "SERVING SINCE"], &rows);
     for plugin in plugins {
         if let (Some(exit), Some(report)) = (&plugin.last_exit, &plugin.last_exit_report) {
-            text += &format!("\n\nlast exit of {}, {} ago:\n{report}", plugin.name, between(exit.at, now));
+            text += &format!("\n\nlast exit of {}, {} ago:\n{report}", plugin.label(), between(exit.at, now));
         }
     }
     text
 }
 
 impl Plugin {
+    /// What it is called, with the instance's number where there are several.
+    pub(super) fn label(&self) -> String {
+        match self.instance {
+            Some(instance) => format!("{} #{instance}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
     /// Its state in words, with when it is started again.
     pub(super) fn condition(&self, now: f64) -> String {
         let state = match &*self.state {

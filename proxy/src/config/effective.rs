@@ -207,6 +207,7 @@ fn plugin(it: &Plugin) -> Value {
         ("env", redacted(&table(&it.env))),
         ("env_pass", strings(&it.env_pass)),
         ("contract", contract.into()),
+        ("instances", it.instances.into()),
         ("config", redacted(&Value::Mapping(it.config.clone()))),
         ("timeout", time(it.timeout)),
         ("on_failure", on_failure(it.on_failure)),

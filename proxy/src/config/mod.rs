@@ -342,6 +342,8 @@ pub struct Plugin {
     pub env_pass: Vec<String>,
     /// What it speaks.
     pub contract: Contract,
+    /// Processes of it: 1 to 64, default 1.
+    pub instances: usize,
     /// Handed over by `Configure`; always a mapping.
     pub config: serde_yaml::Mapping,
     /// Default of [`PluginFilter::timeout`].

@@ -291,6 +291,8 @@ pub(super) struct Plugin {
     pub(super) env_pass: List<String>,
     /// What the plugin speaks. Default `palisade`.
     pub(super) contract: Slot<Contract>,
+    /// Processes of it, 1 to 64. Default 1.
+    pub(super) instances: Slot<u64>,
     /// Handed to the plugin as it is.
     pub(super) config: Slot<Raw>,
     /// How long a filter waits for the plugin's verdict. Default 200ms.

@@ -1,6 +1,5 @@
 //! One question to a plugin: within its time, asked a second time only if the first connection broke.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::config;
 use crate::http::{Request, RequestBody};
-use crate::plugin::{CallError, Client, Needs, ResponseHead, ResponseVerdict, Running, Subject, Verdict};
+use crate::plugin::{CallError, Lease, Needs, ResponseHead, ResponseVerdict, Running, Subject, Verdict};
 use crate::respond::{Failure, Reason};
 
 /// An answer, and what the instance that gave it needs.
@@ -71,7 +70,7 @@ pub(super) async fn ask_request(
         let needs = client.needs();
         let content = held(&needs, max_body, body, &mut deadline).await?;
         let call = client.check_request(&Subject { request, route, body: content }, deadline)?;
-        match plugin.call(deadline, call).await {
+        match plugin.call(&client, deadline, call).await {
             Ok(answer) => return Ok(Asked { answer, needs }),
             Err(CallError::Lost(_)) if again => client = replacement(plugin, &client, deadline).await?,
             Err(error) => return Err(error.into()),
@@ -92,7 +91,7 @@ pub(super) async fn ask_response(
     let mut again = true;
     loop {
         let call = client.check_response(request, response, deadline);
-        match plugin.call(deadline, call).await {
+        match plugin.call(&client, deadline, call).await {
             Ok(verdict) => return Ok(verdict),
             Err(CallError::Lost(_)) if again => client = replacement(plugin, &client, deadline).await?,
             Err(error) => return Err(error.into()),
@@ -103,7 +102,7 @@ pub(super) async fn ask_response(
 
 /// The client for a second attempt. Its call may reach a plugin that has seen the first one: a filter that is asked
 /// twice gives two verdicts, of which the client gets one.
-async fn replacement(plugin: &Running, lost: &Arc<Client>, deadline: Instant) -> Result<Arc<Client>, Failed> {
+async fn replacement(plugin: &Running, lost: &Lease, deadline: Instant) -> Result<Lease, Failed> {
     Ok(plugin.client_after(lost, deadline).await?)
 }
 

@@ -4,53 +4,39 @@ mod adapter;
 mod mosn;
 mod mutation;
 mod native;
+mod pool;
 
 use std::collections::BTreeMap;
-use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use http::{HeaderMap, StatusCode};
-use palisade_supervisor::{Plugin, StartError, Unavailable};
+use palisade_supervisor::StartError;
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 
 pub(crate) use self::adapter::{Contracts, Roles};
 pub(crate) use self::mutation::{HeaderOp, apply};
+pub(crate) use self::pool::{Lease, Running};
 use crate::config::{self, Config, Filter};
 use crate::http::Request;
 use crate::respond::Reply;
-
-/// How long a client whose connection broke may still be the plugin's client before it is tried again: the time that
-/// an exit takes to be noticed.
-const EXIT_NOTICE: Duration = Duration::from_millis(50);
 
 /// All plugins by name, running from the moment of their making.
 #[derive(Debug)]
 pub(crate) struct Plugins(BTreeMap<String, Arc<Running>>);
 
-/// One plugin under supervision.
-#[derive(Debug)]
-pub(crate) struct Running {
-    supervised: Plugin<Contracts>,
-    /// Calls under way. They are not cancelled when the client leaves: bursts of cancelled calls look like an attack
-    /// to the plugin's HTTP/2 server, which then closes the connection under everybody's calls.
-    calls: TaskTracker,
-}
-
 impl Plugins {
     /// Starts every plugin of a configuration.
     pub(crate) fn start(config: &Config) -> Result<Self, StartError> {
-        let mut running = BTreeMap::new();
-        for (name, plugin) in &config.plugins {
+        let start = |(name, plugin): (&String, &config::Plugin)| {
             let spec = adapter::spec(name, plugin, &config.runtime_dir);
-            let contracts = Contracts::new(plugin, roles(config, name));
-            let supervised = Plugin::start(spec, contracts)?;
-            running.insert(name.clone(), Arc::new(Running { supervised, calls: TaskTracker::new() }));
-        }
-        Ok(Self(running))
+            let roles = roles(config, name);
+            let running = Running::start(&spec, plugin.instances, || Contracts::new(plugin, roles))?;
+            Ok((name.clone(), Arc::new(running)))
+        };
+        config.plugins.iter().map(start).collect::<Result<_, _>>().map(Self)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Running>> {
@@ -63,23 +49,7 @@ impl Plugins {
 
     /// Stops all of them, in parallel, each within its own bounds.
     pub(crate) async fn shutdown(&self) {
-        let stops: Vec<_> = self
-            .0
-            .values()
-            .cloned()
-            .map(|plugin| {
-                tokio::spawn(async move {
-                    plugin.supervised.shutdown().await;
-                    plugin.calls.close();
-                    plugin.calls.wait().await;
-                })
-            })
-            .collect();
-        for stop in stops {
-            if let Err(error) = stop.await {
-                tracing::error!(target: "palisade::plugin", %error, "stopping a plugin failed");
-            }
-        }
+        join_all(self.iter().map(|plugin| plugin.shutdown())).await;
     }
 }
 
@@ -91,50 +61,6 @@ fn roles(config: &Config, name: &str) -> Roles {
     let certificates =
         config.listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.plugin == name));
     Roles { filter, certificates }
-}
-
-impl Deref for Running {
-    type Target = Plugin<Contracts>;
-
-    fn deref(&self) -> &Plugin<Contracts> {
-        &self.supervised
-    }
-}
-
-impl Running {
-    /// The client of the instance that serves, waiting for one no longer than until `deadline`.
-    pub(crate) async fn client_by(&self, deadline: Instant) -> Result<Arc<Client>, Unavailable> {
-        match self.supervised.client() {
-            Some(client) => Ok(client),
-            None => self.supervised.wait_client(deadline).await,
-        }
-    }
-
-    /// A client after `lost` broke: another one, or the same if its process seems to live.
-    pub(crate) async fn client_after(&self, lost: &Arc<Client>, deadline: Instant) -> Result<Arc<Client>, Unavailable> {
-        let mut status = self.supervised.watch();
-        let same = |client: Option<Arc<Client>>| client.is_some_and(|client| Arc::ptr_eq(&client, lost));
-        let notice = deadline.min(Instant::now() + EXIT_NOTICE);
-        while same(self.supervised.client()) {
-            match tokio::time::timeout_at(notice, status.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => break,
-            }
-        }
-        self.client_by(deadline).await
-    }
-
-    /// Calls a client, no longer than until `deadline`, without cancelling when the caller goes.
-    pub(crate) async fn call<T, F>(&self, deadline: Instant, call: F) -> Result<T, CallError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, CallError>> + Send + 'static,
-    {
-        let call = self
-            .calls
-            .spawn(async move { tokio::time::timeout_at(deadline, call).await.unwrap_or(Err(CallError::Timeout)) });
-        call.await.unwrap_or_else(|error| Err(CallError::Failed(format!("the call's task failed: {error}"))))
-    }
 }
 
 /// What one serving instance speaks.

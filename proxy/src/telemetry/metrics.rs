@@ -232,14 +232,15 @@ fn supervision(plugins: &[Status]) -> Registry {
     let failures = Family::<PluginLabels, Gauge>::default();
     for status in plugins {
         let labels = PluginLabels { plugin: Name::from(&*status.name) };
-        up.get_or_create(&labels).set(i64::from(status.state == State::Serving));
+        up.get_or_create(&labels).inc_by(i64::from(status.state == State::Serving));
         restarts.get_or_create(&labels).inc_by(status.restarts);
-        failures.get_or_create(&labels).set(i64::from(status.failures));
+        let most = failures.get_or_create(&labels).get().max(i64::from(status.failures));
+        failures.get_or_create(&labels).set(most);
     }
     let mut registry = Registry::default();
-    registry.register("palisade_plugin_up", "Whether a plugin serves", up);
+    registry.register("palisade_plugin_up", "Instances of a plugin that serve", up);
     registry.register("palisade_plugin_restarts", "Starts of a plugin after its first", restarts);
-    registry.register("palisade_plugin_failures", "Failures of a plugin in a row", failures);
+    registry.register("palisade_plugin_failures", "Failures in a row, of the instance with the most", failures);
     registry
 }
 

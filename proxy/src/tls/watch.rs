@@ -72,9 +72,9 @@ impl Certificates {
     async fn follow_on(&self) {
         let mut status = self.plugin.watch();
         loop {
-            status.mark_unchanged();
-            let Some(client) = self.plugin.client() else {
-                if status.changed().await.is_err() {
+            status.mark_seen();
+            let Some(client) = self.plugin.any_client() else {
+                if !status.changed().await {
                     // Shut down for good.
                     return;
                 }
@@ -82,7 +82,7 @@ impl Certificates {
             };
             let error = self.follow_client(&client).await;
             let plugin = self.plugin.name();
-            if self.plugin.client().is_some_and(|now| Arc::ptr_eq(&now, &client)) {
+            if self.plugin.is_current(&client) {
                 tracing::warn!(target: "palisade::tls", plugin, %error, "watching certificates failed, is tried again");
                 self.fault(error.to_string());
             }
