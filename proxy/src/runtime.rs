@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use palisade_supervisor::{Plugin, ExitReport, PrivateDirError, StartError, State, Status, prepare_runtime_dir};
+use palisade_supervisor::{ExitReport, Plugin, PrivateDirError, StartError, State, Status, prepare_runtime_dir};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

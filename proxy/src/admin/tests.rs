@@ -129,15 +129,16 @@ async fn readiness_is_what_the_runtime_says() {
 #[tokio::test]
 async fn an_order_is_answered_with_what_came_of_it() {
     let proxy = Proxy::start().await;
-    let (code, plugin) = proxy.json("POST", "/plugins/auth/restart").await;
+    let (code, answer) = proxy.json("POST", "/plugins/auth/restart").await;
+    let plugin = &answer["instances"][0];
     assert_eq!((code, &plugin["name"], &plugin["state"]), (200, &json!("auth"), &json!("backing_off")));
     let report = plugin["last_exit_report"].as_str().unwrap();
     assert!(report.contains("exit status 3") && report.contains("| no key"), "{report}");
 
     let (code, plugin) = proxy.json("POST", "/plugins/auth/stop").await;
-    assert_eq!((code, &plugin["state"]), (200, &json!("stopped")));
+    assert_eq!((code, &plugin["instances"][0]["state"]), (200, &json!("stopped")));
     let (code, plugin) = proxy.json("POST", "/plugins/auth/start").await;
-    assert_eq!((code, &plugin["state"]), (200, &json!("backing_off")));
+    assert_eq!((code, &plugin["instances"][0]["state"]), (200, &json!("backing_off")));
 
     let (_, status) = proxy.json("GET", "/status").await;
     assert_eq!(status["plugins"][0]["name"], "auth");

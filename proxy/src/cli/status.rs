@@ -209,8 +209,8 @@ error: plugin `certs` exited (exit status 1, after 212 ms)
 
     #[test]
     fn a_plugin_is_found_by_its_name_or_a_near_one_is_named() {
-        assert_eq!(take_plugin(&mut answer(), "auth").unwrap()["pid"], 42);
-        let Err(Failure::Told { message, help, .. }) = take_plugin(&mut answer(), "auht") else { panic!() };
+        assert_eq!(take_instances(&mut answer(), "auth").unwrap()[0]["pid"], 42);
+        let Err(Failure::Told { message, help, .. }) = take_instances(&mut answer(), "auht") else { panic!() };
         assert_eq!(message, "no plugin is called `auht`");
         assert_eq!(help.as_deref(), Some("did you mean `auth`?"));
     }

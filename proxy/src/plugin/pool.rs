@@ -187,7 +187,8 @@ impl Running {
     pub(crate) async fn restart(&self) {
         for instance in self.instances() {
             instance.restart().await;
-            let settled = instance.watch().wait_for(|status| is_settled(&status.state)).await.map(|status| status.state);
+            let settled =
+                instance.watch().wait_for(|status| is_settled(&status.state)).await.map(|status| status.state);
             if settled.ok() != Some(State::Serving) {
                 return;
             }
