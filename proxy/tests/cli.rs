@@ -315,7 +315,7 @@ fn a_running_proxy_tells_its_state() {
     assert_eq!((&answer["plugins"][0]["name"], &answer["listeners"][0]["name"]), (&json!("auth"), &json!("web")));
 
     let Said { code, out, .. } = proxy.ask(&["status", "auth", "--json"]);
-    assert_eq!((code, &value(&out)["name"]), (0, &json!("auth")));
+    assert_eq!((code, &value(&out)[0]["name"]), (0, &json!("auth")));
     let Said { code, err, .. } = proxy.ask(&["status", "auht"]);
     assert_eq!((code, &*err), (1, "error: no plugin is called `auht`\n  did you mean `auth`?\n"));
     assert_eq!(proxy.end(), Some(0));
@@ -335,7 +335,7 @@ fn plugins_take_orders_and_the_exit_code_says_what_came_of_them() {
         assert!(err.contains("exit status 3") && err.contains("    | no key"), "{err}");
     }
     let Said { code, out, .. } = proxy.ask(&["plugin", "restart", "auth", "--json"]);
-    assert_eq!((code, &value(&out)["state"]), (1, &json!("backing_off")));
+    assert_eq!((code, &value(&out)["instances"][0]["state"]), (1, &json!("backing_off")));
     assert_eq!(proxy.end(), Some(0));
 }
 
