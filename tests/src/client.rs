@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::soon;
@@ -89,8 +90,18 @@ pub struct Stream {
 
 #[derive(Debug)]
 enum Answer {
-    Awaited(tokio::task::JoinHandle<hyper::Result<Response<Incoming>>>),
+    Awaited(Asking),
     Coming(Box<Response<Incoming>>),
+}
+
+/// Whoever drops this has left.
+#[derive(Debug)]
+struct Asking(JoinHandle<hyper::Result<Response<Incoming>>>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A request for a path with these header fields and no body.
@@ -178,8 +189,29 @@ impl Client {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(io));
-        let (sender, connection) = soon("a handshake", handshake).await.unwrap();
+        Self::http2_with(&http2::Builder::new(TokioExecutor::new()), io, authority).await
+    }
+
+    /// Speaks HTTP/2 over an open connection, with room for little that was sent and not read yet.
+    ///
+    /// # Panics
+    ///
+    /// When the connection breaks.
+    pub async fn http2_narrow<I>(io: I, authority: &str) -> Self
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        const WINDOW: u32 = 64 * 1024;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
+        Self::http2_with(&builder, io, authority).await
+    }
+
+    async fn http2_with<I>(builder: &http2::Builder<TokioExecutor>, io: I, authority: &str) -> Self
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = soon("a handshake", builder.handshake(TokioIo::new(io))).await.unwrap();
         tokio::spawn(async move { connection.await.ok() });
         Self { sender: Sender::Http2(sender), authority: authority.to_owned() }
     }
@@ -226,7 +258,7 @@ impl Client {
     pub fn stream(&mut self, request: Request<()>) -> Stream {
         let (sender, receiver) = mpsc::channel(16);
         let body = StreamBody::new(ReceiverStream::new(receiver)).boxed();
-        let answer = tokio::spawn(self.dispatch(request.map(|()| body)));
+        let answer = Asking(tokio::spawn(self.dispatch(request.map(|()| body))));
         Stream { sender: Some(sender), answer: Answer::Awaited(answer) }
     }
 
@@ -309,13 +341,28 @@ impl Stream {
     /// When it does not come.
     pub async fn head(&mut self) -> &Response<Incoming> {
         if let Answer::Awaited(awaited) = &mut self.answer {
-            let response = soon("a response's head", awaited).await.unwrap().unwrap();
+            let response = soon("a response's head", &mut awaited.0).await.unwrap().unwrap();
             self.answer = Answer::Coming(Box::new(response));
         }
         match &self.answer {
             Answer::Coming(response) => response,
             Answer::Awaited(_) => unreachable!("it has come"),
         }
+    }
+
+    /// Reads the response's body to its end, or to where it breaks off.
+    ///
+    /// # Panics
+    ///
+    /// When there is no response.
+    pub async fn rest(mut self) -> Bytes {
+        self.head().await;
+        let Answer::Coming(response) = &mut self.answer else { unreachable!("it has come") };
+        let mut body = Vec::new();
+        while let Some(Ok(frame)) = soon("a frame", response.body_mut().frame()).await {
+            body.extend(frame.into_data().unwrap_or_default());
+        }
+        body.into()
     }
 
     /// Waits for the next frame of the response's body.

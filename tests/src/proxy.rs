@@ -357,6 +357,43 @@ upstreams: {{app: {{endpoints: ['{endpoint}']{upstream}}}}}
         serde_json::from_slice(&reply.body).unwrap()
     }
 
+    /// The sum of all series of a metric that have these labels, from `GET /metrics`. 0 where there is none.
+    ///
+    /// # Panics
+    ///
+    /// When the admin socket does not answer with metrics.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let mut client = Client::http1_unix(&self.runtime_dir().join("admin.sock")).await;
+        let reply = client.get("/metrics", &[]).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let has = |series: &str| {
+            labels.iter().all(|(label, value)| {
+                let label = format!("{label}=\"{value}\"");
+                series.trim_end_matches('}').split(',').any(|written| written == label)
+            })
+        };
+        let text = reply.text();
+        let series = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' '));
+        series.filter(|(series, _)| has(series)).map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+    }
+
+    /// Waits until a metric has a value. See [`Proxy::metric`].
+    ///
+    /// # Panics
+    ///
+    /// When that does not come.
+    pub async fn until_metric(&self, name: &str, labels: &[(&str, &str)], value: u64) {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let found = self.metric(name, labels).await;
+            if found == value {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{name}{labels:?} is {found} and not {value}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// The status of one plugin.
     ///
     /// # Panics

@@ -2,15 +2,15 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::soon;
 
-/// A TCP connection.
+/// A connection over TCP, or whatever else carries bytes.
 #[derive(Debug)]
-pub struct Raw {
-    stream: TcpStream,
+pub struct Raw<I = TcpStream> {
+    stream: I,
     buffer: Vec<u8>,
 }
 
@@ -57,6 +57,28 @@ impl Raw {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = soon("a connection", TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::over(stream)
+    }
+
+    /// Connects, with room for little that was sent and not read yet.
+    ///
+    /// # Panics
+    ///
+    /// When nobody listens.
+    pub async fn connect_narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        // Before connecting, for the window is agreed upon with the connection.
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        let stream = soon("a connection", socket.connect(address)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self::over(stream)
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Raw<I> {
+    /// Uses an open connection.
+    #[must_use]
+    pub fn over(stream: I) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
@@ -76,10 +98,8 @@ impl Raw {
     ///
     /// When it is no response, or does not come.
     pub async fn reply(&mut self) -> Option<RawReply> {
-        let head = self.head().await?;
-        let (status, headers) = parse_head(&head);
-        let mut reply = RawReply { status, headers, body: Vec::new(), trailers: Vec::new() };
-        if status < 200 || status == 204 || status == 304 {
+        let mut reply = self.reply_head().await?;
+        if reply.status < 200 || reply.status == 204 || reply.status == 304 {
             return Some(reply);
         }
         if reply.header("transfer-encoding") == "chunked" {
@@ -109,6 +129,16 @@ impl Raw {
     pub async fn rest(&mut self) -> Vec<u8> {
         while self.fill().await {}
         std::mem::take(&mut self.buffer)
+    }
+
+    /// Reads a response's head and leaves its body; `None` when the connection ended before it.
+    ///
+    /// # Panics
+    ///
+    /// When it is no response, or does not come.
+    pub async fn reply_head(&mut self) -> Option<RawReply> {
+        let (status, headers) = parse_head(&self.head().await?);
+        Some(RawReply { status, headers, body: Vec::new(), trailers: Vec::new() })
     }
 
     /// Reads up to the blank line. `None`: the connection ended.

@@ -4,10 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -85,9 +87,21 @@ impl Authority {
     /// When no key can be made.
     #[must_use]
     pub fn certificate(&self, names: &[&str]) -> Certificate {
+        self.certificate_from(names, SystemTime::UNIX_EPOCH)
+    }
+
+    /// A fresh certificate for these names that is valid from then on.
+    ///
+    /// # Panics
+    ///
+    /// When no key can be made.
+    #[must_use]
+    pub fn certificate_from(&self, names: &[&str], not_before: SystemTime) -> Certificate {
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_before = not_before.into();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Certificate { der: certificate.der().clone(), chain_pem: certificate.pem(), key_pem: key.serialize_pem() }
     }
 
@@ -139,14 +153,27 @@ impl TlsClient {
     ///
     /// When the server does not answer, or the name is none.
     pub async fn connect(&self, address: SocketAddr, name: &str) -> io::Result<TlsStream<TcpStream>> {
+        let stream = soon("a connection", TcpStream::connect(address)).await?;
+        stream.set_nodelay(true)?;
+        self.connect_over(stream, name).await
+    }
+
+    /// Makes a handshake over an open connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`TlsClient::connect`].
+    ///
+    /// # Panics
+    ///
+    /// As [`TlsClient::connect`].
+    pub async fn connect_over<I>(&self, io: I, name: &str) -> io::Result<TlsStream<I>>
+    where
+        I: AsyncRead + AsyncWrite + Unpin,
+    {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connector = TlsConnector::from(Arc::new(self.0.clone()));
-        soon("a TLS handshake", async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            connector.connect(name, stream).await
-        })
-        .await
+        soon("a TLS handshake", connector.connect(name, io)).await
     }
 
     /// The certificate that a server presents for a name.

@@ -9,6 +9,7 @@
 //! | `/ws...` | 101 to a WebSocket, then an echo of every byte |
 //! | `/hop...` | 200 with fields that concern one connection only |
 //! | `/trailers...` | 200 with the trailer `x-checksum: abc` |
+//! | `/bytes/N` | 200 with a body of N bytes |
 //! | others | 200 `hello from NAME` |
 
 use std::convert::Infallible;
@@ -81,6 +82,7 @@ struct Shared {
     name: String,
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
+    open: AtomicUsize,
     released: watch::Sender<bool>,
 }
 
@@ -189,6 +191,12 @@ impl Upstream {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
+    /// How many of them are open.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        self.shared.open.load(Ordering::SeqCst)
+    }
+
     /// Waits until it was asked so often.
     pub async fn until_asked(&self, times: usize) {
         eventually(format_args!("the upstream was asked {times} times"), || self.count() >= times).await;
@@ -206,6 +214,7 @@ impl Shared {
             name: name.to_owned(),
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             released: watch::Sender::new(false),
         })
     }
@@ -224,6 +233,7 @@ impl Shared {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         self.connections.fetch_add(1, Ordering::SeqCst);
+        let _open = OpenConnection::new(&self);
         let service = service_fn(move |request| {
             let shared = Arc::clone(&self);
             async move { shared.answer(request).await }
@@ -261,7 +271,11 @@ impl Shared {
             seen.trailers = body.trailers().cloned().unwrap_or_default();
             seen.body = body.to_bytes();
         }
-        let mut response = Response::new(full(format!("hello from {}", self.name)));
+        let length = path.strip_prefix("/bytes/").map(|length| length.parse().unwrap());
+        let mut response = Response::new(match length {
+            Some(length) => full(vec![b'x'; length]),
+            None => full(format!("hello from {}", self.name)),
+        });
         let headers = response.headers_mut();
         headers.insert("x-upstream", HeaderValue::from_str(&self.name).unwrap());
         if path.starts_with("/hop") {
@@ -293,6 +307,22 @@ impl Shared {
             trailers: HeaderMap::new(),
         });
         seen.len() - 1
+    }
+}
+
+/// Counts a connection until it ends, however it ends.
+struct OpenConnection(Arc<Shared>);
+
+impl OpenConnection {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.open.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

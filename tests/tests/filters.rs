@@ -1,4 +1,4 @@
-//! What filters see, decide and change, and what becomes of decisions that make no sense.
+//! What filters see, decide and change.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -35,75 +35,6 @@ fn reported(report: &Value, name: &str) -> Vec<String> {
     let fields = report["headers"].as_array().unwrap();
     let values = fields.iter().filter(|field| field[0] == name);
     values.map(|field| field[1].as_str().unwrap().to_owned()).collect()
-}
-
-#[tokio::test]
-async fn invalid_verdicts_fail_the_request_and_nothing_of_them_is_used() {
-    let (proxy, upstream) = start(&["serve"], ", timeout: 10s").await;
-    let pid = proxy.plugin_pid("auth").await;
-    let all = [
-        "empty",
-        "no-mutation",
-        "crlf",
-        "nul",
-        "content-length",
-        "transfer-encoding",
-        "connection",
-        "host",
-        "pseudo",
-        "upper",
-        "no-name",
-        "forwarded",
-        "request-id",
-        "remove-host",
-        "many",
-        "huge-header",
-        "bad-response-header",
-        "status-99",
-        "status-101",
-        "status-600",
-        "body-204",
-        "deny-crlf",
-        "deny-content-length",
-    ];
-    for what in all {
-        let reply = proxy.get("/", &[ADMIN, ("x-fake", what)]).await;
-        assert_eq!((reply.status, reply.reason().as_str()), (503, "plugin_invalid"), "{what}: {reply:?}");
-        reply.assert_failed(503, "plugin_invalid");
-        assert!(!reply.headers.contains_key("x-a") && !reply.headers.contains_key("x-b"), "{what}: {reply:?}");
-        assert!(!reply.headers.contains_key("set-cookie"), "{what}: {reply:?}");
-    }
-    assert_eq!(upstream.count(), 0);
-    assert_eq!(proxy.plugin_pid("auth").await, pid, "an invalid verdict is no crash");
-}
-
-#[tokio::test]
-async fn failed_and_oversized_answers_are_failures() {
-    let (proxy, upstream) = start(&["serve"], ", timeout: 10s").await;
-    proxy.get("/", &[ADMIN, ("x-fake", "error")]).await.assert_failed(503, "plugin_failed");
-    let reply = proxy.get("/", &[ADMIN, ("x-fake", "huge-body")]).await;
-    assert_eq!(reply.status, 503, "{reply:?}");
-    assert!(reply.reason().starts_with("plugin_"), "{reply:?}");
-    assert_eq!(upstream.count(), 0);
-    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
-}
-
-#[tokio::test]
-async fn no_grpc_status_ever_means_allow_or_a_verdict() {
-    let (proxy, upstream) = start(&["serve-bare"], ", timeout: 10s, stop_timeout: 500ms").await;
-    for code in 1..=16 {
-        let reply = proxy.get("/", &[ADMIN, ("x-fake", &format!("code-{code}"))]).await;
-        let expected = match code {
-            // CANCELLED is what a server says whose deadline has passed, too.
-            1 | 4 => (504, "plugin_timeout"),
-            8 => (503, "plugin_overloaded"),
-            _ => (503, reply.reason().leak() as &str),
-        };
-        assert_eq!((reply.status, reply.reason().as_str()), expected, "code {code}: {reply:?}");
-        assert!(reply.reason().starts_with("plugin_"), "code {code}: {reply:?}");
-    }
-    assert_eq!(upstream.count(), 0);
-    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
 }
 
 #[tokio::test]
@@ -223,6 +154,10 @@ async fn every_request_gets_its_own_verdict() {
         stream.end();
         if n % 3 == 0 { given_up.push(stream) } else { kept.push(stream) }
     }
+    let mut kept = kept.into_iter();
+    let first = kept.next().unwrap().finish().await;
+    assert_eq!(first.status, 200, "{first:?}");
+    // By now all of them are under way. Streams that are reset before they are looked at end the connection.
     drop(given_up);
     for stream in kept {
         let reply = stream.finish().await;
@@ -374,9 +309,15 @@ upstreams: {{app: {{endpoints: ['{}']}}}}
         proxy.get("/", headers).await.assert_failed(403, "header_check");
     }
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
-    assert_eq!(proxy.get("/", &[("user", "guest"), ADMIN]).await.status, 200);
-    proxy.get("/many", &[("x-key", "c")]).await.assert_failed(401, "header_check");
+    assert_eq!(proxy.get("/", &[ADMIN, ADMIN]).await.status, 200);
+    // Which of several fields an upstream goes by, nobody knows.
+    proxy.get("/", &[("user", "guest"), ADMIN]).await.assert_failed(403, "header_check");
+    proxy.get("/", &[ADMIN, ("user", "guest")]).await.assert_failed(403, "header_check");
+    for headers in [&[("x-key", "c")][..], &[("x-key", "a"), ("x-key", "c")]] {
+        proxy.get("/many", headers).await.assert_failed(401, "header_check");
+    }
     assert_eq!(proxy.get("/many", &[("x-key", "b")]).await.status, 200);
+    assert_eq!(proxy.get("/many", &[("x-key", "b"), ("x-key", "a")]).await.status, 200);
 }
 
 #[tokio::test]

@@ -66,6 +66,8 @@ async fn http10_is_served() {
     assert!(raw.reply().await.is_none(), "the connection went on");
     // Somebody has to be asked for, so the upstream is named by its own address.
     assert_eq!(upstream.last().authority, upstream.address().to_string());
+    // But the client named nobody.
+    assert!(upstream.last().values("x-forwarded-host").is_empty(), "{:?}", upstream.last());
 }
 
 #[tokio::test]

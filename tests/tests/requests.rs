@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, get, read_head, soon};
@@ -29,6 +29,11 @@ async fn requests_that_two_servers_could_read_in_two_ways_are_refused() {
         (with("Host: u@a"), 400, "bad_host"),
         (with("Host: a:99999"), 400, "bad_host"),
         (with("Host: a/b"), 400, "bad_host"),
+        (with("Host: a.."), 400, "bad_host"),
+        (with("Host: ."), 400, "bad_host"),
+        (with("Host: .a"), 400, "bad_host"),
+        (with("Host: a..b"), 400, "bad_host"),
+        (with("Host: a..:80"), 400, "bad_host"),
         (with("Host: a\r\nTransfer-Encoding: gzip, chunked"), 400, "bad_framing"),
         (with("Host: a\r\nTransfer-Encoding: identity"), 400, "malformed"),
         (with("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 400, "bad_framing"),
@@ -52,10 +57,18 @@ async fn requests_that_two_servers_could_read_in_two_ways_are_refused() {
         (target("/%zz"), 400, "bad_path"),
         (target("/../a"), 400, "bad_path"),
         (target("/a/..;x/b"), 400, "bad_path"),
+        (target("/a;b"), 400, "bad_path"),
+        (target("/a;/b"), 400, "bad_path"),
+        (target("/;a"), 400, "bad_path"),
+        (target("/a;v=1?x"), 400, "bad_path"),
+        (target("/a%3bb"), 400, "bad_path"),
+        (target("/a/..%3B/b"), 400, "bad_path"),
+        (target("http://a/a;b"), 400, "bad_path"),
         (target("/%c0%ae"), 400, "bad_path"),
         (target("admin"), 400, "bad_path"),
         (target("*"), 400, "bad_path"),
         (target("http://u@a/"), 400, "bad_host"),
+        (target("http://a../"), 400, "bad_host"),
         (target(&format!("/{}", "a".repeat(9_000))), 414, "target_too_long"),
         ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".into(), 405, "method_refused"),
         ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405, "method_refused"),
@@ -300,6 +313,26 @@ routes: [{{upstream: 'http://{}'}}]
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_yet_has_the_time_of_an_idle_one() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{header_timeout: 300ms, idle_timeout: 1500ms}}}}]
+routes: [{{upstream: 'http://{}'}}]
+",
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut patient = Raw::connect(proxy.address()).await;
+    let connected = Instant::now();
+    let mut silent = Raw::connect(proxy.address()).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    patient.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(patient.reply().await.unwrap().status, 200);
+    assert!(silent.rest().await.is_empty());
+    assert!(connected.elapsed() >= Duration::from_millis(1400), "closed after {:?}", connected.elapsed());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::kill;
@@ -70,6 +71,26 @@ async fn a_bundle_that_does_not_fit_leaves_the_last_good_one() {
         let body = secret.lines().nth(1).unwrap();
         assert!(!proxy.log().contains(body), "a key is in the log");
     }
+}
+
+#[tokio::test]
+async fn a_certificate_of_tomorrow_does_not_replace_one_of_today() {
+    let (authority, dir) = (Authority::new(), place());
+    let upstream = Upstream::http1("app").await;
+    let (good, next) = (authority.certificate(&["a.example"]), authority.certificate(&["a.example"]));
+    let in_30_days = SystemTime::now() + Duration::from_secs(30 * 24 * 60 * 60);
+    let early = authority.certificate_from(&["a.example"], in_30_days);
+    good.write(dir.path(), "a");
+    let mut proxy = start(dir.path(), "", &upstream).await;
+    early.write(dir.path(), "a");
+    let valid = |line: &str| line.contains("bundle refused") && line.contains("valid");
+    proxy.wait_for_log("that it is not valid yet", valid).await;
+    let client = authority.client();
+    for _ in 0..3 {
+        assert_eq!(client.presented(proxy.address(), "a.example").await.unwrap(), good.der);
+    }
+    next.write(dir.path(), "a");
+    until_presented(&proxy, &authority, "a.example", &next).await;
 }
 
 #[tokio::test]

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::Request;
-use palisade_tests::{Client, LONG, Proxy, Scripted, Upstream, get, read_head, soon};
-use tokio::io::AsyncWriteExt;
+use palisade_tests::{Client, LONG, Proxy, Raw, Scripted, Upstream, eventually, get, read_head, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A port that nobody listens on.
 fn free() -> SocketAddr {
@@ -249,4 +249,103 @@ async fn upstreams_can_t_speak_in_the_proxy_s_name() {
     let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
     let reply = proxy.get("/", &[]).await;
     assert_eq!((reply.status, reply.reason().as_str()), (403, ""), "{reply:?}");
+}
+
+#[tokio::test]
+async fn without_room_for_idle_connections_none_is_kept() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::in_front_of(upstream.address(), ", max_idle: 0", "").await;
+    let mut client = Client::http1(proxy.address()).await;
+    for n in 1..=5 {
+        assert_eq!(client.get("/", &[]).await.status, 200);
+        eventually("the connection is closed", || upstream.open_connections() == 0).await;
+        assert_eq!(upstream.connections(), n);
+    }
+}
+
+#[tokio::test]
+async fn te_goes_to_an_upstream_as_its_protocol_has_it() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    let named = |seen: &palisade_tests::Seen| {
+        let values = seen.values("connection");
+        let options = values.iter().flat_map(|value| value.split(|byte| *byte == b','));
+        options.map(<[u8]>::trim_ascii).any(|option| option.eq_ignore_ascii_case(b"te"))
+    };
+    // Only with its name in `connection` (RFC 9110 section 10.1.4): else a server behind may take it for its own.
+    for mut client in [Client::http1(proxy.address()).await, Client::http2(proxy.address()).await] {
+        assert_eq!(client.get("/", &[("te", "trailers")]).await.status, 200);
+        let seen = upstream.last();
+        assert_eq!(named(&seen), !seen.values("te").is_empty(), "{seen:?}");
+        assert!(seen.values("te").iter().all(|value| value == b"trailers"), "{seen:?}");
+        assert_eq!(client.get("/", &[]).await.status, 200);
+        let seen = upstream.last();
+        assert!(!named(&seen) && seen.values("te").is_empty(), "{seen:?}");
+    }
+    let mut raw = Raw::connect(proxy.address()).await;
+    raw.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, TE\r\nTE: trailers\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    assert_eq!(raw.reply().await.unwrap().status, 101);
+    let seen = upstream.last();
+    assert_eq!(named(&seen), !seen.values("te").is_empty(), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_stands_still_is_the_client_s_fault_with_either_protocol() {
+    for protocol in ["http1", "http2"] {
+        let upstream = if protocol == "http1" { Upstream::http1("app").await } else { Upstream::http2("app").await };
+        let yaml = format!(
+            "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{body_idle_timeout: 300ms}}}}]
+routes: [{{upstream: app}}]
+upstreams: {{app: {{endpoints: ['{}'], protocol: {protocol}}}}}
+",
+            upstream.address()
+        );
+        let proxy = Proxy::start(&yaml).await;
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send("POST /stalled HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc").await;
+        let reply = raw.reply().await.unwrap();
+        let answer = (reply.status, reply.header("x-palisade-reason"));
+        assert_eq!(answer, (408, "body_timeout".to_owned()), "{protocol}: {reply:?}");
+        let mut client = Client::http2(proxy.address()).await;
+        let mut stream = client.stream(Request::post("/stalled").body(()).unwrap());
+        stream.send("abc").await;
+        assert_eq!(stream.head().await.status(), 408, "{protocol}");
+        assert_eq!(stream.head().await.headers()["x-palisade-reason"], "body_timeout", "{protocol}");
+        assert_eq!(proxy.get("/", &[]).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_has_answered_is_not_held_by_an_upload_that_goes_on() {
+    let ended = Arc::new(tokio::sync::Notify::new());
+    let told = Arc::clone(&ended);
+    let upstream = Scripted::start(move |mut stream, _| {
+        let told = Arc::clone(&told);
+        async move {
+            read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfull").await.unwrap();
+            // Until the proxy hangs up.
+            while stream.read(&mut [0; 1024]).await.is_ok_and(|count| count > 0) {}
+            told.notify_one();
+        }
+    })
+    .await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{body_idle_timeout: 1h}}}}]
+routes: [{{upstream: app, timeout: none}}]
+upstreams: {{app: {{endpoints: ['{}']}}}}
+",
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut client = Client::http2(proxy.address()).await;
+    let mut stream = client.stream(Request::post("/").body(()).unwrap());
+    stream.send("some of it").await;
+    assert_eq!(stream.head().await.status(), 200);
+    assert_eq!(stream.frame().await.unwrap().into_data().unwrap(), "full");
+    // The stream is still there, and nothing on the client's side has ended it.
+    soon("the upstream is left", ended.notified()).await;
+    drop(stream);
+    assert_eq!(client.get("/", &[]).await.status, 200);
 }

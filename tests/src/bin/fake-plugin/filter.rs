@@ -38,6 +38,10 @@ impl Filter for Fake {
             "/response-empty" => CheckResponseResponse::default(),
             "/response-crlf" => CheckResponseResponse::pass(vec![HeaderMutation::set("x-a", "a\r\nx-b: b")]),
             "/response-replace" => CheckResponseResponse::replace(Reply::text(418, "replaced")),
+            "/response-replace-many" => CheckResponseResponse::replace(too_many_headers()),
+            "/response-replace-owned" => CheckResponseResponse::replace(with_header("content-length", "0")),
+            "/response-replace-crlf" => CheckResponseResponse::replace(with_header("location", "/\r\nset-cookie: x")),
+            "/response-replace-204" => CheckResponseResponse::replace(Reply::text(204, "a body")),
             "/response-remove" => CheckResponseResponse::pass(vec![seen, HeaderMutation::remove("x-upstream")]),
             _ => match config.text("mark") {
                 Some(mark) => {
@@ -56,11 +60,7 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
     let allow = CheckRequestResponse::allow;
     let set = |name: &str, value: &str| Ok(allow().mutate(HeaderMutation::set(name, value.to_owned())));
     let deny = |reply: Reply| Ok(CheckRequestResponse { verdict: Some(check_request_response::Verdict::Deny(reply)) });
-    let deny_with = |name: &str, value: &str| {
-        let mut reply = Reply::text(403, "no");
-        reply.headers.push(Header::new(name, value.to_owned()));
-        deny(reply)
-    };
+    let deny_with = |name: &str, value: &str| deny(with_header(name, value));
     if let Some(millis) = asked.strip_prefix("sleep-") {
         tokio::time::sleep(Duration::from_millis(millis.parse()?)).await;
     }
@@ -68,7 +68,10 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
         "crash" => crate::crash(),
         "crash-once" if std::fs::File::create_new("crashed").is_ok() => crate::crash(),
         "exit" => std::process::exit(0),
-        "hang" => std::future::pending().await,
+        "hang" => {
+            eprintln!("asked to hang");
+            std::future::pending().await
+        }
         "error" => return Err("asked to fail".into()),
         "empty" => return Ok(CheckRequestResponse::default()),
         "no-mutation" => return Ok(allow().mutate(HeaderMutation::default())),
@@ -95,6 +98,7 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
         "status-600" => return deny(Reply::text(600, "")),
         "body-204" => return deny(Reply::text(204, "a body")),
         "deny-crlf" => return deny_with("location", "/\r\nset-cookie: x"),
+        "deny-many" => return deny(too_many_headers()),
         "deny-content-length" => return deny_with("content-length", "0"),
         "huge-body" => return deny(Reply { status: 403, headers: Vec::new(), body: vec![b'x'; 3 << 20].into() }),
         "teapot" => {
@@ -142,6 +146,18 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
         verdict = verdict.mutate(HeaderMutation::set("x-echo", id.to_vec()));
     }
     Ok(verdict)
+}
+
+fn with_header(name: &str, value: &str) -> Reply {
+    let mut reply = Reply::text(403, "no");
+    reply.headers.push(Header::new(name, value.to_owned()));
+    reply
+}
+
+/// One more than a reply may have.
+fn too_many_headers() -> Reply {
+    let headers = (0..101).map(|n| Header::new(format!("x-{n}"), "1")).collect();
+    Reply { status: 403, headers, body: "no".into() }
 }
 
 /// All that a plugin sees, as JSON that fits a header.
