@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use palisade_tests::tls::Authority;
 use palisade_tests::{Client, Proxy, Raw, Upstream, fake, get, place};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -192,4 +192,20 @@ async fn a_tunnel_is_a_connection_until_it_ends() {
     assert_eq!(proxy.metric(OPEN, &WEB).await, 1);
     drop(next);
     proxy.until_metric(OPEN, &WEB, 0).await;
+}
+
+/// The answer is there long before the upload has ended: a client that reads it only then must not find a connection
+/// that was reset meanwhile.
+#[tokio::test]
+async fn an_answer_reaches_a_client_that_first_sends_all_of_its_upload() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::start(&yaml(&upstream, "", "")).await;
+    let upload = vec![b'x'; LONG_BODY];
+    // Refused before it is a request, and after that.
+    for head in ["GET / HTTP/1.1\r\nHost: a\r\nBad Header: a", "POST /%00 HTTP/1.1\r\nHost: a"] {
+        let mut stream = TcpStream::connect(proxy.address_of("web")).await.unwrap();
+        stream.write_all(format!("{head}\r\nContent-Length: {LONG_BODY}\r\n\r\n").as_bytes()).await.unwrap();
+        stream.write_all(&upload).await.expect("the connection is there until the client has sent everything");
+        assert_eq!(Raw::over(stream).reply().await.expect("an answer").status, 400);
+    }
 }

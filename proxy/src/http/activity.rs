@@ -1,11 +1,10 @@
 //! What one connection is doing: whether it may be ended, and whether its client still takes what it asked for.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use tokio::time::Instant;
 
 /// Shared by everything that works for one connection.
@@ -24,7 +23,9 @@ struct Counters {
     ended: AtomicU64,
     /// Responses of which a piece was taken over and none was asked for since.
     unread: AtomicUsize,
-    /// When a piece of any response was last asked for.
+    /// Pieces of responses that were taken over and not yet written.
+    held: AtomicUsize,
+    /// When a piece of any response was last asked for, or written in part.
     asked: AtomicU64,
     /// Whether the socket has no room.
     blocked: AtomicBool,
@@ -55,6 +56,7 @@ impl Activity {
             begun: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             unread: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
             asked: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
             wrote: AtomicU64::new(0),
@@ -76,7 +78,7 @@ impl Activity {
         let count = self.count();
         if self.0.blocked.load(Ordering::Relaxed) {
             Doing::Blocked(at(&self.0.wrote))
-        } else if count == 0 {
+        } else if count == 0 && self.0.held.load(Ordering::Relaxed) == 0 {
             Doing::Idle(at(&self.0.ended))
         } else if self.0.unread.load(Ordering::Relaxed) >= count {
             Doing::Unread(at(&self.0.asked))
@@ -85,12 +87,12 @@ impl Activity {
         }
     }
 
-    /// What came of a write to the socket.
-    pub(super) fn written(&self, written: &Poll<io::Result<usize>>) {
-        match written {
-            Poll::Pending if !self.0.blocked.swap(true, Ordering::Relaxed) => self.0.mark(&self.0.wrote),
-            Poll::Pending => {}
-            Poll::Ready(_) => self.0.blocked.store(false, Ordering::Relaxed),
+    /// Whether the socket had room for what was to be written or flushed.
+    pub(super) fn written(&self, room: bool) {
+        if room {
+            self.0.blocked.store(false, Ordering::Relaxed);
+        } else if !self.0.blocked.swap(true, Ordering::Relaxed) {
+            self.0.mark(&self.0.wrote);
         }
     }
 
@@ -136,9 +138,12 @@ impl InFlight {
     }
 
     /// A piece of its response was taken over.
-    pub(super) fn taken(&mut self) {
-        self.unread = true;
-        self.activity.0.unread.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn taken(&mut self, bytes: Bytes) -> Piece {
+        if !std::mem::replace(&mut self.unread, true) {
+            self.activity.0.unread.fetch_add(1, Ordering::Relaxed);
+        }
+        self.activity.0.held.fetch_add(1, Ordering::Relaxed);
+        Piece { bytes, activity: self.activity.clone() }
     }
 }
 
@@ -153,6 +158,41 @@ impl Drop for InFlight {
     }
 }
 
+/// A piece of a response's body that knows when it has been written: hyper takes over more than a client lets it send.
+#[derive(Debug)]
+pub(super) struct Piece {
+    bytes: Bytes,
+    activity: Activity,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.activity.0.mark(&self.activity.0.asked);
+    }
+
+    fn copy_to_bytes(&mut self, count: usize) -> Bytes {
+        self.activity.0.mark(&self.activity.0.asked);
+        self.bytes.copy_to_bytes(count)
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let counters = &self.activity.0;
+        counters.mark(&counters.ended);
+        counters.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,18 +204,23 @@ mod tests {
         let mut one = activity.begin();
         let mut other = activity.begin();
         assert_eq!(activity.doing(), Doing::Working);
-        one.taken();
+        let mut first = one.taken(Bytes::from_static(b"first"));
         assert_eq!(activity.doing(), Doing::Working);
-        other.taken();
+        let second = other.taken(Bytes::from_static(b"second"));
         assert!(matches!(activity.doing(), Doing::Unread(_)));
         one.asked();
         assert_eq!(activity.doing(), Doing::Working);
         drop(one);
         assert!(matches!(activity.doing(), Doing::Unread(_)));
         drop(other);
-        activity.written(&Poll::Pending);
+        drop(second);
+        first.advance(4);
+        assert!(matches!(activity.doing(), Doing::Unread(_)), "a piece is not written yet");
+        drop(first);
+        assert!(matches!(activity.doing(), Doing::Idle(_)));
+        activity.written(false);
         assert!(matches!(activity.doing(), Doing::Blocked(_)));
-        activity.written(&Poll::Ready(Ok(1)));
+        activity.written(true);
         assert!(matches!(activity.doing(), Doing::Idle(_)));
         assert_eq!((activity.count(), activity.begun()), (0, 2));
     }

@@ -3,13 +3,9 @@
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body::{Frame, SizeHint};
-use http_body_util::BodyExt;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -20,9 +16,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::activity::{Activity, Doing, InFlight};
+use super::activity::{Activity, Doing};
+use super::counted::Counted;
 use super::io::{Guarded, Protocol, sniff};
-use super::{Body, BoxError, Client};
+use super::linger::lend;
+use super::{BoxError, Client};
 use crate::config::Limits;
 use crate::proxy::Proxy;
 
@@ -88,8 +86,11 @@ pub(crate) async fn serve<I>(
             }
         }
     };
+    // Its place among the listener's connections stays taken while it lingers.
+    let _client = Arc::clone(&client);
     let activity = Activity::new();
     let head_timeout = (protocol == Protocol::Http1).then_some(limits.header_timeout);
+    let (io, back) = lend(io);
     let mut io = Guarded::new(io, seen, activity.clone(), head_timeout);
     if protocol == Protocol::Http1 {
         let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
@@ -110,8 +111,7 @@ pub(crate) async fn serve<I>(
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 activity.switch();
             }
-            let counted = |body| Counted { body, guard, state: Sent::NotYet, proxy: cuts, client: listener };
-            Ok::<Response<Body>, Infallible>(response.map(|body| counted(body).boxed_unsync()))
+            Ok::<_, Infallible>(response.map(|body| Counted::new(body, guard, cuts, listener)))
         }
     });
     let served = match protocol {
@@ -137,8 +137,19 @@ pub(crate) async fn serve<I>(
             drive(pin!(connection), &activity, &limits, &connections).await
         }
     };
-    if let Err(error) = served {
-        tracing::debug!(target: "palisade::http", error = %chain(&error), "connection ended");
+    match served {
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
+            tracing::debug!(target: "palisade::http", error = %chain(&error), "connection ended");
+            if !error.is_parse() {
+                return;
+            }
+        }
+        None => return,
+    }
+    tokio::select! {
+        () = back.linger() => {}
+        () = connections.end.cancelled() => {}
     }
 }
 
@@ -151,7 +162,7 @@ impl<I, S> Graceful for http1::UpgradeableConnection<I, S>
 where
     Self: Future<Output = hyper::Result<()>>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    S: hyper::service::HttpService<Incoming, ResBody = Body>,
+    S: hyper::service::HttpService<Incoming, ResBody = Counted>,
     S::Error: Into<BoxError>,
 {
     fn graceful_shutdown(self: Pin<&mut Self>) {
@@ -163,10 +174,10 @@ impl<I, S> Graceful for http2::Connection<I, S, TokioExecutor>
 where
     Self: Future<Output = hyper::Result<()>>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = Body>,
+    S: hyper::service::HttpService<Incoming, ResBody = Counted>,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
-    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, Body>,
+    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, Counted>,
 {
     fn graceful_shutdown(self: Pin<&mut Self>) {
         http2::Connection::graceful_shutdown(self);
@@ -175,12 +186,14 @@ where
 
 /// Runs a connection to its end; asks it to end when it has been idle for too long, or when everything drains, and ends
 /// it when the client does not read on.
+///
+/// Returns how it ended by itself, or nothing when there was no waiting for that.
 async fn drive(
     mut connection: Pin<&mut impl Graceful>,
     activity: &Activity,
     limits: &Limits,
     connections: &Connections,
-) -> hyper::Result<()> {
+) -> Option<hyper::Result<()>> {
     let often = limits.idle_timeout.min(limits.body_idle_timeout);
     let mut check = Instant::now() + often;
     let mut ending = false;
@@ -193,8 +206,8 @@ async fn drive(
     let mut draining = pin!(draining);
     loop {
         tokio::select! {
-            served = connection.as_mut() => return served,
-            () = connections.end.cancelled() => return Ok(()),
+            served = connection.as_mut() => return Some(served),
+            () = connections.end.cancelled() => return None,
             () = draining.as_mut(), if !ending => {
                 connection.as_mut().graceful_shutdown();
                 ending = true;
@@ -206,13 +219,13 @@ async fn drive(
                     Doing::Blocked(since) => since + limits.body_idle_timeout * STEPS,
                     Doing::Unread(since) => since + limits.body_idle_timeout,
                     Doing::Working => now + often,
-                    Doing::Idle(_) if ending => return Ok(()),
+                    Doing::Idle(_) if ending => return None,
                     Doing::Idle(since) => since + limits.idle_timeout,
                 };
                 if check <= now {
                     if !matches!(activity.doing(), Doing::Idle(_)) {
                         tracing::debug!(target: "palisade::http", "the client does not read its responses");
-                        return Ok(());
+                        return None;
                     }
                     connection.as_mut().graceful_shutdown();
                     ending = true;
@@ -220,63 +233,5 @@ async fn drive(
                 }
             }
         }
-    }
-}
-
-/// A response's body that counts its request as in flight until it has been sent or given up.
-struct Counted {
-    body: Body,
-    guard: InFlight,
-    state: Sent,
-    proxy: Arc<Proxy>,
-    client: Arc<Client>,
-}
-
-/// How much of a response has been taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    /// The answer to a `HEAD` stays like this.
-    NotYet,
-    Partly,
-    /// All there is, or all that will come.
-    Whole,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if self.state == Sent::Partly {
-            self.proxy.cut(&self.client, &"the client left");
-        }
-    }
-}
-
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.guard.asked();
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.state = match &polled {
-            Poll::Ready(Some(Ok(_))) => {
-                self.guard.taken();
-                if self.body.is_end_stream() { Sent::Whole } else { Sent::Partly }
-            }
-            Poll::Ready(None) => Sent::Whole,
-            Poll::Ready(Some(Err(error))) => {
-                self.proxy.cut(&self.client, error);
-                Sent::Whole
-            }
-            Poll::Pending => Sent::Partly,
-        };
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

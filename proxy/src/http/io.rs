@@ -167,7 +167,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
             return Poll::Ready(Ok(buf.len()));
         }
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.activity.written(&written);
+        self.activity.written(written.is_ready());
         written
     }
 
@@ -181,7 +181,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.activity.written(&written);
+        self.activity.written(written.is_ready());
         written
     }
 
@@ -191,7 +191,10 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes when it has handed over all that it had.
-        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        // TLS takes more than the socket has room for.
+        self.activity.written(flushed.is_ready());
+        ready!(flushed)?;
         if self.activity.count() == 0 {
             self.answered = self.activity.begun();
         }

@@ -3,8 +3,10 @@
 mod activity;
 mod body;
 mod connection;
+mod counted;
 pub(crate) mod headers;
 mod io;
+mod linger;
 pub(crate) mod path;
 mod request;
 
