@@ -244,7 +244,7 @@ async fn await_serving(plugin: &Plugin<Contracts>) -> Result<(), Error> {
             let Status { state, last_exit, .. } = &*status.borrow_and_update();
             match (state, last_exit) {
                 (State::Serving, _) => return Ok(()),
-                (State::BackingOff { .. } | State::CrashLooped { .. }, Some(report)) => {
+                (State::BackingOff { .. } | State::CrashLooped { .. } | State::Disabled { .. }, Some(report)) => {
                     return Err(Error::Required(Box::new(ExitReport::clone(report))));
                 }
                 _ => {}

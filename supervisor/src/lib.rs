@@ -38,5 +38,7 @@ pub use crate::instance::{Adapter, AttachError, InstanceInfo};
 pub use crate::plugin::{Plugin, StartError, Unavailable};
 pub use crate::process::{PrivateDirError, SpawnError, prepare_runtime_dir};
 pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain};
-pub use crate::spec::{HandshakePolicy, HealthPolicy, PluginSpec, RestartPolicy, SpecError, StopPolicy, TcpPolicy};
-pub use crate::status::{State, Status};
+pub use crate::spec::{
+    HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
+};
+pub use crate::status::{State, Status, WontRetry};

@@ -1,10 +1,14 @@
-//! When to start again after a failure. Pure: no clock, no random source but its own seed.
+//! Whether and when to start again after a failure. Pure: no clock, no random source but its own seed.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::spec::RestartPolicy;
+use tokio::time::Instant;
 
-/// Counts failures in a row and gives the pause after each.
+use crate::spec::{RestartMode, RestartPolicy};
+use crate::status::WontRetry;
+
+/// Counts failures in a row and restarts in the window, and says what follows each failure.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     policy: RestartPolicy,
@@ -12,6 +16,8 @@ pub(crate) struct Backoff {
     streak: u32,
     /// Pauses taken in a row; the immediate restart is none.
     pauses: u32,
+    /// When restarts were decided on, the oldest first. Never more than the policy's `max_restarts`.
+    recent: VecDeque<Instant>,
     random: u64,
 }
 
@@ -32,43 +38,72 @@ pub(crate) enum Hope {
     Permanent,
 }
 
-/// What to do after a failure.
+/// What follows a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Pause {
-    pub(crate) delay: Duration,
-    pub(crate) crash_looped: bool,
+pub(crate) enum Verdict {
+    Retry { delay: Duration, crash_looped: bool },
+    GiveUp(WontRetry),
 }
 
 impl Backoff {
     pub(crate) fn new(policy: RestartPolicy, seed: u64) -> Self {
         // Xorshift has one fixed point, which is 0.
-        Self { policy, streak: 0, pauses: 0, random: seed | 1 }
+        Self { policy, streak: 0, pauses: 0, recent: VecDeque::new(), random: seed | 1 }
     }
 
     /// An operator's word: what was before does not count.
     pub(crate) fn reset(&mut self) {
+        self.forget_streak();
+        self.recent.clear();
+    }
+
+    fn forget_streak(&mut self) {
         self.streak = 0;
         self.pauses = 0;
+    }
+
+    /// Whether a plugin that ended by itself with exit status 0, after it had served, is left alone.
+    pub(crate) fn rests_after_clean_exit(&self) -> bool {
+        self.policy.mode != RestartMode::Always
     }
 
     pub(crate) fn failures(&self) -> u32 {
         self.streak
     }
 
-    pub(crate) fn failed(&mut self, failure: Failure) -> Pause {
+    pub(crate) fn failed(&mut self, failure: Failure, now: Instant) -> Verdict {
         if failure.served.is_some_and(|served| served >= self.policy.reset_after) {
-            self.reset();
+            self.forget_streak();
         }
         self.streak = self.streak.saturating_add(1);
+        if self.policy.mode == RestartMode::Never {
+            return Verdict::GiveUp(WontRetry::Policy);
+        }
+        if !self.within_intensity(now) {
+            return Verdict::GiveUp(WontRetry::TooManyRestarts);
+        }
         let crash_looped = self.streak >= self.policy.crash_loop_after;
         let base = match failure.hope {
             Hope::Permanent => self.policy.max,
             Hope::Transient if failure.served.is_some() && self.streak == 1 => {
-                return Pause { delay: Duration::ZERO, crash_looped };
+                return Verdict::Retry { delay: Duration::ZERO, crash_looped };
             }
             Hope::Transient => self.next_step(),
         };
-        Pause { delay: self.vary(base), crash_looped }
+        Verdict::Retry { delay: self.vary(base), crash_looped }
+    }
+
+    /// Counts one more restart, as Erlang/OTP's supervisors do: at most so many within the window that ends now.
+    fn within_intensity(&mut self, now: Instant) -> bool {
+        let Some(most) = self.policy.max_restarts else { return true };
+        while self.recent.front().is_some_and(|at| now.duration_since(*at) > self.policy.window) {
+            self.recent.pop_front();
+        }
+        if self.recent.len() >= most as usize {
+            return false;
+        }
+        self.recent.push_back(now);
+        true
     }
 
     fn next_step(&mut self) -> Duration {
@@ -96,57 +131,108 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    fn with(change: impl FnOnce(&mut RestartPolicy)) -> Backoff {
+        let mut policy = RestartPolicy { jitter: 0.0, ..RestartPolicy::default() };
+        change(&mut policy);
+        Backoff::new(policy, 7)
+    }
+
     fn exact() -> Backoff {
-        Backoff::new(RestartPolicy { jitter: 0.0, ..RestartPolicy::default() }, 7)
+        with(|_| {})
     }
 
     fn failure(served: Option<Duration>) -> Failure {
         Failure { served, hope: Hope::Transient }
     }
 
+    /// The pause after a failure, and whether it shows as crash looped.
+    fn pause(backoff: &mut Backoff, served: Option<Duration>) -> (Duration, bool) {
+        match backoff.failed(failure(served), Instant::now()) {
+            Verdict::Retry { delay, crash_looped } => (delay, crash_looped),
+            Verdict::GiveUp(why) => unreachable!("{why}"),
+        }
+    }
+
     #[test]
-    fn a_crash_loop_doubles_up_to_the_cap() {
+    fn a_crash_loop_grows_up_to_the_cap() {
         let mut backoff = exact();
-        let pauses: Vec<_> = (0..12).map(|_| backoff.failed(failure(None))).collect();
-        let millis: Vec<_> = pauses.iter().map(|pause| pause.delay.as_millis()).collect();
+        let pauses: Vec<_> = (0..12).map(|_| pause(&mut backoff, None)).collect();
+        let millis: Vec<_> = pauses.iter().map(|(delay, _)| delay.as_millis()).collect();
         assert_eq!(millis, [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000, 30_000]);
-        assert_eq!(pauses.iter().position(|pause| pause.crash_looped), Some(4));
+        assert_eq!(pauses.iter().position(|(_, crash_looped)| *crash_looped), Some(4));
+        let mut steep = with(|policy| policy.multiplier = 10.0);
+        let millis: Vec<_> = (0..4).map(|_| pause(&mut steep, None).0.as_millis()).collect();
+        assert_eq!(millis, [100, 1_000, 10_000, 30_000]);
     }
 
     #[test]
     fn the_first_restart_after_serving_is_immediate_the_second_is_not() {
         let mut backoff = exact();
-        assert_eq!(backoff.failed(failure(Some(5 * MS))).delay, Duration::ZERO);
-        assert_eq!(backoff.failed(failure(Some(5 * MS))).delay, 100 * MS);
-        assert_eq!(backoff.failed(failure(Some(5 * MS))).delay, 200 * MS);
+        let millis: Vec<_> = (0..3).map(|_| pause(&mut backoff, Some(5 * MS)).0.as_millis()).collect();
+        assert_eq!(millis, [0, 100, 200]);
     }
 
     #[test]
     fn a_long_healthy_run_and_an_operator_make_failures_forgotten() {
         let mut backoff = exact();
         for _ in 0..8 {
-            backoff.failed(failure(None));
+            pause(&mut backoff, None);
         }
-        let healthy = backoff.failed(failure(Some(Duration::from_secs(60))));
-        assert_eq!(healthy, Pause { delay: Duration::ZERO, crash_looped: false });
+        assert_eq!(pause(&mut backoff, Some(Duration::from_secs(60))), (Duration::ZERO, false));
         backoff.reset();
-        assert_eq!(backoff.failed(failure(None)).delay, 100 * MS);
+        assert_eq!(pause(&mut backoff, None).0, 100 * MS);
     }
 
     #[test]
     fn a_permanent_failure_waits_for_the_longest_pause() {
-        let pause = exact().failed(Failure { served: None, hope: Hope::Permanent });
-        assert_eq!(pause.delay, Duration::from_secs(30));
+        let verdict = exact().failed(Failure { served: None, hope: Hope::Permanent }, Instant::now());
+        assert_eq!(verdict, Verdict::Retry { delay: Duration::from_secs(30), crash_looped: false });
+    }
+
+    #[test]
+    fn without_restarts_the_first_failure_is_the_last() {
+        let mut backoff = with(|policy| policy.mode = RestartMode::Never);
+        let verdict = backoff.failed(failure(Some(Duration::from_secs(3_600))), Instant::now());
+        assert_eq!((verdict, backoff.failures()), (Verdict::GiveUp(WontRetry::Policy), 1));
+    }
+
+    #[test]
+    fn more_restarts_than_allowed_within_the_window_are_the_end() {
+        let intense = |policy: &mut RestartPolicy| {
+            policy.max_restarts = Some(3);
+            policy.window = 1_000 * MS;
+        };
+        let start = Instant::now();
+        let fails = |backoff: &mut Backoff, at: u32| {
+            backoff.failed(failure(Some(MS)), start + at * MS) == Verdict::GiveUp(WontRetry::TooManyRestarts)
+        };
+        let given_up = |moments: &[u32]| {
+            let mut backoff = with(intense);
+            moments.iter().map(|at| fails(&mut backoff, *at)).collect::<Vec<_>>()
+        };
+        assert_eq!(given_up(&[0, 1, 2, 3]), [false, false, false, true]);
+        // The window slides: the first restart is out of it, then the second.
+        assert_eq!(given_up(&[0, 500, 900, 1_001, 1_501, 1_502]), [false, false, false, false, false, true]);
+        // A restart at the window's very edge counts.
+        assert_eq!(given_up(&[0, 1, 2, 1_000]), [false, false, false, true]);
+        // A healthy run forgets the streak, not how often it was started; an operator forgets both.
+        let mut backoff = with(|policy| {
+            intense(policy);
+            policy.reset_after = Duration::ZERO;
+        });
+        assert_eq!([0, 1, 2, 3].map(|at| fails(&mut backoff, at)), [false, false, false, true]);
+        backoff.reset();
+        assert!(!fails(&mut backoff, 4));
     }
 
     #[test]
     fn jitter_stays_within_its_share_and_below_the_cap() {
         for seed in 0..500 {
             let mut backoff = Backoff::new(RestartPolicy::default(), seed);
-            let first = backoff.failed(failure(None)).delay;
+            let (first, _) = pause(&mut backoff, None);
             assert!((80 * MS..=120 * MS).contains(&first), "{first:?}");
             for _ in 0..2_000 {
-                assert!(backoff.failed(failure(None)).delay <= Duration::from_secs(30));
+                assert!(pause(&mut backoff, None).0 <= Duration::from_secs(30));
             }
         }
     }

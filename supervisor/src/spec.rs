@@ -79,9 +79,12 @@ pub struct HealthPolicy {
     pub service: String,
 }
 
-/// Backoff between starts. It never gives up: a crash loop is made visible, not final.
+/// Whether a plugin is started again when it has ended, and how soon. Without `max_restarts` it is never given up on:
+/// a crash loop is made visible, not final.
 #[derive(Debug, Clone)]
 pub struct RestartPolicy {
+    /// After which ends.
+    pub mode: RestartMode,
     /// First pause. A plugin that had been serving is started again without one.
     pub initial: Duration,
     /// Longest pause.
@@ -94,6 +97,22 @@ pub struct RestartPolicy {
     pub reset_after: Duration,
     /// Failures in a row from which on the plugin counts as crash looped.
     pub crash_loop_after: u32,
+    /// One more restart than this within `window` is not made: the plugin is disabled until an operator acts. `None`:
+    /// no limit. Pauses may keep restarts below it, however often it fails.
+    pub max_restarts: Option<u32>,
+    /// What `max_restarts` counts within. A healthy run does not empty it, an operator does.
+    pub window: Duration,
+}
+
+/// After which ends a plugin is started again. What an operator or the host asked for is no such end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartMode {
+    /// After any.
+    Always,
+    /// Not after it exited by itself with status 0, having served.
+    OnFailure,
+    /// After none.
+    Never,
 }
 
 /// Limits of each step of a stop; SIGKILL follows the last one.
@@ -197,12 +216,15 @@ impl Default for HealthPolicy {
 impl Default for RestartPolicy {
     fn default() -> Self {
         Self {
+            mode: RestartMode::Always,
             initial: Duration::from_millis(100),
             max: Duration::from_secs(30),
             multiplier: 2.0,
             jitter: 0.2,
             reset_after: Duration::from_secs(60),
             crash_loop_after: 5,
+            max_restarts: None,
+            window: Duration::from_secs(60),
         }
     }
 }

@@ -35,8 +35,33 @@ pub enum State {
     },
     /// Its process is being ended.
     Stopping,
-    /// There is no process, and none will be started until an operator asks.
+    /// There is no process and none is wanted: an operator stopped it, or it ended by itself with exit status 0 and
+    /// its restart policy leaves it at that.
     Stopped,
+    /// It failed, and is not started again until an operator asks.
+    Disabled {
+        /// Why not.
+        why: WontRetry,
+    },
+}
+
+/// Why a plugin that failed is not started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WontRetry {
+    /// [`crate::RestartMode::Never`].
+    Policy,
+    /// One more restart would be more than `max_restarts` within the window.
+    TooManyRestarts,
+}
+
+impl fmt::Display for WontRetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Policy => "its restart policy is `never`",
+            Self::TooManyRestarts => "too many restarts within the window",
+        })
+    }
 }
 
 impl State {
@@ -52,6 +77,22 @@ impl State {
             Self::CrashLooped { .. } => "crash_looped",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
+            Self::Disabled { .. } => "disabled",
+        }
+    }
+}
+
+impl State {
+    /// Whether nothing changes by itself in the next moment: it serves, or it waits for a later attempt or an operator.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        match self {
+            Self::Serving
+            | Self::BackingOff { .. }
+            | Self::CrashLooped { .. }
+            | Self::Stopped
+            | Self::Disabled { .. } => true,
+            Self::Starting | Self::AwaitHandshake | Self::AwaitReady | Self::Stopping => false,
         }
     }
 }
@@ -67,6 +108,7 @@ impl fmt::Display for State {
             Self::CrashLooped { .. } => "crash looped",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
+            Self::Disabled { .. } => "disabled",
         };
         f.write_str(words)
     }

@@ -7,7 +7,9 @@ mod support;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use palisade_supervisor::{Adapter, AttachError, ExitCause, InstanceInfo, Plugin, ProcessEnd, State};
+use palisade_supervisor::{
+    Adapter, AttachError, ExitCause, InstanceInfo, Plugin, ProcessEnd, RestartMode, State, WontRetry,
+};
 use support::{LONG, Scenario, client, eventually, kill, runs, until, until_report};
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -171,6 +173,43 @@ async fn a_crash_loop_stays_visible_and_callers_do_not_wait_for_it() {
     let cause = serde_json::json!({ "kind": "start_failure", "detail": "exited before the handshake" });
     assert_eq!(json["last_exit"]["cause"], cause);
     assert!(json["next_attempt"].is_number());
+    plugin.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_policy_may_leave_it_at_an_end() {
+    // The shell exits with 0 when the plugin in it has been killed.
+    let mut scenario = Scenario::shell("\"$FAKE\" & echo $! >> $OUT; wait; exit 0");
+    scenario.spec.restart.mode = RestartMode::OnFailure;
+    let plugin = scenario.start();
+    client(&plugin).await;
+    kill(scenario.pids(1).await[0], Signal::SIGKILL);
+    let status = until(&plugin, |status| status.state == State::Stopped).await;
+    assert!(matches!(status.last_exit.unwrap().cause, ExitCause::Exited(0)));
+    plugin.start_again().await;
+    let second = client(&plugin).await;
+    kill(second.info.pid, Signal::SIGKILL);
+    until(&plugin, |status| status.restarts == 2 && status.state == State::Serving).await;
+    plugin.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_restarted_too_often_waits_for_an_operator() {
+    let mut scenario = Scenario::shell("exit 3");
+    scenario.spec.restart.max = Duration::from_millis(1);
+    scenario.spec.restart.max_restarts = Some(4);
+    let plugin = scenario.start();
+    let disabled = State::Disabled { why: WontRetry::TooManyRestarts };
+    let status = until(&plugin, |status| status.state == disabled).await;
+    assert_eq!((status.failures, status.restarts), (5, 4));
+    // Nothing will come, so nobody waits for it.
+    let refused = plugin.wait_client(Instant::now() + LONG).await.unwrap_err();
+    assert_eq!(refused.to_string(), "plugin `fake` is unavailable (disabled)");
+    let json = serde_json::to_value(plugin.status()).unwrap();
+    assert_eq!((&json["state"], &json["why"]), (&"disabled".into(), &"too_many_restarts".into()));
+    plugin.restart().await;
+    let status = until(&plugin, |status| status.restarts > 5 && status.state == disabled).await;
+    assert_eq!((status.failures, status.restarts), (5, 9), "an operator's order empties the window");
     plugin.shutdown().await;
 }
 

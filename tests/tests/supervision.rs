@@ -219,6 +219,21 @@ async fn a_flood_on_stderr_neither_stops_requests_nor_fills_the_memory() {
 }
 
 #[tokio::test]
+async fn a_plugin_that_is_restarted_too_often_is_disabled_until_an_operator_starts_it() {
+    let plugin = ", required: false, timeout: 20s, restart: {max: 1ms, initial: 1ms, max_restarts: 3, window: 1h}";
+    let (proxy, _upstream) = start(&["exit:3"], plugin).await;
+    let disabled = proxy.until("auth", "its end", |status| status["state"] == "disabled").await;
+    assert_eq!((&disabled["why"], &disabled["restarts"]), (&"too_many_restarts".into(), &3.into()), "{disabled:#}");
+    let status = proxy.cli(&["status"]).await.stdout;
+    assert!(status.contains("disabled, no further attempt: too many restarts"), "{status}");
+    proxy.get("/", &[ADMIN]).await.assert_failed(503, "plugin_unavailable");
+    let order = proxy.cli(&["plugin", "start", "auth"]).await;
+    assert!(order.stderr.contains("plugin `auth` is not serving"), "{order:?}");
+    let again = proxy.until("auth", "more restarts", |status| status["restarts"].as_u64() > Some(3)).await;
+    assert_eq!(again["name"], "auth");
+}
+
+#[tokio::test]
 async fn a_crash_loop_is_visible_and_fails_requests_at_once() {
     let plugin = ", required: false, timeout: 20s, restart: {initial: 1h, max: 1h, crash_loop_after: 1}";
     let (proxy, upstream) = start(&["log:no such module", "exit:3"], plugin).await;

@@ -36,6 +36,8 @@ pub(super) struct Plugin {
     instance: Option<usize>,
     pub(super) state: String,
     next_attempt: Option<f64>,
+    /// Why it is not started again.
+    why: Option<String>,
     pub(super) pid: Option<i32>,
     restarts: u64,
     serving_since: Option<f64>,
@@ -140,6 +142,14 @@ impl Plugin {
         let state = match &*self.state {
             "await_handshake" => "awaiting the handshake".to_owned(),
             "await_ready" => "awaiting readiness".to_owned(),
+            "disabled" => {
+                let why = match self.why.as_deref() {
+                    Some("policy") => "its restart policy is `never`",
+                    Some("too_many_restarts") => "too many restarts",
+                    _ => "see its last exit",
+                };
+                return format!("disabled, no further attempt: {why}");
+            }
             other => other.replace('_', " "),
         };
         match self.next_attempt {
@@ -205,6 +215,32 @@ last exit of certs, 2 s ago:
 error: plugin `certs` exited (exit status 1, after 212 ms)
   command: certs";
         assert_eq!(proxy(&understood(answer()).unwrap(), 8260.0), expected);
+    }
+
+    #[test]
+    fn a_state_says_whether_there_will_be_another_attempt() {
+        let shown = |state: Value| {
+            let mut plugin = answer()["plugins"][1].clone();
+            plugin.as_object_mut().unwrap().remove("next_attempt");
+            plugin.as_object_mut().unwrap().extend(state.as_object().unwrap().clone());
+            understood::<Plugin>(plugin).unwrap().condition(8260.0)
+        };
+        let cases = [
+            (json!({"state": "backing_off", "next_attempt": 8260.5}), "backing off, next attempt now"),
+            (json!({"state": "crash_looped", "next_attempt": 8265.5}), "crash looped, next attempt in 5 s"),
+            (
+                json!({"state": "disabled", "why": "too_many_restarts"}),
+                "disabled, no further attempt: too many restarts",
+            ),
+            (
+                json!({"state": "disabled", "why": "policy"}),
+                "disabled, no further attempt: its restart policy is `never`",
+            ),
+            (json!({"state": "stopped"}), "stopped"),
+        ];
+        for (state, expected) in cases {
+            assert_eq!(shown(state), expected);
+        }
     }
 
     #[test]

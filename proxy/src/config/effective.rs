@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use palisade_supervisor::RestartMode;
 use serde_yaml::{Mapping, Value};
 
 use super::convert::{pattern, shown_duration, shown_size};
@@ -195,11 +196,22 @@ fn plugin(it: &Plugin) -> Value {
         ("timeout", time(it.health.timeout)),
         ("failures", it.health.failures.into()),
     ]);
+    let policy = match it.restart.policy {
+        RestartMode::Always => "always",
+        RestartMode::OnFailure => "on_failure",
+        RestartMode::Never => "never",
+    };
+    let window = it.restart.max_restarts.map_or(Value::Null, |_| time(it.restart.window));
     let restart = mapping([
+        ("policy", policy.into()),
         ("initial", time(it.restart.initial)),
         ("max", time(it.restart.max)),
+        ("multiplier", it.restart.multiplier.into()),
+        ("jitter", format!("{}%", it.restart.jitter).into()),
         ("reset_after", time(it.restart.reset_after)),
         ("crash_loop_after", it.restart.crash_loop_after.into()),
+        ("max_restarts", it.restart.max_restarts.map_or(Value::Null, Value::from)),
+        ("window", window),
     ]);
     mapping([
         ("command", strings(&it.command)),

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_supervisor::RestartMode;
 use regex::Regex;
 
 pub use canonical::{hash, to_json};
@@ -389,12 +390,22 @@ pub struct Health {
 /// How a plugin is started again.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Restart {
+    /// After which ends. Default always.
+    pub policy: RestartMode,
     /// Delay before the second restart in a row; the first is immediate. Default 100 ms.
     pub initial: Duration,
     /// Longest delay. Default 30 s.
     pub max: Duration,
+    /// Growth from one delay to the next: 1 to 10, default 2.
+    pub multiplier: u32,
+    /// By how much a delay is varied at random, up and down: 0 to 100 percent, default 20.
+    pub jitter: u32,
     /// Serving this long forgets earlier failures. Default 60 s.
     pub reset_after: Duration,
     /// Failures in a row from which the plugin shows as crash looped. Default 5. It is still tried at `max`.
     pub crash_loop_after: u32,
+    /// One more restart than this within [`Restart::window`] disables the plugin. Default none: no limit.
+    pub max_restarts: Option<u32>,
+    /// Default 60 s.
+    pub window: Duration,
 }

@@ -194,6 +194,10 @@ text!(
     SpanOrNone, { "type": "string", "pattern": "^(none|([0-9]+(ms|s|m|h))+)$" }
 );
 text!(
+    /// `20%`.
+    Percent, { "type": "string", "pattern": "^[0-9]+%$" }
+);
+text!(
     /// `32KiB`, `1MiB`, or a number of bytes.
     Size, { "type": ["string", "integer"], "pattern": "^[0-9]+(B|KiB|MiB|GiB)?$", "minimum": 0 }
 );

@@ -6,7 +6,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::slot::{Plain, Raw, Size, Slot, Span, SpanOrNone, Table};
+use super::slot::{Percent, Plain, Raw, Size, Slot, Span, SpanOrNone, Table};
 
 /// A list whose entries know their places.
 pub(super) type List<T> = Slot<Vec<Slot<T>>>;
@@ -353,12 +353,35 @@ pub(super) struct Health {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Restart {
+    /// After which ends it is started again. Default `always`.
+    pub(super) policy: Slot<RestartPolicy>,
     /// Delay before the second restart in a row; the first is immediate. Default 100ms.
     pub(super) initial: Slot<Span>,
     /// Longest delay. Default 30s.
     pub(super) max: Slot<Span>,
+    /// Growth from one delay to the next, 1 to 10. Default 2.
+    pub(super) multiplier: Slot<u64>,
+    /// By how much a delay is varied at random, up and down: `0%` to `100%`. Default 20%.
+    pub(super) jitter: Slot<Percent>,
     /// Serving this long forgets earlier failures. Default 60s.
     pub(super) reset_after: Slot<Span>,
     /// Failures in a row from which it shows as crash looped, 1 to 1000; it is still tried at `max`. Default 5.
     pub(super) crash_loop_after: Slot<u64>,
+    /// One more restart than this within `window` is not made: the plugin is disabled until an operator starts it; 1 to
+    /// 1000. Default: no limit.
+    pub(super) max_restarts: Slot<u64>,
+    /// What `max_restarts` counts within. Default 60s.
+    pub(super) window: Slot<Span>,
+}
+
+/// After which ends a plugin is started again.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RestartPolicy {
+    /// After any.
+    Always,
+    /// Not after it exited by itself with status 0, having served.
+    OnFailure,
+    /// After none.
+    Never,
 }

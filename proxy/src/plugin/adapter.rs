@@ -76,11 +76,15 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
         ..HealthPolicy::default()
     };
     spec.restart = RestartPolicy {
+        mode: plugin.restart.policy,
         initial: plugin.restart.initial,
         max: plugin.restart.max,
+        multiplier: f64::from(plugin.restart.multiplier),
+        jitter: f64::from(plugin.restart.jitter) / 100.0,
         reset_after: plugin.restart.reset_after,
         crash_loop_after: plugin.restart.crash_loop_after,
-        ..RestartPolicy::default()
+        max_restarts: plugin.restart.max_restarts,
+        window: plugin.restart.window,
     };
     spec.stop.term_timeout = plugin.stop_timeout;
     spec

@@ -188,7 +188,7 @@ impl Running {
         for instance in self.instances() {
             instance.restart().await;
             let settled =
-                instance.watch().wait_for(|status| is_settled(&status.state)).await.map(|status| status.state);
+                instance.watch().wait_for(|status| status.state.is_settled()).await.map(|status| status.state);
             if settled.ok() != Some(State::Serving) {
                 return;
             }
@@ -205,7 +205,7 @@ impl Running {
         join_all(self.instances().map(|instance| async {
             instance.start_again().await;
             // An error says that it has been taken off, which its state says too.
-            instance.watch().wait_for(|status| is_settled(&status.state)).await.map(drop).ok();
+            instance.watch().wait_for(|status| status.state.is_settled()).await.map(drop).ok();
         }))
         .await;
     }
@@ -215,14 +215,6 @@ impl Running {
         join_all(self.instances().map(Plugin::shutdown)).await;
         self.calls.close();
         self.calls.wait().await;
-    }
-}
-
-/// Whether nothing will change by itself in the next moment.
-fn is_settled(state: &State) -> bool {
-    match state {
-        State::Serving | State::BackingOff { .. } | State::CrashLooped { .. } | State::Stopped => true,
-        State::Starting | State::AwaitHandshake | State::AwaitReady | State::Stopping => false,
     }
 }
 

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use self::run::{News, Reporter, Run, report, written};
 use crate::handshake::HandshakeFailure;
 use crate::health::Health;
-use crate::lifecycle::{Action, Blame, Event, Lifecycle, Next, Order, Phase};
+use crate::lifecycle::{Action, Blame, Event, Exit, Lifecycle, Next, Order, Phase};
 use crate::process::{Process, SpawnError};
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure};
 use crate::spec::PluginSpec;
@@ -273,7 +273,8 @@ impl<A: Adapter> Instance<A> {
             },
         });
         let report = report.await;
-        self.ended(report, Event::Exited(hope)).await;
+        let exit = if matches!(report.cause, ExitCause::Exited(0)) { Exit::Clean } else { Exit::Failed(hope) };
+        self.ended(report, Event::Exited(exit)).await;
     }
 
     /// There is no process any more, or there was none: says so, and goes on.
@@ -288,6 +289,15 @@ impl<A: Adapter> Instance<A> {
         };
         if matches!(report.cause, ExitCause::Requested) {
             info!(plugin = %self.name, pid = report.pid, "{}", report.headline());
+        } else if let Phase::Disabled { why } = self.machine.phase() {
+            error!(
+                plugin = %self.name,
+                pid = report.pid,
+                likely = report.likely.as_deref(),
+                failures = self.machine.failures(),
+                "{}; it is not started again until an operator asks: {why}",
+                report.headline()
+            );
         } else {
             warn!(
                 plugin = %self.name,
@@ -410,6 +420,7 @@ impl<A: Adapter> Instance<A> {
     fn shown(&self) -> (State, Outlook) {
         match self.machine.phase() {
             Phase::Stopped | Phase::Finished => (State::Stopped, Outlook::Never),
+            Phase::Disabled { why } => (State::Disabled { why }, Outlook::Never),
             Phase::Starting { order: None } => (State::Starting, Outlook::Soon),
             Phase::AwaitHandshake { .. } => (State::AwaitHandshake, Outlook::Soon),
             Phase::AwaitReady { .. } => (State::AwaitReady, Outlook::Soon),

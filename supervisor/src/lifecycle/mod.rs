@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::restart::{Backoff, Failure, Hope};
+use crate::restart::{Backoff, Failure, Hope, Verdict};
 use crate::spec::PluginSpec;
+use crate::status::WontRetry;
 
 #[cfg(test)]
 mod tests;
@@ -65,6 +66,10 @@ pub(crate) enum Phase {
         until: Instant,
         next: Next,
     },
+    /// No process, and none before an operator asks.
+    Disabled {
+        why: WontRetry,
+    },
     /// No process, never again.
     Finished,
 }
@@ -106,9 +111,17 @@ pub(crate) enum Event {
     /// The plugin does not support being asked to end.
     ShutdownRefused,
     /// The process has gone and has been cleaned up after.
-    Exited(Hope),
+    Exited(Exit),
     /// The deadline has passed.
     Deadline,
+}
+
+/// How a process went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// By itself, with status 0.
+    Clean,
+    Failed(Hope),
 }
 
 /// What an operator, or the end of the program, asks for.
@@ -184,7 +197,11 @@ impl Lifecycle {
             | Phase::AwaitReady { until }
             | Phase::Waiting { until, .. }
             | Phase::Ending { until, .. } => Some(until),
-            Phase::Stopped | Phase::Starting { .. } | Phase::Serving { .. } | Phase::Finished => None,
+            Phase::Stopped
+            | Phase::Starting { .. }
+            | Phase::Serving { .. }
+            | Phase::Disabled { .. }
+            | Phase::Finished => None,
         }
     }
 
@@ -225,7 +242,7 @@ impl Lifecycle {
                 Phase::Ending { step: Step::Asked, next, .. } => self.terminate(next, now),
                 _ => vec![],
             },
-            Event::Exited(hope) => self.exited(hope, now),
+            Event::Exited(exit) => self.exited(exit, now),
             Event::Deadline => self.overdue(now),
         };
         (self, actions)
@@ -238,9 +255,11 @@ impl Lifecycle {
         match (self.phase, order) {
             (Phase::Finished, _) => vec![],
 
-            (Phase::Stopped | Phase::Waiting { .. }, Order::Start | Order::Restart) => self.start(),
-            (Phase::Stopped | Phase::Waiting { .. }, Order::Stop) => self.rest(Phase::Stopped),
-            (Phase::Stopped | Phase::Waiting { .. }, Order::Finish | Order::Discard) => self.rest(Phase::Finished),
+            (Phase::Stopped | Phase::Disabled { .. } | Phase::Waiting { .. }, order) => match order {
+                Order::Start | Order::Restart => self.start(),
+                Order::Stop => self.rest(Phase::Stopped),
+                Order::Finish | Order::Discard => self.rest(Phase::Finished),
+            },
 
             // What is being started is as good as restarted.
             (Phase::Starting { order: Some(Next::Finish) }, _) => vec![],
@@ -315,10 +334,19 @@ impl Lifecycle {
         actions
     }
 
-    fn exited(&mut self, hope: Hope, now: Instant) -> Vec<Action> {
+    fn exited(&mut self, exit: Exit, now: Instant) -> Vec<Action> {
+        let hope = match exit {
+            Exit::Clean => Hope::Transient,
+            Exit::Failed(hope) => hope,
+        };
         match self.phase {
+            // Before it has served, status 0 is as good as any other: it failed to start.
             Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
                 self.follow(Next::BackOff(Failure { served: None, hope }), now)
+            }
+            Phase::Serving { .. } if exit == Exit::Clean && self.backoff.rests_after_clean_exit() => {
+                self.phase = Phase::Stopped;
+                vec![Action::Withdraw]
             }
             Phase::Serving { since, .. } => {
                 let failure = Failure { served: Some(now - since), hope };
@@ -327,7 +355,11 @@ impl Lifecycle {
                 actions
             }
             Phase::Ending { next, .. } => self.follow(next, now),
-            Phase::Stopped | Phase::Starting { .. } | Phase::Waiting { .. } | Phase::Finished => vec![],
+            Phase::Stopped
+            | Phase::Starting { .. }
+            | Phase::Waiting { .. }
+            | Phase::Disabled { .. }
+            | Phase::Finished => vec![],
         }
     }
 
@@ -347,7 +379,11 @@ impl Lifecycle {
                 actions.extend(self.follow(next, now));
                 actions
             }
-            Phase::Stopped | Phase::Starting { .. } | Phase::Serving { .. } | Phase::Finished => vec![],
+            Phase::Stopped
+            | Phase::Starting { .. }
+            | Phase::Serving { .. }
+            | Phase::Disabled { .. }
+            | Phase::Finished => vec![],
         }
     }
 
@@ -357,13 +393,13 @@ impl Lifecycle {
             Next::Stay => self.rest(Phase::Stopped),
             Next::Finish => self.rest(Phase::Finished),
             Next::Again => self.start(),
-            Next::BackOff(failure) => {
-                let pause = self.backoff.failed(failure);
-                if pause.delay.is_zero() {
-                    return self.start();
+            Next::BackOff(failure) => match self.backoff.failed(failure, now) {
+                Verdict::GiveUp(why) => self.rest(Phase::Disabled { why }),
+                Verdict::Retry { delay, .. } if delay.is_zero() => self.start(),
+                Verdict::Retry { delay, crash_looped } => {
+                    self.rest(Phase::Waiting { until: now + delay, crash_looped })
                 }
-                self.rest(Phase::Waiting { until: now + pause.delay, crash_looped: pause.crash_looped })
-            }
+            },
         }
     }
 

@@ -1,9 +1,11 @@
 //! Every phase against every event: what the table lists happens, and nothing else changes anything.
 
 use super::*;
-use crate::spec::PluginSpec;
+use crate::spec::{PluginSpec, RestartMode};
 
 const MS: Duration = Duration::from_millis(1);
+
+const EXITS: [Exit; 3] = [Exit::Clean, Exit::Failed(Hope::Transient), Exit::Failed(Hope::Permanent)];
 
 /// No jitter, two misses, and limits that tell each other apart.
 fn spec() -> PluginSpec {
@@ -43,6 +45,7 @@ fn every_phase_meets_every_event() {
     let (handshake, ready) = (P::AwaitHandshake { until: due }, P::AwaitReady { until: due });
     let serving = |misses| P::Serving { since: now - 5 * MS, misses };
     let waiting = P::Waiting { until: due, crash_looped: true };
+    let disabled = P::Disabled { why: WontRetry::Policy };
     let ending = |step, next| P::Ending { step, until: due, next };
     let (asked, terminated, killed) = (Step::Asked, Step::Terminated, Step::Killed);
     let begun = |step, next| {
@@ -58,15 +61,6 @@ fn every_phase_meets_every_event() {
 
     let mut rows: Vec<Row> = vec![
         // Without a process.
-        (P::Stopped, E::Order(O::Start), starting(None), vec![A::Spawn]),
-        (P::Stopped, E::Order(O::Restart), starting(None), vec![A::Spawn]),
-        (P::Stopped, E::Order(O::Finish), P::Finished, vec![]),
-        (P::Stopped, E::Order(O::Discard), P::Finished, vec![]),
-        (waiting, E::Order(O::Start), starting(None), vec![A::Spawn]),
-        (waiting, E::Order(O::Restart), starting(None), vec![A::Spawn]),
-        (waiting, E::Order(O::Stop), P::Stopped, vec![]),
-        (waiting, E::Order(O::Finish), P::Finished, vec![]),
-        (waiting, E::Order(O::Discard), P::Finished, vec![]),
         (waiting, E::Deadline, starting(None), vec![A::Spawn]),
         // While it is made.
         (starting(None), E::Order(O::Stop), starting(Some(Stay)), vec![]),
@@ -97,6 +91,15 @@ fn every_phase_meets_every_event() {
             vec![A::Withdraw, blame(Blame::Unhealthy), A::Kill],
         ),
     ];
+    for phase in [P::Stopped, waiting, disabled] {
+        rows.extend([
+            (phase, E::Order(O::Start), starting(None), vec![A::Spawn]),
+            (phase, E::Order(O::Restart), starting(None), vec![A::Spawn]),
+            (phase, E::Order(O::Stop), P::Stopped, vec![]),
+            (phase, E::Order(O::Finish), P::Finished, vec![]),
+            (phase, E::Order(O::Discard), P::Finished, vec![]),
+        ]);
+    }
     for phase in [handshake, ready] {
         let terminate = || vec![blame(Blame::Requested), A::Terminate];
         let permanent = Failure { served: None, hope: Hope::Permanent };
@@ -107,8 +110,14 @@ fn every_phase_meets_every_event() {
             (phase, E::Order(O::Discard), begun(killed, Finish), vec![blame(Blame::Requested), A::Kill]),
             (phase, E::StartFailed(Hope::Transient), begun(killed, back_off), vec![A::Kill]),
             (phase, E::StartFailed(Hope::Permanent), begun(killed, Next::BackOff(permanent)), vec![A::Kill]),
-            (phase, E::Exited(Hope::Transient), paused, vec![]),
-            (phase, E::Exited(Hope::Permanent), P::Waiting { until: now + 30_000 * MS, crash_looped: false }, vec![]),
+            (phase, E::Exited(Exit::Clean), paused, vec![]),
+            (phase, E::Exited(Exit::Failed(Hope::Transient)), paused, vec![]),
+            (
+                phase,
+                E::Exited(Exit::Failed(Hope::Permanent)),
+                P::Waiting { until: now + 30_000 * MS, crash_looped: false },
+                vec![],
+            ),
         ]);
     }
     for misses in [0, 1] {
@@ -124,10 +133,11 @@ fn every_phase_meets_every_event() {
                 vec![A::Withdraw, blame(Blame::Requested), A::Kill],
             ),
             // It had served: at once.
-            (serving(misses), E::Exited(Hope::Transient), starting(None), vec![A::Withdraw, A::Spawn]),
+            (serving(misses), E::Exited(Exit::Clean), starting(None), vec![A::Withdraw, A::Spawn]),
+            (serving(misses), E::Exited(Exit::Failed(Hope::Transient)), starting(None), vec![A::Withdraw, A::Spawn]),
             (
                 serving(misses),
-                E::Exited(Hope::Permanent),
+                E::Exited(Exit::Failed(Hope::Permanent)),
                 P::Waiting { until: now + 30_000 * MS, crash_looped: false },
                 vec![A::Withdraw],
             ),
@@ -143,8 +153,8 @@ fn every_phase_meets_every_event() {
         };
         for step in [asked, terminated, killed] {
             let from = ending(step, next);
-            for hope in [Hope::Transient, Hope::Permanent] {
-                rows.push((from, E::Exited(hope), after.0, after.1.clone()));
+            for exit in EXITS {
+                rows.push((from, E::Exited(exit), after.0, after.1.clone()));
             }
             if next != Finish {
                 rows.extend([
@@ -168,12 +178,13 @@ fn every_phase_meets_every_event() {
         rows.push((ending(killed, next), E::Deadline, after.0, abandoned));
     }
 
-    let mut phases = vec![P::Stopped, waiting, handshake, ready, serving(0), serving(1), P::Finished];
+    let mut phases = vec![P::Stopped, waiting, disabled, handshake, ready, serving(0), serving(1), P::Finished];
     phases.extend([None, Some(Stay), Some(Finish)].map(starting));
     for step in [asked, terminated, killed] {
         phases.extend(nexts.map(|next| ending(step, next)));
     }
     let orders = [O::Start, O::Restart, O::Stop, O::Finish, O::Discard].map(E::Order);
+    let exits = EXITS.map(E::Exited);
     let others = [
         E::Spawned,
         E::SpawnFailed,
@@ -184,12 +195,10 @@ fn every_phase_meets_every_event() {
         E::HealthAnswered,
         E::HealthMissed,
         E::ShutdownRefused,
-        E::Exited(Hope::Transient),
-        E::Exited(Hope::Permanent),
         E::Deadline,
     ];
     for phase in phases {
-        for event in orders.into_iter().chain(others) {
+        for event in orders.into_iter().chain(others).chain(exits) {
             let listed = rows.iter().find(|row| (row.0, row.1) == (phase, event));
             let (next, actions) = listed.map_or((phase, vec![]), |row| (row.2, row.3.clone()));
             let (machine, done) = at(phase).on(event, now);
@@ -214,7 +223,7 @@ fn crash(machine: Lifecycle, served: Duration, now: &mut Instant) -> Lifecycle {
         machine = machine.on(event, *now).0;
     }
     *now += served;
-    machine.on(Event::Exited(Hope::Transient), *now).0
+    machine.on(Event::Exited(Exit::Failed(Hope::Transient)), *now).0
 }
 
 #[test]
@@ -245,6 +254,59 @@ fn a_long_healthy_run_forgets_failures() {
     let machine = machine.on(Event::Deadline, now).0;
     let machine = crash(machine, Duration::from_secs(60), &mut now);
     assert_eq!((machine.phase, machine.failures()), (Phase::Starting { order: None }, 1));
+}
+
+#[test]
+fn what_follows_an_end_is_the_policy_s_choice() {
+    use RestartMode::{Always, Never, OnFailure};
+    let now = Instant::now();
+    let again = Phase::Starting { order: None };
+    let disabled = Phase::Disabled { why: WontRetry::Policy };
+    let failed = Exit::Failed(Hope::Transient);
+    let cases = [
+        (Always, Exit::Clean, again),
+        (Always, failed, again),
+        (OnFailure, Exit::Clean, Phase::Stopped),
+        (OnFailure, failed, again),
+        (Never, Exit::Clean, Phase::Stopped),
+        (Never, failed, disabled),
+    ];
+    for (mode, exit, expected) in cases {
+        let mut spec = spec();
+        spec.restart.mode = mode;
+        let phase = Phase::Serving { since: now, misses: 0 };
+        let (machine, actions) = Lifecycle { phase, ..Lifecycle::new(&spec, 1) }.on(Event::Exited(exit), now);
+        assert_eq!(machine.phase, expected, "{mode:?} after {exit:?}");
+        assert_eq!(actions[0], Action::Withdraw);
+        // What never served has failed, whatever its exit status.
+        let phase = Phase::AwaitReady { until: now };
+        let machine = Lifecycle { phase, ..Lifecycle::new(&spec, 1) }.on(Event::Exited(exit), now).0;
+        let given_up = machine.phase == disabled;
+        assert!(given_up || matches!(machine.phase, Phase::Waiting { .. }), "{:?}", machine.phase);
+        assert_eq!(given_up, mode == Never);
+    }
+}
+
+#[test]
+fn a_plugin_restarted_too_often_is_disabled_until_an_operator_asks() {
+    let mut now = Instant::now();
+    let mut spec = spec();
+    spec.restart.max_restarts = Some(2);
+    let mut machine = Lifecycle::new(&spec, 1).on(Event::Order(Order::Start), now).0;
+    for _ in 0..2 {
+        machine = crash(machine, MS, &mut now);
+        if let Some(due) = machine.deadline() {
+            now = due;
+            machine = machine.on(Event::Deadline, now).0;
+        }
+        assert_eq!(machine.phase, Phase::Starting { order: None });
+    }
+    machine = crash(machine, MS, &mut now);
+    assert_eq!(machine.phase, Phase::Disabled { why: WontRetry::TooManyRestarts });
+    assert_eq!(machine.deadline(), None, "nothing happens by itself any more");
+    machine = machine.on(Event::Order(Order::Start), now).0;
+    machine = crash(machine, MS, &mut now);
+    assert_eq!(machine.phase, Phase::Starting { order: None }, "the window is empty again");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use palisade_plugin_proto::env;
+use palisade_supervisor::RestartMode;
 use serde_yaml::{Mapping, Value};
 
 use super::super::slot::{Plain, Raw, Slot, Table};
@@ -152,11 +153,21 @@ impl Reading<'_> {
         let Some((written, node)) = slot.given() else { return default };
         let before = self.problems.len();
         let restart = Restart {
+            policy: written.policy.value().map_or(default.policy, |&policy| policy.into()),
             initial: self.timeout(&written.initial, default.initial),
             max: self.timeout(&written.max, default.max),
+            multiplier: self.count(&written.multiplier, default.multiplier, 1..=10),
+            jitter: self.percent(&written.jitter, default.jitter),
             reset_after: self.timeout(&written.reset_after, default.reset_after),
             crash_loop_after: self.count(&written.crash_loop_after, default.crash_loop_after, 1..=1000),
+            max_restarts: written.max_restarts.given().map(|_| self.count(&written.max_restarts, 1, 1..=1000)),
+            window: self.timeout(&written.window, default.window),
         };
+        if let Some((_, window)) = written.window.given()
+            && written.max_restarts.is_missing()
+        {
+            self.push(self.problem(window, "`window` counts nothing without `max_restarts`"));
+        }
         if restart.initial > restart.max && self.problems.len() == before {
             self.push(self.problem(node, "`initial` is longer than `max`"));
         }
@@ -225,10 +236,25 @@ impl Default for Health {
 impl Default for Restart {
     fn default() -> Self {
         Self {
+            policy: RestartMode::Always,
             initial: Duration::from_millis(100),
             max: Duration::from_secs(30),
+            multiplier: 2,
+            jitter: 20,
             reset_after: Duration::from_secs(60),
             crash_loop_after: 5,
+            max_restarts: None,
+            window: Duration::from_secs(60),
+        }
+    }
+}
+
+impl From<written::RestartPolicy> for RestartMode {
+    fn from(written: written::RestartPolicy) -> Self {
+        match written {
+            written::RestartPolicy::Always => Self::Always,
+            written::RestartPolicy::OnFailure => Self::OnFailure,
+            written::RestartPolicy::Never => Self::Never,
         }
     }
 }

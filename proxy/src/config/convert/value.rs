@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use regex::{Regex, RegexBuilder};
 
-use super::super::slot::{Size, Slot, Span};
+use super::super::slot::{Percent, Size, Slot, Span};
 use super::Reading;
 
 /// Longer than any timeout that is meant. Deadlines far beyond it overflow clocks.
@@ -63,6 +63,20 @@ impl Reading<'_> {
             self.push(problem.label(format!("{least} to {most}")));
         }
         bytes
+    }
+
+    /// A share in percent, at most the whole.
+    pub(super) fn percent(&mut self, slot: &Slot<Percent>, default: u32) -> u32 {
+        let Some((Percent(text), node)) = slot.given() else { return default };
+        let number = text.strip_suffix('%').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+        match number.and_then(|digits| digits.parse().ok()).filter(|percent| *percent <= 100) {
+            Some(percent) => percent,
+            None => {
+                let problem = self.problem(node, format!("{} is not a share", self.written(text, node)));
+                self.push(problem.label("write it like `20%`, at most `100%`"));
+                default
+            }
+        }
     }
 
     /// A number within `range`.

@@ -153,6 +153,9 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [python3], health: {interval: 0s, timeout: x, failures: 0}, restart: {initial: 1m, max: 1s}, stop_timeout: 5}
   b: {command: [python3], restart: {initial: 1m, max: soon, crash_loop_after: 0, reset_afer: 1m}}
   c: {command: [python3], handshake_timeout: 0s, ready_timeout: -1s}
+  d: {command: [python3], restart: {policy: on-failure, multiplier: 11, jitter: 20, window: 1m}}
+  e: {command: [python3], restart: {jitter: 101%, max_restarts: 0, window: 0s}}
+  f: {command: [python3], restart: {jitter: +5%, max_restart: 3, window: 1m}}
 ",
         &[
             "3:46 `interval: 0s` is no time at all (more than 0)",
@@ -165,6 +168,15 @@ const CASES: &[(&str, &[&str])] = &[
             "4:82 unknown field `reset_afer` (did you mean `reset_after`?)",
             "5:46 `handshake_timeout: 0s` is no time at all (more than 0)",
             "5:65 `ready_timeout: -1s` is negative (a duration is 0 or more)",
+            "6:45 `policy` must be `always`, `on_failure` or `never`, not `on-failure` (did you mean `on_failure`?)",
+            "6:69 `multiplier: 11` is out of range (1 to 10)",
+            "6:81 `jitter: 20` is not a share (write it like `20%`, at most `100%`)",
+            "6:93 `window` counts nothing without `max_restarts`",
+            "7:45 `jitter: 101%` is not a share (write it like `20%`, at most `100%`)",
+            "7:65 `max_restarts: 0` is out of range (1 to 1000)",
+            "7:76 `window: 0s` is no time at all (more than 0)",
+            "8:45 `jitter: +5%` is not a share (write it like `20%`, at most `100%`)",
+            "8:50 unknown field `max_restart` (did you mean `max_restarts`?)",
         ],
     ),
     (

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use palisade_supervisor::RestartMode;
 use proptest::prelude::*;
 use serde_yaml::Value;
 
 use super::{LISTENER, Place};
 use crate::config::{
-    Address, Balance, Config, Contract, Endpoint, Filter, HeaderRule, HostPattern, OnFailure, PathPattern,
+    Address, Balance, Config, Contract, Endpoint, Filter, HeaderRule, HostPattern, OnFailure, PathPattern, Restart,
     UpstreamProtocol, to_json,
 };
 
@@ -102,7 +103,9 @@ plugins:
     ready_timeout: 11s
     allow_remote_tcp: true
     health: {interval: 6s, timeout: 2s, failures: 4}
-    restart: {initial: 200ms, max: 31s, reset_after: 61s, crash_loop_after: 6}
+    restart:
+      {policy: on_failure, initial: 200ms, max: 31s, multiplier: 3, jitter: 5%, reset_after: 61s, crash_loop_after: 6,
+       max_restarts: 7, window: 62s}
     stop_timeout: 0s
   audit: &audit {command: [python3, audit.py], cwd: bin/.., config: {}}
   certs: {command: [java, -Xmx64m, -jar, certs.jar]}
@@ -206,6 +209,9 @@ fn every_field_arrives() {
     });
     assert_eq!(to_json(&auth.config), json);
     assert_eq!((auth.contract, auth.stop_timeout), (Contract::Mosn, Duration::ZERO));
+    let Restart { policy, multiplier, jitter, max_restarts, window, .. } = auth.restart;
+    assert_eq!((policy, multiplier, jitter), (RestartMode::OnFailure, 3, 5));
+    assert_eq!((max_restarts, window), (Some(7), Duration::from_secs(62)));
     assert_eq!(config.plugins["audit"].cwd, PathBuf::from(format!("{}/bin/..", dir.display())));
     assert_eq!(config.plugins["again"].command, ["python3", "audit.py"]);
 }
