@@ -165,6 +165,7 @@ impl Reading<'_> {
         };
         if let Some((_, window)) = written.window.given()
             && written.max_restarts.is_missing()
+            && !self.has_key_like("max_restarts", node)
         {
             self.push(self.problem(window, "`window` counts nothing without `max_restarts`"));
         }
