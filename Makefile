@@ -21,7 +21,7 @@ FUZZ_SECONDS = 60
 
 section = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help setup system-packages python java rust demo examples test test-rust test-python test-java lint fuzz clean
+.PHONY: help setup system-packages python java rust go demo examples test test-rust test-python test-java lint fuzz clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,7 +35,7 @@ help:
 	@echo 'make fuzz       fuzzes what reads untrusted bytes, $(FUZZ_SECONDS) s each (FUZZ_SECONDS=600: longer)'
 	@echo 'make clean      removes what was built'
 
-setup: system-packages python java rust
+setup: system-packages python java rust go
 
 system-packages:
 	$(call section,system packages)
@@ -58,6 +58,11 @@ $(JARS) &: $(JAVA_SOURCES)
 rust: system-packages
 	$(call section,Rust: palisade and the plugins of the examples)
 	$(CARGO) build --locked --workspace
+
+# The tests that need them are skipped where this machine can't build them.
+go:
+	$(call section,Go: plugins for the tests)
+	@scripts/go-plugins target/go-plugins || [ $$? = 3 ]
 
 demo: setup
 	$(call section,demo)
@@ -94,6 +99,9 @@ lint: setup
 	$(call section,Rust: clippy)
 	@if cargo clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
 		else echo 'skipped: clippy is not installed (rustup component add clippy)'; fi
+	$(call section,Go: formatting)
+	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l tests/go | tee /dev/stderr)"; \
+		else echo 'skipped: Go is not installed'; fi
 	$(call section,Python: types)
 	cd plugins-python && ../$(PYTHON) -m mypy
 	MYPYPATH=examples $(PYTHON) -m mypy --strict --cache-dir .mypy_cache $(EXAMPLE_SCRIPTS)

@@ -7,12 +7,14 @@
 //! - [`Client`], [`Raw`]: clients, one that speaks HTTP properly and one that sends what it is told.
 //! - [`tls`]: a certificate authority and TLS clients.
 //! - [`process`]: what runs on this host.
+//! - [`GoPlugin`]: genuine go-plugin programs, where Go is there.
 //!
 //! Tests wait for events with long deadlines and never sleep for luck.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod client;
+mod go;
 pub mod process;
 mod proxy;
 mod raw;
@@ -23,6 +25,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::client::{Client, Reply, Stream, body_of, get};
+pub use self::go::GoPlugin;
 pub use self::proxy::{Options, Outcome, Proxy, fake, place, programs_in, run_to_exit, validate};
 pub use self::raw::{Raw, RawReply};
 pub use self::upstream::{Scripted, Seen, Upstream, read_head};
