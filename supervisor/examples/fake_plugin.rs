@@ -36,6 +36,12 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     if has("ignore-term") {
         std::mem::forget(signal(SignalKind::terminate())?);
     }
+    if has("mute-tcp") {
+        // Listens, says so, and never speaks.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        writeln!(std::io::stdout(), "1|1|tcp|{}|grpc", listener.local_addr()?)?;
+        std::future::pending::<()>().await;
+    }
     let path = PathBuf::from(std::env::var_os(UNIX_SOCKET_DIR).ok_or("not started by a host")?).join("plugin.sock");
     let listener = UnixListener::bind(&path)?;
     writeln!(std::io::stdout(), "1|1|unix|{}|grpc", path.display())?;

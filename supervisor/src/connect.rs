@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Uri};
 use tower::service_fn;
 
 use crate::spec::TcpPolicy;
+use crate::trust::peer::{Owner, PeerError};
 
 /// How long one attempt may take. Local sockets answer at once or not at all.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -65,6 +66,15 @@ pub enum ConnectError {
     /// A file, a directory, a FIFO, a symbolic link.
     #[error("{0:?} is not a socket")]
     NotASocket(PathBuf),
+    /// A socket that is not the plugin's own.
+    #[error("{endpoint} is not the plugin's own")]
+    NotOwn {
+        /// The address.
+        endpoint: String,
+        /// Whose it is.
+        #[source]
+        source: PeerError,
+    },
     /// connect(2).
     #[error("connect to {endpoint}")]
     Dial {
@@ -116,7 +126,9 @@ impl Endpoint {
         }
     }
 
-    async fn dial(&self) -> Result<Box<dyn Stream>, ConnectError> {
+    /// Connects, and sees whose socket that is before anything is sent.
+    async fn dial(&self, owner: Owner) -> Result<Box<dyn Stream>, ConnectError> {
+        let not_own = |source| ConnectError::NotOwn { endpoint: self.to_string(), source };
         let dialled = timeout(ATTEMPT, async {
             match self {
                 Self::Unix(path) => {
@@ -126,10 +138,17 @@ impl Endpoint {
                         return Err(ConnectError::NotASocket(path.clone()));
                     }
                     let stream = UnixStream::connect(path).await.map_err(|source| self.failed(source))?;
+                    owner.check_unix(&stream).map_err(not_own)?;
                     Ok(Box::new(stream) as Box<dyn Stream>)
                 }
                 Self::Tcp(address) => {
                     let stream = TcpStream::connect(address).await.map_err(|source| self.failed(source))?;
+                    // Whose an address of another machine is can't be seen from here.
+                    if address.ip().to_canonical().is_loopback() {
+                        let address = *address;
+                        let looked = spawn_blocking(move || owner.check_tcp(address)).await;
+                        looked.map_err(|error| self.failed(error.into()))?.map_err(not_own)?;
+                    }
                     stream.set_nodelay(true).map_err(|source| self.failed(source))?;
                     Ok(Box::new(stream) as Box<dyn Stream>)
                 }
@@ -160,22 +179,25 @@ async fn real(path: &Path) -> Option<PathBuf> {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Whether the process that announced the address still runs. A connection that broke is made anew only as long as it
-/// does: later, a TCP port may belong to somebody else.
+/// The process that announced the address, and whether it still runs. A connection that broke is made anew only as
+/// long as it does: later, a TCP port may belong to somebody else.
 #[derive(Debug, Clone)]
-pub(crate) struct Alive(Arc<AtomicBool>);
+pub(crate) struct Alive {
+    running: Arc<AtomicBool>,
+    owner: Owner,
+}
 
 impl Alive {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+    pub(crate) fn new(owner: Owner) -> Self {
+        Self { running: Arc::new(AtomicBool::new(true)), owner }
     }
 
     pub(crate) fn end(&self) {
-        self.0.store(false, Ordering::Release);
+        self.running.store(false, Ordering::Release);
     }
 
     fn check(&self, endpoint: &Endpoint) -> Result<(), ConnectError> {
-        if self.0.load(Ordering::Acquire) {
+        if self.running.load(Ordering::Acquire) {
             return Ok(());
         }
         let gone = io::Error::new(io::ErrorKind::NotConnected, "the plugin's process has gone");
@@ -202,7 +224,7 @@ impl Progress {
 pub(crate) async fn connect(endpoint: Endpoint, alive: Alive, progress: &Progress) -> Result<Channel, ConnectError> {
     let mut pause = FIRST_RETRY;
     let first = loop {
-        match endpoint.dial().await {
+        match endpoint.dial(alive.owner).await {
             Ok(stream) => break stream,
             Err(error) if may_pass(&error) => progress.set(crate::report::chain(&error)),
             Err(error) => return Err(error),
@@ -222,7 +244,7 @@ pub(crate) async fn connect(endpoint: Endpoint, alive: Alive, progress: &Progres
                 return Ok(TokioIo::new(stream));
             }
             alive.check(&endpoint)?;
-            endpoint.dial().await.map(TokioIo::new)
+            endpoint.dial(alive.owner).await.map(TokioIo::new)
         }
     });
     // The authority is never resolved; servers see it in `:authority`.
@@ -239,7 +261,10 @@ fn may_pass(error: &ConnectError) -> bool {
             // WouldBlock: the backlog of a unix socket is full.
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
         ),
-        ConnectError::NotASocket(_) | ConnectError::Slow(_) | ConnectError::Http2 { .. } => false,
+        ConnectError::NotASocket(_)
+        | ConnectError::NotOwn { .. }
+        | ConnectError::Slow(_)
+        | ConnectError::Http2 { .. } => false,
     }
 }
 
@@ -250,6 +275,11 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    fn this_process() -> Alive {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        Alive::new(Owner { pid, uid: nix::unistd::geteuid().as_raw() })
+    }
 
     async fn tcp(address: &str, policy: TcpPolicy) -> Result<Endpoint, EndpointError> {
         Endpoint::accept(&Address::Tcp(address.parse().unwrap()), Path::new("/run/p-1"), policy).await
@@ -298,7 +328,7 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(path("real")).unwrap();
         symlink(path("real"), path("link")).unwrap();
         for name in ["file", "dir", "fifo", "link"] {
-            let error = connect(Endpoint::Unix(path(name)), Alive::new(), &Progress::default()).await.unwrap_err();
+            let error = connect(Endpoint::Unix(path(name)), this_process(), &Progress::default()).await.unwrap_err();
             assert!(matches!(error, ConnectError::NotASocket(_)), "{name}: {error}");
         }
     }
@@ -308,7 +338,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
         let progress = Progress::default();
-        let connecting = connect(Endpoint::Unix(path.clone()), Alive::new(), &progress);
+        let connecting = connect(Endpoint::Unix(path.clone()), this_process(), &progress);
         let listening = async {
             while !progress.get().contains("No such file") {
                 tokio::task::yield_now().await;

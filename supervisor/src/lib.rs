@@ -14,7 +14,8 @@
 //!   the host included.
 //!
 //! Linux 5.11 or newer. Which room does what: `lifecycle` decides (pure), `instance` performs, `process` owns the
-//! operating system's side, `handshake`, `connect` and `health` talk to the plugin, `sys` holds every `unsafe`.
+//! operating system's side, `handshake`, `connect` and `health` talk to the plugin, `trust` decides what it is
+//! believed, `sys` holds every `unsafe`.
 
 #![deny(unsafe_code)]
 
@@ -31,6 +32,7 @@ mod restart;
 mod spec;
 mod status;
 mod sys;
+mod trust;
 
 pub use crate::connect::{ConnectError, EndpointError};
 pub use crate::handshake::HandshakeFailure;
@@ -42,3 +44,4 @@ pub use crate::spec::{
     HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
 };
 pub use crate::status::{State, Status, WontRetry};
+pub use crate::trust::peer::PeerError;

@@ -7,7 +7,6 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use palisade_supervisor::TcpPolicy;
 use support::{Scenario, client, until_report};
 
 /// Printed by a shell that then stays, so that nothing but the line can be at fault.
@@ -122,16 +121,51 @@ async fn a_socket_that_nobody_listens_on_is_waited_for_until_the_deadline() {
 
 #[tokio::test]
 async fn a_listener_that_never_speaks_runs_into_the_deadline() {
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = silent.local_addr().unwrap().port();
-    let mut scenario = Scenario::shell(&format!("echo '1|1|tcp|127.0.0.1:{port}|grpc'; exec sleep 600"));
-    scenario.spec.tcp = TcpPolicy::Any;
+    let mut scenario = Scenario::fake(&["mute-tcp"]);
     scenario.spec.ready_timeout = Duration::from_millis(300);
     scenario.spec.health.timeout = Duration::from_millis(100);
     let plugin = scenario.start();
     let report = until_report(&plugin).await.to_string();
     assert!(report.contains("was not ready within 300ms: health check: no answer within 100ms"), "{report}");
     plugin.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_address_of_somebody_else_is_refused_before_anything_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let unix = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    let move_in = format!("mv {} $TMPDIR/s; echo \"1|1|unix|$TMPDIR/s|grpc\"", socket.display());
+    let link_in = format!("ln {} $TMPDIR/s; echo \"1|1|unix|$TMPDIR/s|grpc\"", socket.display());
+    let name = format!("process {} (", std::process::id());
+    for (script, expected) in [
+        (format!("echo '1|1|tcp|127.0.0.1:{port}|grpc'"), "no process of this plugin listens on that port"),
+        (link_in, name.as_str()),
+        (move_in, "which this plugin has not started"),
+    ] {
+        let plugin = Scenario::shell(&format!("{script}; exec sleep 600"));
+        let plugin = plugin.start();
+        let report = until_report(&plugin).await.to_string();
+        assert!(report.contains("is not the plugin's own: ") && report.contains(expected), "{report}");
+        plugin.shutdown().await;
+    }
+    // Connections were made, and closed without a byte.
+    for read in [&mut tcp.accept().unwrap().0 as &mut dyn std::io::Read, &mut unix.accept().unwrap().0] {
+        let mut received = Vec::new();
+        read.read_to_end(&mut received).unwrap();
+        assert_eq!(received, b"");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_of_whatever_a_plugin_has_started_is_its_own() {
+    for script in ["\"$FAKE\" & wait", "setsid \"$FAKE\" & wait", "sh -c 'setsid \"$FAKE\" & wait' & wait"] {
+        let plugin = Scenario::shell(script).start();
+        client(&plugin).await;
+        plugin.shutdown().await;
+    }
 }
 
 #[tokio::test]

@@ -43,7 +43,10 @@ impl Host {
         std::thread::spawn(move || log.count());
         eventually("all have written their pids", || read(&pids).len() == FAMILY_SIZE).await;
         let family = read(&pids);
-        Self { process, dir, family }
+        let host = Self { process, dir, family };
+        // It has its name a moment after it was forked.
+        eventually("the guard is there", || !host.guards().is_empty()).await;
+        host
     }
 
     fn pid(&self) -> i32 {

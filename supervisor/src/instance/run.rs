@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use palisade_plugin_proto::goplugin::grpc_controller_client::GrpcControllerClient;
 use palisade_plugin_proto::goplugin::grpc_stdio_client::GrpcStdioClient;
 use palisade_plugin_proto::goplugin::stdio_data::Channel as StdioChannel;
@@ -28,6 +29,7 @@ use crate::process::Process;
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, user};
 use crate::restart::Hope;
 use crate::spec::PluginSpec;
+use crate::trust::peer::Owner;
 
 /// How long output may keep coming after the process has gone: its last lines are on their way, and a stranger that
 /// holds the pipe must not delay the restart.
@@ -96,6 +98,7 @@ impl<C: Send + Sync + 'static> Run<C> {
         let log = Log::new(name);
         let (stdout, stderr) = process.take_output();
         let cancel = CancellationToken::new();
+        let owner = Owner { pid: process.pid(), uid: geteuid().as_raw() };
         let mut run = Self {
             private_dir: process.private_dir().unwrap_or_default(),
             spec,
@@ -106,7 +109,7 @@ impl<C: Send + Sync + 'static> Run<C> {
             tasks: TaskTracker::new(),
             watching: cancel.child_token(),
             cancel,
-            alive: Alive::new(),
+            alive: Alive::new(owner),
             heard: Heard::default(),
             progress: Progress::default(),
             channel: None,

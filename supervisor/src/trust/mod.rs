@@ -1,0 +1,3 @@
+//! What a plugin is believed: that the socket it announces is its own.
+
+pub(crate) mod peer;
