@@ -54,23 +54,46 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
             nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL)
         });
     }
-    let router = services(&options).await;
+    if let Some(told) = value("hang-on-usr1").map(PathBuf::from) {
+        let mut usr1 = signal(SignalKind::user_defined1())?;
+        tokio::spawn(async move {
+            usr1.recv().await;
+            std::fs::write(told, "").ok();
+            // The only thread there is.
+            loop {
+                std::thread::sleep(Duration::from_secs(3_600));
+            }
+        });
+    }
+    let router = services(&options).await?;
     router.serve_with_incoming(UnixListenerStream::new(listener)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn services(options: &[String]) -> Router {
+async fn services(options: &[String]) -> std::io::Result<Router> {
     let has = |name: &str| options.iter().any(|option| option == name);
     let (reporter, health) = tonic_health::server::health_reporter();
     let status =
         if has("not-serving") { tonic_health::ServingStatus::NotServing } else { tonic_health::ServingStatus::Serving };
     reporter.set_service_status("plugin", status).await;
+    if has("health-by-signal") {
+        let (mut usr1, mut usr2) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+        tokio::spawn(async move {
+            loop {
+                let status = tokio::select! {
+                    _ = usr1.recv() => tonic_health::ServingStatus::NotServing,
+                    _ = usr2.recv() => tonic_health::ServingStatus::Serving,
+                };
+                reporter.set_service_status("plugin", status).await;
+            }
+        });
+    }
     // The services that are left out answer UNIMPLEMENTED.
     let health = (!has("no-health")).then_some(health);
     let controller =
         (!has("no-controller")).then(|| GrpcControllerServer::new(Controller { deaf: has("ignore-shutdown") }));
     let stdio = has("stdio").then(|| GrpcStdioServer::new(Stdio));
-    Server::builder().add_optional_service(health).add_optional_service(controller).add_optional_service(stdio)
+    Ok(Server::builder().add_optional_service(health).add_optional_service(controller).add_optional_service(stdio))
 }
 
 struct Controller {

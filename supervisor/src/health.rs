@@ -1,7 +1,9 @@
-//! Whether a plugin answers, by gRPC's standard health service.
+//! Whether a plugin answers, by gRPC's standard health service, and whether its process could answer at all.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -20,8 +22,12 @@ const READY_RETRY: Duration = Duration::from_millis(25);
 pub(crate) enum Health {
     /// It says that it serves, or it has no health service but answered.
     Alive,
-    /// It did not answer in time, failed, or says that it does not serve.
+    /// It did not answer in time, or failed.
     Missed(String),
+    /// It says that it does not serve.
+    Refused(String),
+    /// Its process is stopped, so nobody was asked.
+    Frozen,
 }
 
 /// One check. Cancel safe.
@@ -34,7 +40,7 @@ pub(crate) async fn check(channel: Channel, policy: &HealthPolicy) -> Health {
     match answer {
         Ok(answer) => match answer.into_inner().status() {
             ServingStatus::Serving => Health::Alive,
-            other => Health::Missed(format!("it reports {}", other.as_str_name())),
+            other => Health::Refused(format!("it reports {}", other.as_str_name())),
         },
         // No such service at all, or not under this name: go-plugin does not require it, and MOSN's sample has none.
         Err(status) if matches!(status.code(), Code::Unimplemented | Code::NotFound) => Health::Alive,
@@ -44,27 +50,87 @@ pub(crate) async fn check(channel: Channel, policy: &HealthPolicy) -> Health {
 
 /// Checks until the plugin is alive. Has no deadline of its own.
 pub(crate) async fn await_alive(channel: &Channel, policy: &HealthPolicy, progress: &Progress) {
-    while let Health::Missed(why) = check(channel.clone(), policy).await {
+    while let Health::Missed(why) | Health::Refused(why) = check(channel.clone(), policy).await {
         progress.set(format!("health check: {why}"));
         sleep(READY_RETRY).await;
     }
 }
 
-/// Checks for life, and reports each result until nobody takes it.
+/// Whether a process is stopped, by a signal or a debugger: `T` or `t` in proc_pid_stat(5). Its main thread stands for
+/// all of them, which a signal stops together.
+pub(crate) fn frozen(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The second field is the program's name, in parentheses, and may hold any byte.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('T' | 't'))
+}
+
+/// Checks for life at a fixed beat, and at once when it is `asked`, and reports each result until nobody takes it.
 pub(crate) async fn watch<F: Future<Output = Option<()>>>(
     channel: Channel,
+    pid: i32,
     policy: HealthPolicy,
+    asked: Arc<Notify>,
     report: impl Fn(Health) -> F,
 ) {
-    // The first check came before serving. A fixed beat, so that a frozen plugin is found after `failures` intervals
+    // The first check came before serving. A fixed beat, so that a silent plugin is found after `failures` intervals
     // and one timeout; after a pause of the host's own, the missed beats are not caught up with.
     let start = tokio::time::Instant::now() + policy.interval;
     let mut beat = interval_at(start, policy.interval.max(Duration::from_millis(1)));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        beat.tick().await;
-        if report(check(channel.clone(), &policy).await).await.is_none() {
+        tokio::select! {
+            _ = beat.tick() => {}
+            () = asked.notified() => {}
+        }
+        if report(look(&channel, pid, &policy).await).await.is_none() {
             return;
         }
+    }
+}
+
+/// One check, of the process before the service.
+async fn look(channel: &Channel, pid: i32, policy: &HealthPolicy) -> Health {
+    if frozen(pid) {
+        return Health::Frozen;
+    }
+    match check(channel.clone(), policy).await {
+        // It may have been stopped meanwhile.
+        Health::Missed(_) if frozen(pid) => Health::Frozen,
+        found => found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::process::{Command, Stdio};
+    use std::time::Instant;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    #[test]
+    fn a_stopped_process_is_told_from_one_that_runs() {
+        let mut child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let until = |wanted: bool| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while frozen(pid) != wanted {
+                assert!(Instant::now() < deadline, "frozen is not {wanted}");
+                std::thread::yield_now();
+            }
+        };
+        assert!(!frozen(pid));
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        until(true);
+        kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+        until(false);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!frozen(pid), "one that has gone is not frozen");
     }
 }

@@ -19,6 +19,7 @@
 
 #![deny(unsafe_code)]
 
+mod calls;
 mod connect;
 mod handshake;
 mod health;
@@ -34,6 +35,7 @@ mod status;
 mod sys;
 mod trust;
 
+pub use crate::calls::{Call, Calls, CallsHit};
 pub use crate::connect::{ConnectError, EndpointError};
 pub use crate::handshake::HandshakeFailure;
 pub use crate::instance::{Adapter, AttachError, InstanceInfo};
@@ -43,5 +45,5 @@ pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain};
 pub use crate::spec::{
     HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
 };
-pub use crate::status::{State, Status, WontRetry};
+pub use crate::status::{NotServing, State, Status, WontRetry};
 pub use crate::trust::peer::PeerError;

@@ -77,6 +77,13 @@ pub struct HealthPolicy {
     pub failures: u32,
     /// Service name in the request.
     pub service: String,
+    /// How many calls in a row, as the host tells by [`crate::Calls`], may get no answer in time before the plugin is
+    /// checked at once. If that check fails as well, it is killed. At most one such check for each `interval`. 0:
+    /// calls say nothing.
+    pub call_misses: u32,
+    /// How long its process may be stopped, by SIGSTOP or a debugger, before it is killed. It is looked at with each
+    /// check.
+    pub stopped_timeout: Duration,
 }
 
 /// Whether a plugin is started again when it has ended, and how soon. Without `max_restarts` it is never given up on:
@@ -118,6 +125,8 @@ pub enum RestartMode {
 /// Limits of each step of a stop; SIGKILL follows the last one.
 #[derive(Debug, Clone)]
 pub struct StopPolicy {
+    /// How long calls under way may take to end, as far as the host tells of them by [`crate::Calls`].
+    pub drain_timeout: Duration,
     /// From the call of `GRPCController.Shutdown` to SIGTERM.
     pub rpc_timeout: Duration,
     /// From SIGTERM to SIGKILL.
@@ -209,6 +218,8 @@ impl Default for HealthPolicy {
             timeout: Duration::from_secs(1),
             failures: 3,
             service: env::HEALTH_SERVICE.to_owned(),
+            call_misses: 3,
+            stopped_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -231,7 +242,11 @@ impl Default for RestartPolicy {
 
 impl Default for StopPolicy {
     fn default() -> Self {
-        Self { rpc_timeout: Duration::from_secs(1), term_timeout: Duration::from_secs(5) }
+        Self {
+            drain_timeout: Duration::from_secs(5),
+            rpc_timeout: Duration::from_secs(1),
+            term_timeout: Duration::from_secs(5),
+        }
     }
 }
 

@@ -21,6 +21,13 @@ pub enum State {
     AwaitReady,
     /// It takes calls.
     Serving,
+    /// It runs, and calls are kept from it. It is killed unless that changes in time.
+    NotServing {
+        /// Why.
+        why: NotServing,
+    },
+    /// It is about to be stopped: calls under way may end, no new ones come.
+    Draining,
     /// It failed and is started again later.
     BackingOff {
         /// When. Serialised as seconds since the epoch.
@@ -43,6 +50,28 @@ pub enum State {
         /// Why not.
         why: WontRetry,
     },
+}
+
+/// Why calls are kept from a process that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotServing {
+    /// Its health service says that it does not serve.
+    Reported,
+    /// Calls in a row got no answer in time. A health check is under way: if it fails too, the process is killed.
+    Suspect,
+    /// It was stopped by a signal (SIGSTOP), or by a debugger.
+    Frozen,
+}
+
+impl fmt::Display for NotServing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reported => "it reports so",
+            Self::Suspect => "calls got no answer, it is being checked",
+            Self::Frozen => "its process is stopped, by a signal or a debugger",
+        })
+    }
 }
 
 /// Why a plugin that failed is not started again.
@@ -73,6 +102,8 @@ impl State {
             Self::AwaitHandshake => "await_handshake",
             Self::AwaitReady => "await_ready",
             Self::Serving => "serving",
+            Self::NotServing { .. } => "not_serving",
+            Self::Draining => "draining",
             Self::BackingOff { .. } => "backing_off",
             Self::CrashLooped { .. } => "crash_looped",
             Self::Stopping => "stopping",
@@ -92,7 +123,12 @@ impl State {
             | Self::CrashLooped { .. }
             | Self::Stopped
             | Self::Disabled { .. } => true,
-            Self::Starting | Self::AwaitHandshake | Self::AwaitReady | Self::Stopping => false,
+            Self::Starting
+            | Self::AwaitHandshake
+            | Self::AwaitReady
+            | Self::NotServing { .. }
+            | Self::Draining
+            | Self::Stopping => false,
         }
     }
 }
@@ -104,6 +140,8 @@ impl fmt::Display for State {
             Self::AwaitHandshake => "awaiting the handshake",
             Self::AwaitReady => "awaiting readiness",
             Self::Serving => "serving",
+            Self::NotServing { .. } => "not serving",
+            Self::Draining => "draining",
             Self::BackingOff { .. } => "backing off",
             Self::CrashLooped { .. } => "crash looped",
             Self::Stopping => "stopping",

@@ -55,20 +55,6 @@ async fn a_plugin_without_health_and_controller_serves_and_stops() {
 }
 
 #[tokio::test]
-async fn a_frozen_plugin_is_found_and_replaced() {
-    let mut scenario = Scenario::fake(&[]);
-    scenario.spec.health.interval = Duration::from_millis(50);
-    scenario.spec.health.timeout = Duration::from_millis(250);
-    let plugin = scenario.start();
-    let pid = client(&plugin).await.info.pid;
-    kill(pid, Signal::SIGSTOP);
-    let status = until(&plugin, |status| status.restarts == 1 && status.state == State::Serving).await;
-    assert!(matches!(&status.last_exit.unwrap().cause, ExitCause::Unhealthy(why) if why == "no answer within 250ms"));
-    assert!(!runs(pid));
-    plugin.shutdown().await;
-}
-
-#[tokio::test]
 async fn a_plugin_that_reports_not_serving_never_serves() {
     let mut scenario = Scenario::fake(&["not-serving"]);
     scenario.spec.ready_timeout = Duration::from_millis(300);

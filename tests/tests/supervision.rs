@@ -142,7 +142,7 @@ async fn kills_under_load_fail_no_request_that_has_the_time() {
 
 #[tokio::test]
 async fn a_frozen_plugin_costs_its_deadline_and_is_replaced() {
-    let plugin = ", timeout: 300ms, health: {interval: 1s, timeout: 500ms, failures: 3}";
+    let plugin = ", timeout: 300ms, health: {interval: 1s, timeout: 500ms, stopped_timeout: 1s}";
     let (proxy, upstream) = start(&["serve"], plugin).await;
     let pid = proxy.plugin_pid("auth").await;
     freeze(pid).await;
@@ -154,10 +154,48 @@ async fn a_frozen_plugin_costs_its_deadline_and_is_replaced() {
     proxy.until_replaced("auth", pid).await;
     assert!(!runs(pid));
     let status = proxy.plugin("auth").await;
-    assert_eq!(status["last_exit"]["cause"]["kind"], "unhealthy", "{status:#}");
+    assert_eq!(status["last_exit"]["cause"]["kind"], "frozen", "{status:#}");
     assert_eq!(upstream.count(), 1);
     // The first call of a new process may take longer than 300 ms on a busy machine, the next ones do not.
     eventually_served(&proxy).await;
+}
+
+#[tokio::test]
+async fn calls_without_an_answer_find_a_frozen_plugin_before_any_health_check() {
+    let plugin = ", timeout: 100ms, health: {interval: 1h, stopped_timeout: 0s}";
+    let (proxy, _upstream) = start(&["serve"], plugin).await;
+    let pid = proxy.plugin_pid("auth").await;
+    freeze(pid).await;
+    for _ in 0..3 {
+        proxy.get("/", &[ADMIN]).await.assert_failed(504, "plugin_timeout");
+    }
+    proxy.until_replaced("auth", pid).await;
+    assert_eq!(proxy.plugin("auth").await["last_exit"]["cause"]["kind"], "frozen");
+    eventually_served(&proxy).await;
+}
+
+#[tokio::test]
+async fn a_plugin_whose_calls_hang_is_not_killed_while_it_answers_health_checks() {
+    let (proxy, _upstream) = start(&["serve"], ", timeout: 100ms").await;
+    let pid = proxy.plugin_pid("auth").await;
+    for _ in 0..10 {
+        let reply = proxy.get("/", &[ADMIN, ("x-fake", "hang")]).await;
+        assert!(matches!(reply.status, 503 | 504), "{reply:?}");
+    }
+    eventually_served(&proxy).await;
+    let status = proxy.plugin("auth").await;
+    assert_eq!((&status["pid"], &status["restarts"]), (&pid.into(), &0.into()), "{status:#}");
+}
+
+#[tokio::test]
+async fn a_report_names_the_requests_that_a_crash_hit() {
+    let (proxy, _upstream) = start(&["serve"], ", timeout: 5s").await;
+    let pid = proxy.plugin_pid("auth").await;
+    let reply = proxy.get("/", &[ADMIN, ("x-fake", "crash")]).await;
+    proxy.until_replaced("auth", pid).await;
+    let status = proxy.plugin("auth").await;
+    let id = reply.header("x-request-id");
+    assert_eq!(status["last_exit"]["calls"]["ids"], serde_json::json!([id]), "{status:#}");
 }
 
 async fn eventually_served(proxy: &Proxy) {

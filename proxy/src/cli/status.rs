@@ -36,7 +36,7 @@ pub(super) struct Plugin {
     instance: Option<usize>,
     pub(super) state: String,
     next_attempt: Option<f64>,
-    /// Why it is not started again.
+    /// Why it does not serve though it runs, or is not started again.
     why: Option<String>,
     pub(super) pid: Option<i32>,
     restarts: u64,
@@ -142,16 +142,19 @@ impl Plugin {
         let state = match &*self.state {
             "await_handshake" => "awaiting the handshake".to_owned(),
             "await_ready" => "awaiting readiness".to_owned(),
-            "disabled" => {
-                let why = match self.why.as_deref() {
-                    Some("policy") => "its restart policy is `never`",
-                    Some("too_many_restarts") => "too many restarts",
-                    _ => "see its last exit",
-                };
-                return format!("disabled, no further attempt: {why}");
-            }
+            "disabled" => "disabled, no further attempt".to_owned(),
             other => other.replace('_', " "),
         };
+        let why = self.why.as_deref().map(|why| match why {
+            "policy" => "its restart policy is `never`".to_owned(),
+            "reported" => "it reports so".to_owned(),
+            "suspect" => "calls got no answer, it is being checked".to_owned(),
+            "frozen" => "its process is stopped by a signal or a debugger".to_owned(),
+            other => other.replace('_', " "),
+        });
+        if let Some(why) = why {
+            return format!("{state}: {why}");
+        }
         match self.next_attempt {
             Some(next) if next - now >= 1.0 => format!("{state}, next attempt in {}", between(now, next)),
             Some(_) => format!("{state}, next attempt now"),
@@ -235,6 +238,11 @@ error: plugin `certs` exited (exit status 1, after 212 ms)
             (
                 json!({"state": "disabled", "why": "policy"}),
                 "disabled, no further attempt: its restart policy is `never`",
+            ),
+            (json!({"state": "not_serving", "why": "reported"}), "not serving: it reports so"),
+            (
+                json!({"state": "not_serving", "why": "frozen"}),
+                "not serving: its process is stopped by a signal or a debugger",
             ),
             (json!({"state": "stopped"}), "stopped"),
         ];

@@ -195,6 +195,8 @@ fn plugin(it: &Plugin) -> Value {
         ("interval", time(it.health.interval)),
         ("timeout", time(it.health.timeout)),
         ("failures", it.health.failures.into()),
+        ("call_misses", it.health.call_misses.into()),
+        ("stopped_timeout", time(it.health.stopped_timeout)),
     ]);
     let policy = match it.restart.policy {
         RestartMode::Always => "always",
@@ -229,6 +231,7 @@ fn plugin(it: &Plugin) -> Value {
         ("allow_remote_tcp", it.allow_remote_tcp.into()),
         ("health", health),
         ("restart", restart),
+        ("drain_timeout", time(it.drain_timeout)),
         ("stop_timeout", time(it.stop_timeout)),
     ])
 }

@@ -363,6 +363,8 @@ pub struct Plugin {
     pub health: Health,
     /// How it is started again.
     pub restart: Restart,
+    /// How long calls under way may go on when it is to stop. Default 5 s.
+    pub drain_timeout: Duration,
     /// From SIGTERM to SIGKILL. Default 5 s.
     pub stop_timeout: Duration,
 }
@@ -385,6 +387,11 @@ pub struct Health {
     pub timeout: Duration,
     /// Failures in a row that make it dead: killed and started again. Default 3.
     pub failures: u32,
+    /// Calls in a row without an answer in time after which it is checked at once, and killed if that fails too.
+    /// Default 3. 0: calls say nothing.
+    pub call_misses: u32,
+    /// How long its process may be stopped, by SIGSTOP or a debugger, before it is killed. Default 5 s.
+    pub stopped_timeout: Duration,
 }
 
 /// How a plugin is started again.

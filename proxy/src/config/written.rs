@@ -311,6 +311,8 @@ pub(super) struct Plugin {
     pub(super) health: Slot<Health>,
     /// How it is started again.
     pub(super) restart: Slot<Restart>,
+    /// How long calls under way may go on when it is to stop. Default 5s.
+    pub(super) drain_timeout: Slot<Span>,
     /// From SIGTERM to SIGKILL. Default 5s.
     pub(super) stop_timeout: Slot<Span>,
 }
@@ -347,6 +349,11 @@ pub(super) struct Health {
     pub(super) timeout: Slot<Span>,
     /// Failures in a row that make it dead: killed and started again; 1 to 100. Default 3.
     pub(super) failures: Slot<u64>,
+    /// Calls in a row without an answer in time after which it is checked at once, and killed if that fails too; 0 to
+    /// 1000, 0: calls say nothing. Default 3.
+    pub(super) call_misses: Slot<u64>,
+    /// How long its process may be stopped, by SIGSTOP or a debugger, before it is killed. Default 5s.
+    pub(super) stopped_timeout: Slot<Span>,
 }
 
 /// How a plugin is started again.

@@ -9,9 +9,9 @@ use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::Value as Json;
 use tonic::transport::Channel;
 
-use super::Client;
 use super::mosn::Mosn;
 use super::native::Native;
+use super::{Client, Speaks};
 use crate::config::{self, Contract};
 
 /// What a configuration uses a plugin for.
@@ -44,14 +44,15 @@ impl Contracts {
 impl Adapter for Contracts {
     type Client = Client;
 
-    async fn attach(&self, channel: Channel, _instance: InstanceInfo) -> Result<Client, AttachError> {
-        match self.contract {
+    async fn attach(&self, channel: Channel, instance: InstanceInfo) -> Result<Client, AttachError> {
+        let speaks = match self.contract {
             Contract::Palisade => Native::attach(channel, self.roles, self.config.clone(), &self.config_hash)
                 .await
-                .map(Client::Native)
-                .map_err(AttachError::new),
-            Contract::Mosn => Ok(Client::Mosn(Mosn::new(channel))),
-        }
+                .map(Speaks::Native)
+                .map_err(AttachError::new)?,
+            Contract::Mosn => Speaks::Mosn(Mosn::new(channel)),
+        };
+        Ok(Client { speaks, calls: instance.calls })
     }
 }
 
@@ -73,6 +74,8 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
         interval: plugin.health.interval,
         timeout: plugin.health.timeout,
         failures: plugin.health.failures,
+        call_misses: plugin.health.call_misses,
+        stopped_timeout: plugin.health.stopped_timeout,
         ..HealthPolicy::default()
     };
     spec.restart = RestartPolicy {
@@ -86,6 +89,7 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
         max_restarts: plugin.restart.max_restarts,
         window: plugin.restart.window,
     };
+    spec.stop.drain_timeout = plugin.drain_timeout;
     spec.stop.term_timeout = plugin.stop_timeout;
     spec
 }

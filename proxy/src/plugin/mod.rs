@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use http::{HeaderMap, StatusCode};
-use palisade_supervisor::StartError;
+use palisade_supervisor::{Calls, StartError};
 use tokio::time::Instant;
 
 pub(crate) use self::adapter::{Contracts, Roles};
@@ -63,10 +63,18 @@ fn roles(config: &Config, name: &str) -> Roles {
     Roles { filter, certificates }
 }
 
-/// What one serving instance speaks.
+/// One serving instance.
+#[derive(Debug)]
+pub(crate) struct Client {
+    speaks: Speaks,
+    /// Tells its supervisor of the calls under way.
+    calls: Calls,
+}
+
+/// The contract of an instance.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one for each process, behind an Arc")]
-pub(crate) enum Client {
+pub(crate) enum Speaks {
     Native(native::Native),
     Mosn(mosn::Mosn),
 }
@@ -173,9 +181,9 @@ pub(crate) enum CallError {
 
 impl Client {
     pub(crate) fn needs(&self) -> Needs {
-        match self {
-            Self::Native(native) => native.needs(),
-            Self::Mosn(mosn) => mosn.needs(),
+        match &self.speaks {
+            Speaks::Native(native) => native.needs(),
+            Speaks::Mosn(mosn) => mosn.needs(),
         }
     }
 
@@ -189,9 +197,9 @@ impl Client {
             Native(N),
             Mosn(M),
         }
-        let call = match self {
-            Self::Native(native) => Call::Native(native.check_request(subject, deadline)),
-            Self::Mosn(mosn) => Call::Mosn(mosn.check_request(subject, deadline)?),
+        let call = match &self.speaks {
+            Speaks::Native(native) => Call::Native(native.check_request(subject, deadline)),
+            Speaks::Mosn(mosn) => Call::Mosn(mosn.check_request(subject, deadline)?),
         };
         Ok(async move {
             match call {
@@ -208,9 +216,9 @@ impl Client {
         response: &ResponseHead<'_>,
         deadline: Instant,
     ) -> impl Future<Output = Result<ResponseVerdict, CallError>> + Send + use<> {
-        let call = match self {
-            Self::Native(native) => Some(native.check_response(request, response, deadline)),
-            Self::Mosn(_) => None,
+        let call = match &self.speaks {
+            Speaks::Native(native) => Some(native.check_response(request, response, deadline)),
+            Speaks::Mosn(_) => None,
         };
         async move {
             match call {
@@ -225,9 +233,9 @@ impl Client {
         self: &Arc<Self>,
         names: &[String],
     ) -> Result<BoxStream<'static, Result<CertificateUpdate, CallError>>, CallError> {
-        match &**self {
-            Self::Native(native) => native.certificates(names).await,
-            Self::Mosn(_) => Ok(mosn::certificates(Arc::clone(self))),
+        match &self.speaks {
+            Speaks::Native(native) => native.certificates(names).await,
+            Speaks::Mosn(_) => Ok(mosn::certificates(Arc::clone(self))),
         }
     }
 }

@@ -152,15 +152,23 @@ impl Running {
         Lease { client, index, in_flight: Arc::clone(&self.instances[index].in_flight) }
     }
 
-    /// Calls a client, no longer than until `deadline`, without cancelling when the caller goes.
-    pub(crate) async fn call<T, F>(&self, lease: &Lease, deadline: Instant, call: F) -> Result<T, CallError>
+    /// Calls a client about the request `id`, no longer than until `deadline`, without cancelling when the caller goes.
+    pub(crate) async fn call<T, F>(&self, lease: &Lease, id: &str, deadline: Instant, call: F) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, CallError>> + Send + 'static,
     {
         let counted = Counted::new(&lease.in_flight);
+        let told = lease.client.calls.begin(id);
         let call = self.calls.spawn(async move {
             let answer = tokio::time::timeout_at(deadline, call).await.unwrap_or(Err(CallError::Timeout));
+            match &answer {
+                Err(CallError::Timeout) => told.missed(),
+                Err(CallError::Lost(_)) => told.broken(),
+                // It has not been asked.
+                Err(CallError::Overloaded) => drop(told),
+                Ok(_) | Err(_) => told.answered(),
+            }
             drop(counted);
             answer
         });

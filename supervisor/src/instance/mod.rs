@@ -13,8 +13,9 @@ use tonic::transport::Channel;
 use tracing::{error, info, warn};
 
 use self::run::{News, Reporter, Run, report, written};
+use crate::calls::Calls;
 use crate::handshake::HandshakeFailure;
-use crate::health::Health;
+use crate::health::{self, Health};
 use crate::lifecycle::{Action, Blame, Event, Exit, Lifecycle, Next, Order, Phase};
 use crate::process::{Process, SpawnError};
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure};
@@ -38,7 +39,7 @@ pub trait Adapter: Send + Sync + 'static {
 }
 
 /// One start of a plugin.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct InstanceInfo {
     /// The plugin's name.
     pub plugin: String,
@@ -50,6 +51,8 @@ pub struct InstanceInfo {
     pub endpoint: String,
     /// The application version that it chose.
     pub app_version: u32,
+    /// Where the host may tell which calls are under way, and how they end.
+    pub calls: Calls,
 }
 
 /// Why an [`Adapter`] does not accept a plugin.
@@ -80,8 +83,8 @@ pub(crate) struct Instance<A: Adapter> {
     adapter: Arc<A>,
     machine: Lifecycle,
     run: Option<Run<A::Client>>,
-    /// The client of the run, between its readiness and its offer.
-    ready: Option<Arc<A::Client>>,
+    /// The client of the run, from its readiness to its end.
+    client: Option<Arc<A::Client>>,
     offered: Offered<A::Client>,
     status: watch::Sender<Status>,
     orders: mpsc::Receiver<Request>,
@@ -137,7 +140,7 @@ impl<A: Adapter> Instance<A> {
             adapter: Arc::new(adapter),
             machine,
             run: None,
-            ready: None,
+            client: None,
             offered: Offered(slot),
             status,
             orders,
@@ -178,8 +181,15 @@ impl<A: Adapter> Instance<A> {
                         self.hear(news).await;
                     }
                 }
+                () = suspicion_of(self.run.as_ref()) => {
+                    if self.run.as_mut().is_some_and(Run::may_suspect) {
+                        self.feed(Event::CallsMissed).await;
+                    }
+                }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    self.feed(Event::Deadline).await;
+                    let thawed = matches!(self.machine.phase(), Phase::NotServing { .. })
+                        && self.run.as_ref().is_some_and(|run| !health::frozen(run.pid()));
+                    self.feed(if thawed { Event::Thawed } else { Event::Deadline }).await;
                 }
             }
         }
@@ -212,7 +222,7 @@ impl<A: Adapter> Instance<A> {
             News::Handshake(Err(failure)) => self.start_failed(StartFailure::Handshake(failure)).await,
             News::Connected(channel) => run.connected(channel),
             News::Ready(Ok(client)) => {
-                self.ready = Some(client);
+                self.client = Some(client);
                 self.feed(Event::Ready).await;
             }
             News::Ready(Err(failure)) => self.start_failed(failure).await,
@@ -222,6 +232,12 @@ impl<A: Adapter> Instance<A> {
                 run.last_miss = why;
                 self.feed(Event::HealthMissed).await;
             }
+            News::Health(Health::Refused(why)) => {
+                run.last_miss = why;
+                self.feed(Event::HealthRefused).await;
+            }
+            News::Health(Health::Frozen) => self.feed(Event::Frozen).await,
+            News::Drained => self.feed(Event::Drained).await,
             News::ShutdownRefused => self.feed(Event::ShutdownRefused).await,
         }
     }
@@ -243,7 +259,7 @@ impl<A: Adapter> Instance<A> {
         let Some(mut run) = self.run.take() else { return };
         // At once: what is called now can only fail.
         self.offered.0.store(None);
-        self.ready = None;
+        self.client = None;
         // What it said before it went may still be on the way.
         let start = run.start();
         let phase = self.machine.phase();
@@ -319,7 +335,10 @@ impl<A: Adapter> Instance<A> {
             self.perform(action).await;
         }
         self.publish();
-        let settled = !matches!(self.machine.phase(), Phase::Ending { .. } | Phase::Starting { order: Some(_) });
+        let settled = !matches!(
+            self.machine.phase(),
+            Phase::Draining { .. } | Phase::Ending { .. } | Phase::Starting { order: Some(_) }
+        );
         if settled {
             for done in self.waiting.drain(..) {
                 // Nobody has to wait.
@@ -340,7 +359,7 @@ impl<A: Adapter> Instance<A> {
             }
             Action::Serve => {
                 // The client first: who sees the state may call at once.
-                self.offered.0.store(self.ready.take());
+                self.offered.0.store(self.client.clone());
                 if let Some(run) = self.run.as_mut() {
                     run.serving_since = Some(SystemTime::now());
                     run.watch_health();
@@ -348,10 +367,31 @@ impl<A: Adapter> Instance<A> {
                     info!(plugin = %self.name, pid = run.pid(), endpoint, "the plugin serves");
                 }
             }
+            Action::Withhold => {
+                self.offered.0.store(None);
+                if let (State::NotServing { why }, _) = self.shown() {
+                    warn!(plugin = %self.name, pid = self.run.as_ref().map(Run::pid), "the plugin does not serve: {why}");
+                }
+            }
+            Action::Offer => {
+                self.offered.0.store(self.client.clone());
+                info!(plugin = %self.name, pid = self.run.as_ref().map(Run::pid), "the plugin serves again");
+            }
+            Action::Check => {
+                if let Some(run) = &self.run {
+                    run.check_now();
+                }
+            }
             Action::Withdraw => {
                 self.offered.0.store(None);
+                self.client = None;
                 if let Some(run) = &self.run {
                     run.withdraw();
+                }
+            }
+            Action::Drain => {
+                if let Some(run) = &self.run {
+                    run.tell_when_drained();
                 }
             }
             Action::AskShutdown => {
@@ -369,6 +409,8 @@ impl<A: Adapter> Instance<A> {
                         Blame::HandshakeTimeout => run.handshake_overdue(),
                         Blame::ReadyTimeout => run.ready_overdue(),
                         Blame::Unhealthy => run.blame(ExitCause::Unhealthy(run.last_miss.clone())),
+                        Blame::Unresponsive => run.blame(ExitCause::Unresponsive(run.last_miss.clone())),
+                        Blame::Frozen => run.blame(ExitCause::Frozen(self.spec.health.stopped_timeout)),
                     }
                 }
             }
@@ -425,20 +467,23 @@ impl<A: Adapter> Instance<A> {
             Phase::AwaitHandshake { .. } => (State::AwaitHandshake, Outlook::Soon),
             Phase::AwaitReady { .. } => (State::AwaitReady, Outlook::Soon),
             Phase::Serving { .. } => (State::Serving, Outlook::Soon),
+            Phase::NotServing { why, .. } => (State::NotServing { why: why.into() }, Outlook::Soon),
+            Phase::Draining { next, .. } => (State::Draining, outlook_of(next)),
             Phase::Waiting { until, crash_looped } => {
                 let next_attempt = SystemTime::now() + (until - Instant::now());
                 let state =
                     if crash_looped { State::CrashLooped { next_attempt } } else { State::BackingOff { next_attempt } };
                 (state, Outlook::NotBefore(until))
             }
-            Phase::Starting { order: Some(next) } | Phase::Ending { next, .. } => {
-                let outlook = match next {
-                    Next::Stay | Next::Finish => Outlook::Never,
-                    Next::Again | Next::BackOff(_) => Outlook::Soon,
-                };
-                (State::Stopping, outlook)
-            }
+            Phase::Starting { order: Some(next) } | Phase::Ending { next, .. } => (State::Stopping, outlook_of(next)),
         }
+    }
+}
+
+fn outlook_of(next: Next) -> Outlook {
+    match next {
+        Next::Stay | Next::Finish => Outlook::Never,
+        Next::Again | Next::BackOff(_) => Outlook::Soon,
     }
 }
 
@@ -453,6 +498,13 @@ fn breaks_by_exit(failure: &StartFailure) -> bool {
 async fn exit_of<C: Send + Sync + 'static>(run: Option<&Run<C>>) {
     match run {
         Some(run) => run.process().exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn suspicion_of<C: Send + Sync + 'static>(run: Option<&Run<C>>) {
+    match run {
+        Some(run) => run.calls().suspicious().await,
         None => std::future::pending().await,
     }
 }

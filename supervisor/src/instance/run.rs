@@ -12,7 +12,7 @@ use palisade_plugin_proto::goplugin::grpc_stdio_client::GrpcStdioClient;
 use palisade_plugin_proto::goplugin::stdio_data::Channel as StdioChannel;
 use palisade_plugin_proto::goplugin::{Empty, StdioData};
 use tokio::process::ChildStdout;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status as RpcStatus};
 
 use super::{Adapter, InstanceInfo};
+use crate::calls::{Calls, CallsHit};
 use crate::connect::{Alive, Endpoint, Progress, connect};
 use crate::handshake::{self, Accepted, HandshakeFailure, Heard};
 use crate::health::{self, Health};
@@ -42,6 +43,7 @@ pub(super) enum News<C> {
     Connected(Channel),
     Ready(Result<Arc<C>, StartFailure>),
     Health(Health),
+    Drained,
     ShutdownRefused,
 }
 
@@ -80,6 +82,11 @@ pub(super) struct Run<C> {
     cancel: CancellationToken,
     /// Ends the health checks alone.
     watching: CancellationToken,
+    /// Asks for a health check now.
+    check: Arc<Notify>,
+    calls: Calls,
+    /// When calls last raised suspicion.
+    suspected: Option<Instant>,
     alive: Alive,
     heard: Heard,
     progress: Progress,
@@ -87,6 +94,8 @@ pub(super) struct Run<C> {
     pub(super) accepted: Option<Accepted>,
     pub(super) serving_since: Option<SystemTime>,
     pub(super) last_miss: String,
+    /// What its end has hit.
+    hit: CallsHit,
     /// Why it is about to end; the first reason counts.
     cause: Option<ExitCause>,
     pub(super) hope: Hope,
@@ -99,6 +108,7 @@ impl<C: Send + Sync + 'static> Run<C> {
         let (stdout, stderr) = process.take_output();
         let cancel = CancellationToken::new();
         let owner = Owner { pid: process.pid(), uid: geteuid().as_raw() };
+        let calls = Calls::new(spec.health.call_misses);
         let mut run = Self {
             private_dir: process.private_dir().unwrap_or_default(),
             spec,
@@ -110,12 +120,16 @@ impl<C: Send + Sync + 'static> Run<C> {
             watching: cancel.child_token(),
             cancel,
             alive: Alive::new(owner),
+            check: Arc::default(),
+            calls,
+            suspected: None,
             heard: Heard::default(),
             progress: Progress::default(),
             channel: None,
             accepted: None,
             serving_since: None,
             last_miss: String::new(),
+            hit: CallsHit::default(),
             cause: None,
             hope: Hope::Transient,
             log,
@@ -182,6 +196,7 @@ impl<C: Send + Sync + 'static> Run<C> {
             pid: self.pid(),
             endpoint: accepted.endpoint.to_string(),
             app_version: accepted.app_version,
+            calls: self.calls.clone(),
         };
         let (spec, progress, alive) = (self.spec.clone(), self.progress.clone(), self.alive.clone());
         let (endpoint, reporter) = (accepted.endpoint.clone(), self.reporter.clone());
@@ -201,9 +216,36 @@ impl<C: Send + Sync + 'static> Run<C> {
     pub(super) fn watch_health(&mut self) {
         let Some(channel) = self.channel.clone() else { return };
         let (policy, reporter, watching) = (self.spec.health.clone(), self.reporter.clone(), self.watching.clone());
+        let (pid, asked) = (self.pid(), self.check.clone());
         self.spawn(async move {
             let report = |health| reporter.tell(News::Health(health));
-            watching.run_until_cancelled(health::watch(channel, policy, report)).await;
+            watching.run_until_cancelled(health::watch(channel, pid, policy, asked, report)).await;
+        });
+    }
+
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// Whether calls without an answer may lead to a check now: a plugin that is merely slow is not checked each time.
+    pub(super) fn may_suspect(&mut self) -> bool {
+        let now = Instant::now();
+        let soon = self.suspected.is_some_and(|last| now.duration_since(last) < self.spec.health.interval);
+        if !soon {
+            self.suspected = Some(now);
+        }
+        !soon
+    }
+
+    pub(super) fn check_now(&self) {
+        self.check.notify_one();
+    }
+
+    pub(super) fn tell_when_drained(&self) {
+        let (calls, reporter) = (self.calls.clone(), self.reporter.clone());
+        self.spawn(async move {
+            calls.idle().await;
+            reporter.tell(News::Drained).await;
         });
     }
 
@@ -258,6 +300,7 @@ impl<C: Send + Sync + 'static> Run<C> {
     /// Reads what a process that has exited has left in its pipes. Its group is killed first: whoever of it still
     /// lives holds the pipes open.
     pub(super) async fn drain(&mut self) {
+        self.hit = self.calls.hit();
         self.process.signal(Signal::SIGKILL);
         let drained = async { while self.drains.join_next().await.is_some() {} };
         if timeout(LAST_WORDS, drained).await.is_err() {
@@ -279,7 +322,9 @@ impl<C: Send + Sync + 'static> Run<C> {
     }
 
     fn report(&self, cause: ExitCause, end: Option<ProcessEnd>, after: Duration) -> ExitReport {
-        report(&self.spec, Some(self.pid()), cause, end, after, self.log.tail())
+        let mut report = report(&self.spec, Some(self.pid()), cause, end, after, self.log.tail());
+        report.calls.clone_from(&self.hit);
+        report
     }
 }
 
@@ -299,6 +344,7 @@ pub(super) fn report(
         cause,
         end,
         after,
+        calls: CallsHit::default(),
         stderr,
         command: written(spec),
         cwd: spec.cwd.clone(),

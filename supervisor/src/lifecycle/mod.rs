@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::restart::{Backoff, Failure, Hope, Verdict};
 use crate::spec::PluginSpec;
-use crate::status::WontRetry;
+use crate::status::{NotServing, WontRetry};
 
 #[cfg(test)]
 mod tests;
@@ -32,9 +32,11 @@ pub(crate) struct Lifecycle {
 struct Limits {
     handshake: Duration,
     ready: Duration,
+    drain: Duration,
     shutdown_call: Duration,
     term: Duration,
     misses: u32,
+    frozen: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,17 @@ pub(crate) enum Phase {
         since: Instant,
         misses: u32,
     },
+    /// It runs, and calls are kept from it.
+    NotServing {
+        since: Instant,
+        misses: u32,
+        why: Why,
+    },
+    /// No new calls; it is asked to end when those under way have ended, or at `until`.
+    Draining {
+        until: Instant,
+        next: Next,
+    },
     /// No process; a start is due at `until`.
     Waiting {
         until: Instant,
@@ -72,6 +85,17 @@ pub(crate) enum Phase {
     },
     /// No process, never again.
     Finished,
+}
+
+/// Why calls are kept from a process that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// It says so itself.
+    Reported,
+    /// Calls got no answer; a health check is under way, and decides.
+    Suspect,
+    /// It was stopped by a signal; killed at `until`.
+    Frozen { until: Instant },
 }
 
 /// What has been done to end a process.
@@ -108,6 +132,16 @@ pub(crate) enum Event {
     Ready,
     HealthAnswered,
     HealthMissed,
+    /// It answered that it does not serve.
+    HealthRefused,
+    /// Its process was found stopped.
+    Frozen,
+    /// It was about to be killed for that, and was found running.
+    Thawed,
+    /// So many calls in a row got no answer that it is to be checked now.
+    CallsMissed,
+    /// No call is under way any more.
+    Drained,
     /// The plugin does not support being asked to end.
     ShutdownRefused,
     /// The process has gone and has been cleaned up after.
@@ -144,8 +178,16 @@ pub(crate) enum Action {
     Prepare,
     /// Offer the client to callers and watch the plugin's health.
     Serve,
-    /// Take the client back from callers.
+    /// Take the client back from callers; health is still watched.
+    Withhold,
+    /// Offer the client again.
+    Offer,
+    /// Check health now.
+    Check,
+    /// Take the client back from callers, for good.
     Withdraw,
+    /// Tell when no call is under way any more.
+    Drain,
     /// Call `GRPCController.Shutdown`.
     AskShutdown,
     Terminate,
@@ -163,6 +205,8 @@ pub(crate) enum Blame {
     HandshakeTimeout,
     ReadyTimeout,
     Unhealthy,
+    Unresponsive,
+    Frozen,
 }
 
 impl Lifecycle {
@@ -171,9 +215,11 @@ impl Lifecycle {
         let limits = Limits {
             handshake: spec.handshake.timeout,
             ready: spec.ready_timeout,
+            drain: spec.stop.drain_timeout,
             shutdown_call: spec.stop.rpc_timeout,
             term: spec.stop.term_timeout,
             misses: spec.health.failures.max(1),
+            frozen: spec.health.stopped_timeout,
         };
         Self { phase: Phase::Stopped, backoff: Backoff::new(spec.restart.clone(), seed), limits, starts: 0 }
     }
@@ -195,11 +241,15 @@ impl Lifecycle {
         match self.phase {
             Phase::AwaitHandshake { until }
             | Phase::AwaitReady { until }
+            | Phase::NotServing { why: Why::Frozen { until }, .. }
+            | Phase::Draining { until, .. }
             | Phase::Waiting { until, .. }
             | Phase::Ending { until, .. } => Some(until),
+            // What a suspect is checked by has a deadline of its own.
             Phase::Stopped
             | Phase::Starting { .. }
             | Phase::Serving { .. }
+            | Phase::NotServing { why: Why::Reported | Why::Suspect, .. }
             | Phase::Disabled { .. }
             | Phase::Finished => None,
         }
@@ -231,13 +281,33 @@ impl Lifecycle {
                 }
                 _ => vec![],
             },
-            Event::HealthAnswered => {
-                if let Phase::Serving { misses, .. } = &mut self.phase {
-                    *misses = 0;
-                }
-                vec![]
-            }
+            Event::HealthAnswered => self.answered(),
             Event::HealthMissed => self.missed(now),
+            Event::HealthRefused => match self.phase {
+                Phase::Serving { since, misses } | Phase::NotServing { since, misses, .. } => {
+                    self.failed_check(since, misses + 1, Some(Why::Reported), now)
+                }
+                _ => vec![],
+            },
+            Event::Frozen => self.frozen(now),
+            Event::Thawed => match self.phase {
+                Phase::NotServing { since, misses, why: Why::Frozen { .. } } => {
+                    self.phase = Phase::Serving { since, misses };
+                    vec![Action::Offer, Action::Check]
+                }
+                _ => vec![],
+            },
+            Event::CallsMissed => match self.phase {
+                Phase::Serving { since, misses } => {
+                    self.phase = Phase::NotServing { since, misses, why: Why::Suspect };
+                    vec![Action::Withhold, Action::Check]
+                }
+                _ => vec![],
+            },
+            Event::Drained => match self.phase {
+                Phase::Draining { next, .. } => self.ask(next, now),
+                _ => vec![],
+            },
             Event::ShutdownRefused => match self.phase {
                 Phase::Ending { step: Step::Asked, next, .. } => self.terminate(next, now),
                 _ => vec![],
@@ -269,7 +339,13 @@ impl Lifecycle {
                 self.rest(Phase::Starting { order: Some(Next::Finish) })
             }
 
-            (Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } | Phase::Serving { .. }, Order::Start) => vec![],
+            (
+                Phase::AwaitHandshake { .. }
+                | Phase::AwaitReady { .. }
+                | Phase::Serving { .. }
+                | Phase::NotServing { .. },
+                Order::Start,
+            ) => vec![],
             (Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. }, Order::Discard) => {
                 self.kill(Next::Finish, Some(Blame::Requested), now)
             }
@@ -278,21 +354,21 @@ impl Lifecycle {
                 actions.extend(self.terminate(next_of(order), now));
                 actions
             }
-            (Phase::Serving { .. }, Order::Discard) => {
+            (Phase::Serving { .. } | Phase::NotServing { .. }, Order::Discard) => {
                 let mut actions = vec![Action::Withdraw];
                 actions.extend(self.kill(Next::Finish, Some(Blame::Requested), now));
                 actions
             }
-            (Phase::Serving { .. }, order) => {
-                let until = now + self.limits.shutdown_call;
-                self.phase = Phase::Ending { step: Step::Asked, until, next: next_of(order) };
-                vec![Action::Withdraw, Action::Blame(Blame::Requested), Action::AskShutdown]
+            (Phase::Serving { .. } | Phase::NotServing { .. }, order) => {
+                self.phase = Phase::Draining { until: now + self.limits.drain, next: next_of(order) };
+                vec![Action::Withdraw, Action::Blame(Blame::Requested), Action::Drain]
             }
 
-            (Phase::Ending { step: Step::Asked | Step::Terminated, .. }, Order::Discard) => {
+            (Phase::Draining { .. } | Phase::Ending { step: Step::Asked | Step::Terminated, .. }, Order::Discard) => {
                 self.kill(Next::Finish, None, now)
             }
-            (Phase::Ending { next: Next::Finish, .. }, _) => vec![],
+            (Phase::Draining { next: Next::Finish, .. } | Phase::Ending { next: Next::Finish, .. }, _) => vec![],
+            (Phase::Draining { until, .. }, order) => self.rest(Phase::Draining { until, next: next_of(order) }),
             (Phase::Ending { step, until, .. }, order) => {
                 self.rest(Phase::Ending { step, until, next: next_of(order) })
             }
@@ -320,17 +396,66 @@ impl Lifecycle {
         }
     }
 
-    fn missed(&mut self, now: Instant) -> Vec<Action> {
-        let Phase::Serving { since, misses } = self.phase else { return vec![] };
-        let misses = misses + 1;
-        if misses < self.limits.misses {
-            self.phase = Phase::Serving { since, misses };
-            return vec![];
+    fn answered(&mut self) -> Vec<Action> {
+        match self.phase {
+            Phase::Serving { since, .. } => self.rest(Phase::Serving { since, misses: 0 }),
+            Phase::NotServing { since, .. } => {
+                self.phase = Phase::Serving { since, misses: 0 };
+                vec![Action::Offer]
+            }
+            _ => vec![],
         }
-        // Not asked first: what does not answer a health check does not answer a shutdown call either.
+    }
+
+    fn missed(&mut self, now: Instant) -> Vec<Action> {
+        match self.phase {
+            Phase::Serving { since, misses } => self.failed_check(since, misses + 1, None, now),
+            Phase::NotServing { since, misses, why: Why::Reported } => {
+                self.failed_check(since, misses + 1, Some(Why::Reported), now)
+            }
+            // Neither calls nor checks: nothing is left to wait for.
+            Phase::NotServing { since, why: Why::Suspect, .. } => self.give_up_on(since, Blame::Unresponsive, now),
+            // It runs again, and is as any other that misses a check.
+            Phase::NotServing { since, misses, why: Why::Frozen { .. } } => {
+                self.failed_check(since, misses + 1, None, now)
+            }
+            _ => vec![],
+        }
+    }
+
+    /// Counts a check that did not say that it serves. `why` is what keeps calls from it from now on, if anything.
+    fn failed_check(&mut self, since: Instant, misses: u32, why: Option<Why>, now: Instant) -> Vec<Action> {
+        if misses >= self.limits.misses {
+            return self.give_up_on(since, Blame::Unhealthy, now);
+        }
+        let withheld = matches!(self.phase, Phase::NotServing { .. });
+        self.phase = match why {
+            Some(why) => Phase::NotServing { since, misses, why },
+            None => Phase::Serving { since, misses },
+        };
+        match (withheld, why) {
+            (false, Some(_)) => vec![Action::Withhold],
+            (true, None) => vec![Action::Offer],
+            (false, None) | (true, Some(_)) => vec![],
+        }
+    }
+
+    fn frozen(&mut self, now: Instant) -> Vec<Action> {
+        let (since, misses, withheld) = match self.phase {
+            Phase::Serving { since, misses } => (since, misses, false),
+            Phase::NotServing { since, misses, why: Why::Reported | Why::Suspect } => (since, misses, true),
+            _ => return vec![],
+        };
+        let why = Why::Frozen { until: now + self.limits.frozen };
+        self.phase = Phase::NotServing { since, misses, why };
+        if withheld { vec![] } else { vec![Action::Withhold] }
+    }
+
+    /// Not asked first: what does not answer a check does not answer a shutdown call either.
+    fn give_up_on(&mut self, since: Instant, blame: Blame, now: Instant) -> Vec<Action> {
         let failure = Failure { served: Some(now - since), hope: Hope::Transient };
         let mut actions = vec![Action::Withdraw];
-        actions.extend(self.kill(Next::BackOff(failure), Some(Blame::Unhealthy), now));
+        actions.extend(self.kill(Next::BackOff(failure), Some(blame), now));
         actions
     }
 
@@ -344,17 +469,19 @@ impl Lifecycle {
             Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
                 self.follow(Next::BackOff(Failure { served: None, hope }), now)
             }
-            Phase::Serving { .. } if exit == Exit::Clean && self.backoff.rests_after_clean_exit() => {
+            Phase::Serving { .. } | Phase::NotServing { .. }
+                if exit == Exit::Clean && self.backoff.rests_after_clean_exit() =>
+            {
                 self.phase = Phase::Stopped;
                 vec![Action::Withdraw]
             }
-            Phase::Serving { since, .. } => {
+            Phase::Serving { since, .. } | Phase::NotServing { since, .. } => {
                 let failure = Failure { served: Some(now - since), hope };
                 let mut actions = vec![Action::Withdraw];
                 actions.extend(self.follow(Next::BackOff(failure), now));
                 actions
             }
-            Phase::Ending { next, .. } => self.follow(next, now),
+            Phase::Draining { next, .. } | Phase::Ending { next, .. } => self.follow(next, now),
             Phase::Stopped
             | Phase::Starting { .. }
             | Phase::Waiting { .. }
@@ -371,6 +498,8 @@ impl Lifecycle {
         match self.phase {
             Phase::AwaitHandshake { .. } => self.kill(unborn, Some(Blame::HandshakeTimeout), now),
             Phase::AwaitReady { .. } => self.kill(unborn, Some(Blame::ReadyTimeout), now),
+            Phase::NotServing { since, why: Why::Frozen { .. }, .. } => self.give_up_on(since, Blame::Frozen, now),
+            Phase::Draining { next, .. } => self.ask(next, now),
             Phase::Waiting { .. } => self.start(),
             Phase::Ending { step: Step::Asked, next, .. } => self.terminate(next, now),
             Phase::Ending { step: Step::Terminated, next, .. } => self.kill(next, None, now),
@@ -382,6 +511,7 @@ impl Lifecycle {
             Phase::Stopped
             | Phase::Starting { .. }
             | Phase::Serving { .. }
+            | Phase::NotServing { .. }
             | Phase::Disabled { .. }
             | Phase::Finished => vec![],
         }
@@ -409,6 +539,11 @@ impl Lifecycle {
         vec![Action::Spawn]
     }
 
+    fn ask(&mut self, next: Next, now: Instant) -> Vec<Action> {
+        self.phase = Phase::Ending { step: Step::Asked, until: now + self.limits.shutdown_call, next };
+        vec![Action::AskShutdown]
+    }
+
     fn terminate(&mut self, next: Next, now: Instant) -> Vec<Action> {
         self.phase = Phase::Ending { step: Step::Terminated, until: now + self.limits.term, next };
         vec![Action::Terminate]
@@ -422,6 +557,16 @@ impl Lifecycle {
     fn rest(&mut self, phase: Phase) -> Vec<Action> {
         self.phase = phase;
         vec![]
+    }
+}
+
+impl From<Why> for NotServing {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Reported => Self::Reported,
+            Why::Suspect => Self::Suspect,
+            Why::Frozen { .. } => Self::Frozen,
+        }
     }
 }
 

@@ -12,9 +12,11 @@ fn spec() -> PluginSpec {
     let mut spec = PluginSpec::new("auth", ["x"], "/run");
     spec.handshake.timeout = 1_000 * MS;
     spec.ready_timeout = 2_000 * MS;
+    spec.stop.drain_timeout = 5 * MS;
     spec.stop.rpc_timeout = 10 * MS;
     spec.stop.term_timeout = 20 * MS;
     spec.health.failures = 2;
+    spec.health.stopped_timeout = 40 * MS;
     spec.restart.jitter = 0.0;
     spec.restart.crash_loop_after = 2;
     spec
@@ -46,6 +48,10 @@ fn every_phase_meets_every_event() {
     let serving = |misses| P::Serving { since: now - 5 * MS, misses };
     let waiting = P::Waiting { until: due, crash_looped: true };
     let disabled = P::Disabled { why: WontRetry::Policy };
+    let withheld = |misses, why| P::NotServing { since: now - 5 * MS, misses, why };
+    let frozen = Why::Frozen { until: due };
+    let froze = Why::Frozen { until: now + 40 * MS };
+    let draining = |next| P::Draining { until: due, next };
     let ending = |step, next| P::Ending { step, until: due, next };
     let (asked, terminated, killed) = (Step::Asked, Step::Terminated, Step::Killed);
     let begun = |step, next| {
@@ -81,16 +87,46 @@ fn every_phase_meets_every_event() {
         (handshake, E::Deadline, begun(killed, back_off), vec![blame(Blame::HandshakeTimeout), A::Kill]),
         (ready, E::Ready, P::Serving { since: now, misses: 0 }, vec![A::Serve]),
         (ready, E::Deadline, begun(killed, back_off), vec![blame(Blame::ReadyTimeout), A::Kill]),
+    ];
+    // A check that fails once too often, for a process that has served for 5 ms.
+    let given_up = |cause| {
+        let actions = vec![A::Withdraw, blame(cause), A::Kill];
+        (begun(killed, Next::BackOff(served(5 * MS))), actions)
+    };
+    let gives_up = |phase, event, cause| {
+        let (next, actions) = given_up(cause);
+        (phase, event, next, actions)
+    };
+    rows.extend([
         // Serving.
         (serving(0), E::HealthMissed, serving(1), vec![]),
         (serving(1), E::HealthAnswered, serving(0), vec![]),
-        (
-            serving(1),
-            E::HealthMissed,
-            begun(killed, Next::BackOff(served(5 * MS))),
-            vec![A::Withdraw, blame(Blame::Unhealthy), A::Kill],
-        ),
-    ];
+        gives_up(serving(1), E::HealthMissed, Blame::Unhealthy),
+        (serving(0), E::HealthRefused, withheld(1, Why::Reported), vec![A::Withhold]),
+        gives_up(serving(1), E::HealthRefused, Blame::Unhealthy),
+        // Not serving: it says so, ...
+        (withheld(1, Why::Reported), E::HealthAnswered, serving(0), vec![A::Offer]),
+        gives_up(withheld(1, Why::Reported), E::HealthRefused, Blame::Unhealthy),
+        gives_up(withheld(1, Why::Reported), E::HealthMissed, Blame::Unhealthy),
+        (withheld(1, Why::Reported), E::Frozen, withheld(1, froze), vec![]),
+        // ... its calls got no answer, ...
+        (withheld(0, Why::Suspect), E::HealthAnswered, serving(0), vec![A::Offer]),
+        gives_up(withheld(0, Why::Suspect), E::HealthMissed, Blame::Unresponsive),
+        (withheld(0, Why::Suspect), E::HealthRefused, withheld(1, Why::Reported), vec![]),
+        (withheld(0, Why::Suspect), E::Frozen, withheld(0, froze), vec![]),
+        // ... or its process is stopped.
+        (withheld(0, frozen), E::HealthAnswered, serving(0), vec![A::Offer]),
+        (withheld(0, frozen), E::HealthMissed, serving(1), vec![A::Offer]),
+        (withheld(0, frozen), E::HealthRefused, withheld(1, Why::Reported), vec![]),
+        (withheld(0, frozen), E::Thawed, serving(0), vec![A::Offer, A::Check]),
+        gives_up(withheld(0, frozen), E::Deadline, Blame::Frozen),
+    ]);
+    for misses in [0, 1] {
+        rows.extend([
+            (serving(misses), E::Frozen, withheld(misses, froze), vec![A::Withhold]),
+            (serving(misses), E::CallsMissed, withheld(misses, Why::Suspect), vec![A::Withhold, A::Check]),
+        ]);
+    }
     for phase in [P::Stopped, waiting, disabled] {
         rows.extend([
             (phase, E::Order(O::Start), starting(None), vec![A::Spawn]),
@@ -120,23 +156,20 @@ fn every_phase_meets_every_event() {
             ),
         ]);
     }
-    for misses in [0, 1] {
-        let ask = || vec![A::Withdraw, blame(Blame::Requested), A::AskShutdown];
+    let withheld_phases = [withheld(1, Why::Reported), withheld(0, Why::Suspect), withheld(0, frozen)];
+    for phase in [serving(0), serving(1)].into_iter().chain(withheld_phases) {
+        let drain = || vec![A::Withdraw, blame(Blame::Requested), A::Drain];
+        let drains = |next| P::Draining { until: now + 5 * MS, next };
         rows.extend([
-            (serving(misses), E::Order(O::Stop), begun(asked, Stay), ask()),
-            (serving(misses), E::Order(O::Restart), begun(asked, Again), ask()),
-            (serving(misses), E::Order(O::Finish), begun(asked, Finish), ask()),
-            (
-                serving(misses),
-                E::Order(O::Discard),
-                begun(killed, Finish),
-                vec![A::Withdraw, blame(Blame::Requested), A::Kill],
-            ),
+            (phase, E::Order(O::Stop), drains(Stay), drain()),
+            (phase, E::Order(O::Restart), drains(Again), drain()),
+            (phase, E::Order(O::Finish), drains(Finish), drain()),
+            (phase, E::Order(O::Discard), begun(killed, Finish), vec![A::Withdraw, blame(Blame::Requested), A::Kill]),
             // It had served: at once.
-            (serving(misses), E::Exited(Exit::Clean), starting(None), vec![A::Withdraw, A::Spawn]),
-            (serving(misses), E::Exited(Exit::Failed(Hope::Transient)), starting(None), vec![A::Withdraw, A::Spawn]),
+            (phase, E::Exited(Exit::Clean), starting(None), vec![A::Withdraw, A::Spawn]),
+            (phase, E::Exited(Exit::Failed(Hope::Transient)), starting(None), vec![A::Withdraw, A::Spawn]),
             (
-                serving(misses),
+                phase,
                 E::Exited(Exit::Failed(Hope::Permanent)),
                 P::Waiting { until: now + 30_000 * MS, crash_looped: false },
                 vec![A::Withdraw],
@@ -151,6 +184,22 @@ fn every_phase_meets_every_event() {
             Next::BackOff(_) => (paused, vec![]),
             Finish => (P::Finished, vec![]),
         };
+        for exit in EXITS {
+            rows.push((draining(next), E::Exited(exit), after.0, after.1.clone()));
+        }
+        if next != Finish {
+            rows.extend([
+                (draining(next), E::Order(O::Start), draining(Again), vec![]),
+                (draining(next), E::Order(O::Restart), draining(Again), vec![]),
+                (draining(next), E::Order(O::Stop), draining(Stay), vec![]),
+                (draining(next), E::Order(O::Finish), draining(Finish), vec![]),
+            ]);
+        }
+        rows.extend([
+            (draining(next), E::Order(O::Discard), begun(killed, Finish), vec![A::Kill]),
+            (draining(next), E::Drained, begun(asked, next), vec![A::AskShutdown]),
+            (draining(next), E::Deadline, begun(asked, next), vec![A::AskShutdown]),
+        ]);
         for step in [asked, terminated, killed] {
             let from = ending(step, next);
             for exit in EXITS {
@@ -180,6 +229,8 @@ fn every_phase_meets_every_event() {
 
     let mut phases = vec![P::Stopped, waiting, disabled, handshake, ready, serving(0), serving(1), P::Finished];
     phases.extend([None, Some(Stay), Some(Finish)].map(starting));
+    phases.extend(withheld_phases);
+    phases.extend(nexts.map(draining));
     for step in [asked, terminated, killed] {
         phases.extend(nexts.map(|next| ending(step, next)));
     }
@@ -194,6 +245,11 @@ fn every_phase_meets_every_event() {
         E::Ready,
         E::HealthAnswered,
         E::HealthMissed,
+        E::HealthRefused,
+        E::Frozen,
+        E::Thawed,
+        E::CallsMissed,
+        E::Drained,
         E::ShutdownRefused,
         E::Deadline,
     ];
@@ -320,7 +376,7 @@ fn every_chain_of_deadlines_ends() {
             clock = deadline;
             machine = machine.on(Event::Deadline, clock).0;
         }
-        assert_eq!(clock - now, 30 * MS + KILL_TIMEOUT);
+        assert_eq!(clock - now, 35 * MS + KILL_TIMEOUT);
         assert!(matches!(machine.phase, Phase::Stopped | Phase::Finished));
     }
 }

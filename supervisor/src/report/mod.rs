@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{User, geteuid};
 use serde::{Serialize, Serializer};
 
+use crate::calls::CallsHit;
 use crate::connect::ConnectError;
 use crate::handshake::HandshakeFailure;
 use crate::instance::AttachError;
@@ -36,6 +37,8 @@ pub struct ExitReport {
     /// How long it had run. Serialised in seconds.
     #[serde(serialize_with = "duration_seconds")]
     pub after: Duration,
+    /// The calls that its end has hit, as far as the host tells of them by [`crate::Calls`].
+    pub calls: CallsHit,
     /// Its last lines on stderr, at most 20.
     pub stderr: Vec<String>,
     /// Program and arguments.
@@ -61,6 +64,12 @@ pub enum ExitCause {
     Signalled(String),
     /// It was killed because it stopped answering health checks; the text says how.
     Unhealthy(String),
+    /// It was killed because calls in a row got no answer, and then a health check failed; the text says how.
+    Unresponsive(String),
+    /// It was killed because its process had been stopped, by SIGSTOP or a debugger, for this long. Serialised in
+    /// seconds.
+    #[serde(serialize_with = "duration_seconds")]
+    Frozen(Duration),
     /// It was stopped or restarted by an operator, or with the host.
     Requested,
 }
@@ -137,6 +146,13 @@ impl ExitReport {
             (ExitCause::Unhealthy(detail), _) => {
                 format!("{plugin} stopped answering health checks and was killed: {detail} ({after})")
             }
+            (ExitCause::Unresponsive(detail), _) => {
+                format!("{plugin} left calls unanswered, failed a health check and was killed: {detail} ({after})")
+            }
+            (ExitCause::Frozen(limit), _) => {
+                let limit = Readable(*limit);
+                format!("{plugin} was stopped by a signal or a debugger for {limit} and was killed ({after})")
+            }
             (ExitCause::Requested, Some(end)) => format!("{plugin} was stopped ({end}, {after})"),
             (ExitCause::Requested, None) => format!("{plugin} was stopped ({after})"),
         }
@@ -155,6 +171,11 @@ impl fmt::Display for ExitReport {
         write!(f, "{error}{}", self.headline())?;
         write!(f, "\n  command: {}", self.command.join(" "))?;
         write!(f, "     cwd: {}     user: {}", self.cwd.display(), self.user)?;
+        if self.calls.count > 0 {
+            let CallsHit { count, ids } = &self.calls;
+            let more = if *count > ids.len() { ", ..." } else { "" };
+            write!(f, "\n  calls under way: {count} ({}{more})", ids.join(", "))?;
+        }
         if !self.stderr.is_empty() {
             write!(f, "\n  last lines on stderr:")?;
             for line in &self.stderr {
@@ -227,6 +248,7 @@ mod tests {
             cause: ExitCause::StartFailure(Arc::new(StartFailure::ExitedBeforeHandshake)),
             end: Some(ProcessEnd::Exited(1)),
             after: Duration::from_millis(212),
+            calls: CallsHit { count: 3, ids: vec!["7f".into(), "80".into()] },
             stderr: vec!["ModuleNotFoundError: No module named 'grpc'".into()],
             command: vec!["python3".into(), "auth.py".into()],
             cwd: "/srv/app".into(),
@@ -235,6 +257,7 @@ mod tests {
         };
         let expected = "error: plugin `auth` exited before the handshake (exit status 1, after 212 ms)
   command: python3 auth.py     cwd: /srv/app     user: palisade
+  calls under way: 3 (7f, 80, ...)
   last lines on stderr:
     | ModuleNotFoundError: No module named 'grpc'
   likely: the interpreter has no `grpcio`; try: pip install palisade-plugin";

@@ -57,6 +57,7 @@ impl Reading<'_> {
             allow_remote_tcp: false,
             health: Health::default(),
             restart: Restart::default(),
+            drain_timeout: Duration::from_secs(5),
             stop_timeout: Duration::from_secs(5),
         }
     }
@@ -85,6 +86,7 @@ impl Reading<'_> {
             allow_remote_tcp: choice(&written.allow_remote_tcp, default.allow_remote_tcp),
             health: self.health(written.health.value().unwrap_or(&written::Health::default())),
             restart: self.restart(&written.restart),
+            drain_timeout: self.delay(&written.drain_timeout, default.drain_timeout),
             stop_timeout: self.delay(&written.stop_timeout, default.stop_timeout),
         }
     }
@@ -145,6 +147,8 @@ impl Reading<'_> {
             interval: self.timeout(&written.interval, default.interval),
             timeout: self.timeout(&written.timeout, default.timeout),
             failures: self.count(&written.failures, default.failures, 1..=100),
+            call_misses: self.count(&written.call_misses, default.call_misses, 0..=1000),
+            stopped_timeout: self.delay(&written.stopped_timeout, default.stopped_timeout),
         }
     }
 
@@ -230,7 +234,13 @@ impl Reading<'_> {
 
 impl Default for Health {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), failures: 3 }
+        Self {
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(1),
+            failures: 3,
+            call_misses: 3,
+            stopped_timeout: Duration::from_secs(5),
+        }
     }
 }
 

@@ -102,10 +102,11 @@ plugins:
     handshake_timeout: 20s
     ready_timeout: 11s
     allow_remote_tcp: true
-    health: {interval: 6s, timeout: 2s, failures: 4}
+    health: {interval: 6s, timeout: 2s, failures: 4, call_misses: 0, stopped_timeout: 0s}
     restart:
       {policy: on_failure, initial: 200ms, max: 31s, multiplier: 3, jitter: 5%, reset_after: 61s, crash_loop_after: 6,
        max_restarts: 7, window: 62s}
+    drain_timeout: 6s
     stop_timeout: 0s
   audit: &audit {command: [python3, audit.py], cwd: bin/.., config: {}}
   certs: {command: [java, -Xmx64m, -jar, certs.jar]}
@@ -209,6 +210,8 @@ fn every_field_arrives() {
     });
     assert_eq!(to_json(&auth.config), json);
     assert_eq!((auth.contract, auth.stop_timeout), (Contract::Mosn, Duration::ZERO));
+    assert_eq!((auth.health.call_misses, auth.health.stopped_timeout), (0, Duration::ZERO));
+    assert_eq!(auth.drain_timeout, Duration::from_secs(6));
     let Restart { policy, multiplier, jitter, max_restarts, window, .. } = auth.restart;
     assert_eq!((policy, multiplier, jitter), (RestartMode::OnFailure, 3, 5));
     assert_eq!((max_restarts, window), (Some(7), Duration::from_secs(62)));

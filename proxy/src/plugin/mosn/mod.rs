@@ -15,7 +15,7 @@ use palisade_plugin_proto::mosn::plugin_client::PluginClient;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::{CallError, CertificateUpdate, Client, Needs, Subject, Verdict};
+use super::{CallError, CertificateUpdate, Client, Needs, Speaks, Subject, Verdict};
 
 /// How often certificates are asked for.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ pub(super) fn certificates(client: Arc<Client>) -> BoxStream<'static, Result<Cer
         if asked {
             tokio::time::sleep(REFRESH).await;
         }
-        let Client::Mosn(mosn) = &*client else { return None };
+        let Speaks::Mosn(mosn) = &client.speaks else { return None };
         let update = mosn.load().await;
         Some((update, (client, true)))
     })
