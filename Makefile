@@ -21,7 +21,7 @@ FUZZ_SECONDS = 60
 
 section = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help setup system-packages python java rust go demo examples test test-rust test-python test-java lint fuzz clean
+.PHONY: help setup system-packages python java rust go demo examples test test-rust test-python test-java lint fuzz soak clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -33,6 +33,7 @@ help:
 	@echo 'make lint       formatting, clippy, types'
 	@echo 'make test-rust, make test-python, make test-java: one language'
 	@echo 'make fuzz       fuzzes what reads untrusted bytes, $(FUZZ_SECONDS) s each (FUZZ_SECONDS=600: longer)'
+	@echo 'make soak       tests that take minutes: changes and crashes under load'
 	@echo 'make clean      removes what was built'
 
 setup: system-packages python java rust go
@@ -111,6 +112,11 @@ fuzz:
 		{ echo 'cargo-fuzz is not installed; it needs a nightly Rust: cargo install cargo-fuzz' >&2; exit 1; }
 	cd plugin-proto && for target in $$(cargo +nightly fuzz list); do \
 		env -u CARGO_TARGET_DIR cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit; done
+
+# The long forms of tests that have a short one among the others; they print what they have counted.
+soak: rust
+	$(CARGO) build --locked --workspace --all-targets
+	$(CARGO) test --locked -p palisade-tests -- --ignored --nocapture --test-threads=1
 
 clean:
 	rm -rf target .venv .tools .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -15,6 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, Un
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Address, Cidr, Limits};
 use crate::http::{Client, Connections, Place, Protocol, TlsFacts, serve};
@@ -120,33 +122,103 @@ impl Open {
     }
 }
 
+/// An open listener: what serves its connections at the moment.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    serving: ArcSwap<Serving>,
+    /// As many permits as there may be connections.
+    places: Arc<Semaphore>,
+    /// Cancelled: takes no more connections.
+    drain: CancellationToken,
+}
+
+impl Slot {
+    pub(crate) fn new(serving: Arc<Serving>) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(serving.service.limits.max_connections)),
+            drain: serving.service.connections.drain.child_token(),
+            serving: ArcSwap::new(serving),
+        }
+    }
+
+    /// What serves the next connection.
+    pub(crate) fn service(&self) -> Arc<Service> {
+        Arc::clone(&self.serving.load().service)
+    }
+
+    /// What serves the next request, on whichever connection it comes: connections outlive a reload.
+    pub(crate) fn proxy(&self) -> Arc<Proxy> {
+        Arc::clone(&self.serving.load().proxy)
+    }
+
+    /// From here on the next connections and requests are served by this.
+    pub(crate) fn serve_by(&self, serving: Arc<Serving>) {
+        let service = Arc::clone(&serving.service);
+        let before = self.serving.swap(serving).service.limits.max_connections;
+        let now = service.limits.max_connections;
+        if now > before {
+            self.places.add_permits(now - before);
+        } else if let Some(fewer) = before.checked_sub(now).and_then(|fewer| u32::try_from(fewer).ok())
+            && fewer > 0
+        {
+            // Those who have a place keep it; theirs are the ones that go.
+            let (places, drain) = (Arc::clone(&self.places), self.drain.clone());
+            service.connections.tasks.spawn(async move {
+                if let Some(Ok(taken)) = drain.run_until_cancelled(places.acquire_many_owned(fewer)).await {
+                    taken.forget();
+                }
+            });
+        }
+    }
+
+    /// Takes no more connections, and asks those there are to end; after `timeout` they are ended.
+    pub(crate) async fn close(&self, timeout: Duration) {
+        let Service { connections, limits, .. } = &*self.service();
+        self.drain.cancel();
+        connections.drain.cancel();
+        let all = u32::try_from(limits.max_connections).unwrap_or(u32::MAX);
+        tokio::select! {
+            _ = self.places.acquire_many(all) => {}
+            () = tokio::time::sleep(timeout) => connections.end.cancel(),
+            () = connections.end.cancelled() => {}
+        }
+    }
+}
+
+/// What serves a listener. Its parts have lives of their own: a connection goes on with the service that it began with,
+/// each of its requests takes the proxy of its moment.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) service: Arc<Service>,
+    pub(crate) proxy: Arc<Proxy>,
+}
+
 /// What a listener does with its connections.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) name: Arc<str>,
     pub(crate) address: Address,
     pub(crate) limits: Limits,
     /// Set: TLS only.
     pub(crate) tls: Option<Arc<ServerConfig>>,
-    pub(crate) trusted_proxies: Arc<[Cidr]>,
-    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) trusted_proxies: Vec<Cidr>,
     pub(crate) connections: Connections,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Takes connections until a drain begins. Nothing that goes wrong with one of them ends it.
-pub(crate) async fn accept(listener: Open, service: Service) {
-    let places = Arc::new(Semaphore::new(service.limits.max_connections));
-    let drain = service.connections.drain.clone();
+pub(crate) async fn accept(listener: Open, slot: Arc<Slot>) {
+    let Slot { places, drain, .. } = &*slot;
     let taking = async {
         loop {
             // Before accepting: those without a place wait in the kernel's queue.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
             match listener.next().await {
-                Ok(socket) => service.begin(socket, place),
+                Ok(socket) => slot.begin(socket, place),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::error!(target: "palisade::listener", listener = &*service.name, %error, "accepting failed");
+                    let name = &*slot.service().name;
+                    tracing::error!(target: "palisade::listener", listener = name, %error, "accepting failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -158,9 +230,9 @@ pub(crate) async fn accept(listener: Open, service: Service) {
     }
     // Those who were let into the queue are served: closing it would reset them.
     let deadline = Instant::now() + QUEUED;
-    while let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+    while let Ok(place) = Arc::clone(places).try_acquire_owned() {
         match tokio::time::timeout_at(deadline, listener.next()).await {
-            Ok(Ok(socket)) => service.begin(socket, place),
+            Ok(Ok(socket)) => slot.begin(socket, place),
             Ok(Err(_)) | Err(_) => return,
         }
     }
@@ -188,14 +260,17 @@ impl Open {
     }
 }
 
-impl Service {
-    fn begin(&self, socket: Socket, permit: OwnedSemaphorePermit) {
-        let service = self.clone();
-        let place = Place::new(permit, self.metrics.connection(&self.name));
-        self.connections.tasks.spawn(async move { service.connection(socket, place).await });
+impl Slot {
+    fn begin(self: &Arc<Self>, socket: Socket, permit: OwnedSemaphorePermit) {
+        let (slot, service) = (Arc::clone(self), self.service());
+        let place = Place::new(permit, service.metrics.connection(&service.name));
+        let tasks = service.connections.tasks.clone();
+        tasks.spawn(async move { service.connection(slot, socket, place).await });
     }
+}
 
-    async fn connection(self, socket: Socket, place: Place) {
+impl Service {
+    async fn connection(&self, slot: Arc<Slot>, socket: Socket, place: Place) {
         let mut client = Client {
             place: Some(place),
             listener: Arc::clone(&self.name),
@@ -214,9 +289,9 @@ impl Service {
                 if let Ok(local) = stream.local_addr() {
                     client.local = Address::Tcp(local);
                 }
-                self.secured(stream, client).await;
+                self.secured(slot, stream, client).await;
             }
-            Socket::Unix(stream) => self.secured(stream, client).await,
+            Socket::Unix(stream) => self.secured(slot, stream, client).await,
         }
     }
 
@@ -224,12 +299,12 @@ impl Service {
         self.trusted_proxies.iter().any(|network| network.contains(peer))
     }
 
-    async fn secured<I>(self, io: I, mut client: Client)
+    async fn secured<I>(&self, slot: Arc<Slot>, io: I, mut client: Client)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = self.tls.clone() else {
-            serve(io, None, Arc::new(client), self.limits, self.proxy, self.connections).await;
+            serve(io, None, Arc::new(client), self.limits, slot, &self.connections).await;
             return;
         };
         let handshake = TlsAcceptor::from(tls).accept(io);
@@ -258,7 +333,7 @@ impl Service {
             },
             peer_certificates: Vec::new(),
         });
-        serve(stream, Some(protocol), Arc::new(client), self.limits, self.proxy, self.connections).await;
+        serve(stream, Some(protocol), Arc::new(client), self.limits, slot, &self.connections).await;
     }
 
     fn handshake_failed(&self, client: &Client, error: &dyn std::fmt::Display) {

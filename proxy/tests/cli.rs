@@ -305,7 +305,8 @@ fn a_running_proxy_tells_its_state() {
     assert_eq!((code, &*err), (0, ""));
     let pid = proxy.child.id();
     assert!(out.starts_with(&format!("palisade {}: ready, pid {pid}, up ", env!("CARGO_PKG_VERSION"))), "{out}");
-    assert!(out.contains(&format!("configuration: {}\nlistener: web on 127.0.0.1:", proxy.path)), "{out}");
+    assert!(out.contains(&format!("configuration: {}\ngeneration: 1, in force for ", proxy.path)), "{out}");
+    assert!(out.contains("\nlistener: web on 127.0.0.1:"), "{out}");
     assert!(out.contains("\nPLUGIN  STATE") && out.contains("\nauth    "), "{out}");
 
     let socket = proxy.dir.path().join("run/admin.sock");

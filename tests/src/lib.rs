@@ -4,6 +4,7 @@
 //! - [`Proxy`]: starts the `palisade` binary with a configuration, reads its log and its status, and makes sure that
 //!   nothing of it is left.
 //! - [`Upstream`]: a server in this process that behaves by path and remembers what it was asked.
+//! - [`Load`]: clients that ask all the time and want every answer to be right.
 //! - [`Client`], [`Raw`]: clients, one that speaks HTTP properly and one that sends what it is told.
 //! - [`tls`]: a certificate authority and TLS clients.
 //! - [`process`]: what runs on this host.
@@ -15,6 +16,7 @@
 
 mod client;
 mod go;
+mod load;
 pub mod process;
 mod proxy;
 mod raw;
@@ -26,6 +28,7 @@ use std::time::Duration;
 
 pub use self::client::{Client, Reply, Stream, body_of, get};
 pub use self::go::GoPlugin;
+pub use self::load::Load;
 pub use self::proxy::{Options, Outcome, Proxy, fake, place, programs_in, run_to_exit, validate};
 pub use self::raw::{Raw, RawReply};
 pub use self::upstream::{Scripted, Seen, Upstream, read_head};

@@ -12,10 +12,12 @@ use axum::{Json, Router};
 use palisade_supervisor::Status;
 use serde::Serialize;
 use serde_json::json;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::in_force::Generation;
 use super::readiness::{ListenerAddress, Phase};
-use super::{Admin, ORDER_TIMEOUT};
+use super::{Admin, CHANGE_TIMEOUT, Change, Changed, ORDER_TIMEOUT, Refused};
 use crate::config::nearest;
 use crate::plugin::Running;
 
@@ -30,6 +32,8 @@ pub(super) fn routes(admin: Arc<Admin>) -> Router {
         .route("/plugins/{name}/restart", post(|admin, name| order(admin, name, Order::Restart)))
         .route("/plugins/{name}/stop", post(|admin, name| order(admin, name, Order::Stop)))
         .route("/plugins/{name}/start", post(|admin, name| order(admin, name, Order::Start)))
+        .route("/plugins/{name}/upgrade", post(upgrade))
+        .route("/reload", post(reload))
         .fallback(|| async { refused(StatusCode::NOT_FOUND, "there is nothing here", None) })
         .method_not_allowed_fallback(|| async {
             refused(StatusCode::METHOD_NOT_ALLOWED, "this method is not served here", None)
@@ -45,6 +49,8 @@ struct ProxyView {
     config: String,
     state: &'static str,
     ready: bool,
+    #[serde(flatten)]
+    generation: Arc<Generation>,
     listeners: Vec<ListenerAddress>,
     plugins: Vec<PluginView>,
 }
@@ -72,6 +78,7 @@ fn views(plugin: &Running) -> Vec<PluginView> {
 
 async fn status(State(admin): State<Arc<Admin>>) -> Json<ProxyView> {
     let phase = admin.readiness.phase();
+    let generation = admin.in_force.now();
     Json(ProxyView {
         version: env!("CARGO_PKG_VERSION"),
         pid: process::id(),
@@ -80,7 +87,8 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<ProxyView> {
         state: phase.as_str(),
         ready: matches!(*phase, Phase::Ready(_)),
         listeners: phase.listeners().to_vec(),
-        plugins: admin.plugins.iter().flat_map(|plugin| views(plugin)).collect(),
+        plugins: generation.plugins.iter().flat_map(|plugin| views(plugin)).collect(),
+        generation,
     })
 }
 
@@ -97,7 +105,8 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let plugins: Vec<_> = admin.plugins.iter().flat_map(|plugin| plugin.statuses()).collect();
+    let generation = admin.in_force.now();
+    let plugins: Vec<_> = generation.plugins.iter().flat_map(|plugin| plugin.statuses()).collect();
     match admin.metrics.render(&plugins) {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &format!("metrics can't be written: {error}"), None),
@@ -114,11 +123,8 @@ enum Order {
 /// Carries an order out and waits for what comes of it, no longer than [`ORDER_TIMEOUT`]. It goes on when the client
 /// leaves, or when the time is up.
 async fn order(State(admin): State<Arc<Admin>>, Path(name): Path<String>, order: Order) -> Response {
-    let Some(plugin) = admin.plugins.get(&name) else {
-        let near = nearest(&name, admin.plugins.iter().map(|plugin| plugin.name()));
-        let help = near.map(|near| format!("did you mean `{near}`?"));
-        return refused(StatusCode::NOT_FOUND, &format!("no plugin is called `{name}`"), help);
-    };
+    let generation = admin.in_force.now();
+    let Some(plugin) = generation.plugins.get(&name) else { return unknown(&generation, &name) };
     tracing::info!(target: "palisade::admin", plugin = name, ?order, "an operator gave an order");
     let deadline = Instant::now() + ORDER_TIMEOUT;
     let carried_out = async {
@@ -131,6 +137,62 @@ async fn order(State(admin): State<Arc<Admin>>, Path(name): Path<String>, order:
     // If the time is up, the state says what is still going on.
     timeout_at(deadline, carried_out).await.ok();
     Json(json!({"name": name, "instances": views(plugin)})).into_response()
+}
+
+fn unknown(generation: &Generation, name: &str) -> Response {
+    let near = nearest(name, generation.plugins.iter().map(|plugin| plugin.name()));
+    let help = near.map(|near| format!("did you mean `{near}`?"));
+    refused(StatusCode::NOT_FOUND, &format!("no plugin is called `{name}`"), help)
+}
+
+/// Replaces the processes of a plugin.
+async fn upgrade(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
+    let generation = admin.in_force.now();
+    if generation.plugins.get(&name).is_none() {
+        return unknown(&generation, &name);
+    }
+    if let Err(refused) = change(&admin, Change::Upgrade(name.clone())).await {
+        return refused;
+    }
+    match admin.in_force.now().plugins.get(&name) {
+        Some(plugin) => Json(json!({"name": name, "instances": views(plugin)})).into_response(),
+        None => refused(StatusCode::CONFLICT, "a reload has removed it meanwhile", None),
+    }
+}
+
+/// Has the configuration read again.
+async fn reload(State(admin): State<Arc<Admin>>) -> Response {
+    match change(&admin, Change::Reload).await {
+        Ok(changed) => Json(changed).into_response(),
+        Err(refused) => refused,
+    }
+}
+
+/// Gives an order to the runtime and waits for what comes of it. It is carried out even when the client leaves.
+async fn change(admin: &Admin, change: Change) -> Result<Changed, Response> {
+    tracing::info!(target: "palisade::admin", %change, "an operator gave an order");
+    let (answer, done) = oneshot::channel();
+    if admin.orders.try_send(super::Order { change, answer: Some(answer) }).is_err() {
+        let error = "the proxy ends, or too many changes wait already";
+        return Err(refused(StatusCode::SERVICE_UNAVAILABLE, error, None));
+    }
+    match timeout(CHANGE_TIMEOUT, done).await {
+        Ok(Ok(Ok(changed))) => Ok(changed),
+        Ok(Ok(Err(Refused::Invalid(problems)))) => {
+            let error = format!("the configuration is invalid, the one before stays in force\n\n{problems}");
+            let body = json!({"error": error, "help": null, "invalid": problems.to_json()});
+            Err((StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response())
+        }
+        Ok(Ok(Err(failed))) => {
+            let help = "what was there before stays in force".to_owned();
+            Err(refused(StatusCode::CONFLICT, &failed.to_string(), Some(help)))
+        }
+        Ok(Err(_)) => Err(refused(StatusCode::SERVICE_UNAVAILABLE, "the proxy ends", None)),
+        Err(_) => {
+            let error = format!("the change is not complete after {} s; it goes on", CHANGE_TIMEOUT.as_secs());
+            Err(refused(StatusCode::GATEWAY_TIMEOUT, &error, Some("see `palisade status` and the log".to_owned())))
+        }
+    }
 }
 
 fn refused(status: StatusCode, error: &str, help: Option<String>) -> Response {

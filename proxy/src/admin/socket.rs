@@ -26,7 +26,7 @@ const BACKLOG: i32 = 64;
 /// For a request's head, and between requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a connection as a whole: nobody keeps a place by not reading.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(240);
 /// For answers under way when the proxy ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// After accepting failed, most likely for want of file descriptors.

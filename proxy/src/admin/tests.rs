@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Admin, Readiness, SOCKET, bind, serve};
-use crate::config::Address;
-use crate::plugin::Plugins;
+use super::{Admin, Change, Changed, Differences, InForce, Order, Readiness, Refused, SOCKET, bind, serve};
+use crate::config::{Address, Problems};
+use crate::plugin::{Plugins, Roster};
 use crate::telemetry::Metrics;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -30,7 +31,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// A proxy as far as the admin socket sees it. Its only plugin never comes to serve.
 struct Proxy {
     dir: TempDir,
-    plugins: Arc<Plugins>,
+    roster: Roster,
+    orders: Mutex<mpsc::Receiver<Order>>,
     readiness: Arc<Readiness>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
@@ -47,14 +49,18 @@ impl Proxy {
             dir.path().display()
         );
         let config = crate::config::parse(&dir.path().join("palisade.yaml"), &file).unwrap();
-        let plugins = Arc::new(Plugins::start(&config).unwrap());
-        let readiness = Arc::new(Readiness::default());
-        let metrics = Arc::new(Metrics::of(&config));
-        let admin = Arc::new(Admin::new(&config, Arc::clone(&plugins), metrics, Arc::clone(&readiness)));
+        let roster = Roster::default();
+        let plugins = Arc::new(Plugins::start(&config, &Plugins::default(), None, &roster).unwrap());
+        let (readiness, metrics) = (Arc::new(Readiness::default()), Arc::new(Metrics::default()));
+        metrics.expect(&config);
+        let in_force = Arc::new(InForce::default());
+        in_force.set(1, &config.hash, &plugins);
+        let (orders, inbox) = mpsc::channel(1);
+        let admin = Arc::new(Admin::new(&config, &in_force, &metrics, &readiness, orders));
         let stop = CancellationToken::new();
         let listener = bind(&dir.path().join(SOCKET)).unwrap();
         let serving = tokio::spawn(serve(listener, admin, stop.clone()));
-        Self { dir, plugins, readiness, stop, serving, client: Client::unix() }
+        Self { dir, roster, orders: Mutex::new(inbox), readiness, stop, serving, client: Client::unix() }
     }
 
     fn socket(&self) -> std::path::PathBuf {
@@ -79,7 +85,7 @@ impl Proxy {
         self.stop.cancel();
         timeout(LONG, self.serving).await.unwrap().unwrap();
         assert!(!self.dir.path().join(SOCKET).exists());
-        self.plugins.shutdown().await;
+        self.roster.dismiss_all().await;
     }
 }
 
@@ -150,13 +156,65 @@ async fn an_order_is_answered_with_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn a_change_is_answered_with_what_came_of_it() {
+    let mut proxy = Proxy::start().await;
+    let names = |name: &str| vec![name.to_owned()];
+    let plugins = Differences { replaced: names("auth"), ..Differences::default() };
+    let changed = Changed { generation: 2, hash: "ab".to_owned(), plugins, listeners: Differences::default() };
+    let none = json!({"added": [], "replaced": [], "removed": []});
+    let plugins = json!({"added": [], "replaced": ["auth"], "removed": []});
+    let shown = json!({"generation": 2, "config_sha256": "ab", "plugins": plugins, "listeners": none});
+    let problems = Problems::of_file(Path::new("palisade.yaml"), "it is wrong", "correct it");
+    let kept = "what was there before stays in force";
+    let cases = [
+        ("/reload", Change::Reload, Ok(changed.clone()), 200, shown),
+        (
+            "/reload",
+            Change::Reload,
+            Err(Refused::Failed("no room".into())),
+            409,
+            json!({"error": "no room", "help": kept}),
+        ),
+        (
+            "/plugins/auth/upgrade",
+            Change::Upgrade("auth".to_owned()),
+            Err(Refused::Undone("error: it died".into())),
+            409,
+            json!({"error": "undone within the probation: it died", "help": kept}),
+        ),
+    ];
+    for (path, change, outcome, status, expected) in cases {
+        let (answer, order) = tokio::join!(proxy.json("POST", path), async {
+            let order = proxy.orders.lock().await.recv().await.unwrap();
+            order.answer.unwrap().send(outcome).unwrap();
+            order.change
+        });
+        assert_eq!(order, change);
+        assert_eq!(answer, (status, expected), "{path}");
+    }
+    let ((status, invalid), ()) = tokio::join!(proxy.json("POST", "/reload"), async {
+        let order = proxy.orders.lock().await.recv().await.unwrap();
+        order.answer.unwrap().send(Err(Refused::Invalid(problems.clone()))).unwrap();
+    });
+    assert_eq!((status, &invalid["invalid"]), (422, &problems.to_json()));
+    let text = invalid["error"].as_str().unwrap();
+    assert!(text.contains("stays in force") && text.contains("it is wrong"), "{text}");
+    // Nobody is there to carry it out any more.
+    proxy.orders = Mutex::new(mpsc::channel(1).1);
+    assert_eq!(proxy.json("POST", "/reload").await.0, 503);
+    proxy.end().await;
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_refused_in_json() {
     let proxy = Proxy::start().await;
     for (method, path, expected, error, help) in [
         ("POST", "/plugins/auht/stop", 404, "no plugin is called `auht`", json!("did you mean `auth`?")),
         ("POST", "/plugins/other/stop", 404, "no plugin is called `other`", Value::Null),
+        ("POST", "/plugins/auht/upgrade", 404, "no plugin is called `auht`", json!("did you mean `auth`?")),
         ("POST", "/plugins/auth/explode", 404, "there is nothing here", Value::Null),
         ("GET", "/", 404, "there is nothing here", Value::Null),
+        ("GET", "/reload", 405, "this method is not served here", Value::Null),
         ("GET", "/plugins/auth/stop", 405, "this method is not served here", Value::Null),
     ] {
         let answer = proxy.json(method, path).await;

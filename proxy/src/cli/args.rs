@@ -38,7 +38,12 @@ pub(super) enum Command {
     ///
     /// For plugins whose process has ended before: how, with its last lines on stderr.
     Status(Status),
-    /// Restart, stop or start a plugin of a running proxy
+    /// Have a running proxy read its configuration again
+    ///
+    /// A valid one takes over without a gap: unchanged plugins, connections to upstreams and sockets stay. One that is
+    /// invalid, or whose new plugins or listeners don't come up, changes nothing.
+    Reload(Reload),
+    /// Restart, upgrade, stop or start a plugin of a running proxy
     #[command(subcommand)]
     Plugin(Plugin),
     /// Print the JSON Schema of configuration files, for editors
@@ -115,8 +120,22 @@ pub(super) struct Status {
     pub(super) target: Target,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Reload {
+    /// Print what has changed as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) target: Target,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Plugin {
+    /// Replace the plugin's processes by new ones, without a gap
+    ///
+    /// The new ones start beside the old, take over when all of them serve, and the old ones end when their last
+    /// request has. When a new one fails before, or within its `probation`, the old ones are back or stay.
+    Upgrade(PluginOrder),
     /// Stop the plugin's process and start a new one; earlier failures are forgotten
     Restart(PluginOrder),
     /// Stop the plugin's process; none is started until `start` or `restart`

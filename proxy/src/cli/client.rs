@@ -23,6 +23,8 @@ use crate::{admin, config};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// For orders, which wait for processes to end and to start. The proxy answers before, see [`admin::ORDER_TIMEOUT`].
 const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
+/// For changes. The proxy answers before, see [`admin::CHANGE_TIMEOUT`].
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(180);
 /// Longest answer that is read: reports of dead plugins with their last lines are tens of KiB each.
 const MOST_BYTES: usize = 16 << 20;
 /// Longest path of a unix socket.
@@ -39,6 +41,8 @@ pub(super) struct Admin {
 struct Refusal {
     error: String,
     help: Option<String>,
+    /// Set: the problems of a configuration.
+    invalid: Option<serde_json::Value>,
 }
 
 /// Runs a conversation with a proxy to its end.
@@ -83,6 +87,11 @@ impl Admin {
         self.exchange(Method::POST, path, ORDER_TIMEOUT).await
     }
 
+    /// Gives an order that changes what is in force.
+    pub(super) async fn change<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.exchange(Method::POST, path, CHANGE_TIMEOUT).await
+    }
+
     async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str, time: Duration) -> Result<T, Failure> {
         let exchange = tokio::time::timeout(time, self.request(method, path));
         let (status, body) = exchange.await.map_err(|_| {
@@ -93,7 +102,10 @@ impl Admin {
         }
         let refusal: Refusal =
             serde_json::from_slice(&body).map_err(|_| self.strange(format_args!("status {status}")))?;
-        let failure = Failure::failed(refusal.error);
+        let failure = match refusal.invalid {
+            Some(_) => Failure::invalid(refusal.error),
+            None => Failure::failed(refusal.error),
+        };
         Err(match refusal.help {
             Some(help) => failure.help(help),
             None => failure,

@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod output;
 mod plugin;
+mod reload;
 mod run;
 mod status;
 mod validate;
@@ -43,6 +44,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Run(args) => run::run(args),
         Command::Validate(args) => validate::validate(args),
         Command::Status(args) => status::status(args),
+        Command::Reload(args) => reload::reload(&args),
         Command::Plugin(args) => plugin::order(args),
         Command::Schema => print(format_args!("{:#}", config::schema())),
         Command::Completions { shell } => {
@@ -84,6 +86,11 @@ impl Failure {
 
     fn not_running(message: impl Display) -> Self {
         Self::Told { exit: Exit::NotRunning, message: message.to_string(), help: None }
+    }
+
+    /// Of a file that the proxy has read, with the proxy's words for what is wrong.
+    fn invalid(message: impl Display) -> Self {
+        Self::Told { exit: Exit::InvalidConfiguration, message: message.to_string(), help: None }
     }
 
     fn help(mut self, advice: impl Display) -> Self {

@@ -10,12 +10,15 @@ use super::{Exit, Failure};
 
 pub(super) fn order(order: args::Plugin) -> Result<(), Failure> {
     let (verb, wanted, PluginOrder { name, json, target }) = match order {
+        args::Plugin::Upgrade(order) => ("upgrade", "serving", order),
         args::Plugin::Restart(order) => ("restart", "serving", order),
         args::Plugin::Stop(order) => ("stop", "stopped", order),
         args::Plugin::Start(order) => ("start", "serving", order),
     };
     let admin = Admin::of(&target)?;
-    let answer: Value = converse(admin.post(&format!("/plugins/{name}/{verb}")))?;
+    let path = format!("/plugins/{name}/{verb}");
+    let answer: Value =
+        converse(async { if verb == "upgrade" { admin.change(&path).await } else { admin.post(&path).await } })?;
     let instances: Vec<status::Plugin> = understood(answer["instances"].clone())?;
     let missed = instances.iter().find(|instance| instance.state != wanted);
     if json {

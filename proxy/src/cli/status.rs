@@ -18,6 +18,9 @@ struct Proxy {
     pid: u32,
     started: f64,
     config: String,
+    config_sha256: String,
+    generation: u64,
+    loaded: f64,
     state: String,
     listeners: Vec<Listener>,
     plugins: Vec<Plugin>,
@@ -95,7 +98,10 @@ fn now() -> f64 {
 fn proxy(proxy: &Proxy, now: f64) -> String {
     let up = between(proxy.started, now);
     let mut text = format!("palisade {}: {}, pid {}, up {up}\n", proxy.version, proxy.state, proxy.pid);
+    let hash = proxy.config_sha256.get(..12).unwrap_or_default();
+    let loaded = between(proxy.loaded, now);
     text += &format!("configuration: {}\n", proxy.config);
+    text += &format!("generation: {}, in force for {loaded}, sha256 {hash}\n", proxy.generation);
     for listener in &proxy.listeners {
         if listener.name == listener.address {
             text += &format!("listener: {}\n", listener.address);
@@ -190,6 +196,7 @@ mod tests {
     fn answer() -> Value {
         json!({
             "version": "0.1.0", "pid": 41, "started": 1000.0, "config": "/etc/palisade.yaml", "state": "ready",
+            "config_sha256": "0123456789abcdef", "generation": 3, "loaded": 8250.0,
             "ready": true,
             "listeners": [{"name": "web", "address": "127.0.0.1:8080"}, {"name": "[::]:81", "address": "[::]:81"}],
             "plugins": [
@@ -207,6 +214,7 @@ mod tests {
         let expected = "\
 palisade 0.1.0: ready, pid 41, up 2 h 1 min
 configuration: /etc/palisade.yaml
+generation: 3, in force for 10 s, sha256 0123456789ab
 listener: web on 127.0.0.1:8080
 listener: [::]:81
 

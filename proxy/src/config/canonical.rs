@@ -17,6 +17,11 @@ pub fn to_json(config: &Mapping) -> Json {
 pub fn hash(config: &Mapping) -> String {
     let mut text = String::new();
     write_sorted(&to_json(config), &mut text);
+    digest(&text)
+}
+
+/// SHA-256 of a text, in lower-case hexadecimal.
+pub(super) fn digest(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

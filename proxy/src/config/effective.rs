@@ -233,6 +233,7 @@ fn plugin(it: &Plugin) -> Value {
         ("restart", restart),
         ("drain_timeout", time(it.drain_timeout)),
         ("stop_timeout", time(it.stop_timeout)),
+        ("probation", time(it.probation)),
     ])
 }
 

@@ -23,6 +23,7 @@ mod written;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +52,7 @@ fn parse_on(host: &host::Host, path: &Path, text: &str) -> Result<Config, Proble
     let config = tree.and_then(|tree| {
         let (written, misfits) = decode::decode::<written::File>(&tree);
         problems.extend(misfits);
-        let (config, faults) = convert::convert(path, host, &tree, &written?);
+        let (config, faults) = convert::convert(path, host, text, &tree, &written?);
         problems.extend(faults);
         Some(config)
     });
@@ -77,6 +78,8 @@ pub fn schema() -> serde_json::Value {
 pub struct Config {
     /// The file it was read from.
     pub file: PathBuf,
+    /// SHA-256 of the file, in lower-case hexadecimal.
+    pub hash: String,
     /// Where the admin socket, plugin socket directories and the lock are. Absolute.
     pub runtime_dir: PathBuf,
     /// How long open requests may go on after SIGTERM. Default 30 s.
@@ -149,7 +152,7 @@ pub enum Address {
 }
 
 /// Where a listener's certificates come from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     /// A plugin in [`Config::plugins`].
     pub plugin: String,
@@ -279,7 +282,7 @@ pub enum HeaderRule {
 }
 
 /// A cluster of endpoints.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// At least one.
     pub endpoints: Vec<Endpoint>,
@@ -330,7 +333,7 @@ pub enum UpstreamProtocol {
 }
 
 /// A plugin's process and how it is used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plugin {
     /// Program and arguments, at least one. A program with a `/` is relative to [`Plugin::cwd`]; else it is looked up
     /// in `PATH` of the proxy.
@@ -367,6 +370,50 @@ pub struct Plugin {
     pub drain_timeout: Duration,
     /// From SIGTERM to SIGKILL. Default 5 s.
     pub stop_timeout: Duration,
+    /// How long processes that took over in an upgrade or a reload have to last, else those before them are back.
+    /// Default 5 s.
+    pub probation: Duration,
+    /// The program, and what an interpreter is told to run, as they were when the configuration was read: where they
+    /// are replaced, the next reading is a different plugin.
+    pub files: Vec<SourceFile>,
+}
+
+impl Plugin {
+    /// Whether processes made of `other` do for this one, too: everything is the same but what concerns the proxy
+    /// alone.
+    #[must_use]
+    pub fn runs_as(&self, other: &Self) -> bool {
+        let Self { timeout, on_failure, required, probation, .. } = *self;
+        *self == Self { timeout, on_failure, required, probation, ..other.clone() }
+    }
+
+    /// Notes the files as they are now.
+    pub(crate) fn look_again(&mut self) {
+        let files = std::mem::take(&mut self.files);
+        self.files = files.into_iter().filter_map(|file| SourceFile::at(file.path)).collect();
+    }
+}
+
+/// A file by what shows that it was replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Where.
+    pub path: PathBuf,
+    /// Device and inode.
+    pub inode: (u64, u64),
+    /// In bytes.
+    pub size: u64,
+    /// When it was last written: seconds since the epoch, and nanoseconds.
+    pub written: (i64, i64),
+}
+
+impl SourceFile {
+    /// `None`: it can't be looked at.
+    fn at(path: PathBuf) -> Option<Self> {
+        let found = std::fs::metadata(&path).ok()?;
+        let written = (found.mtime(), found.mtime_nsec());
+        Some(Self { path, inode: (found.dev(), found.ino()), size: found.size(), written })
+    }
 }
 
 /// What a plugin speaks.

@@ -72,6 +72,11 @@ pub struct Problems {
 impl std::error::Error for Problems {}
 
 impl Problems {
+    /// One problem of a file as a whole.
+    pub(crate) fn of_file(file: &Path, message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::new(file, "", vec![Problem::new(Place::default(), message).help(help)])
+    }
+
     /// Sorts, drops repetitions (an alias is read wherever it stands) and keeps the lines that will be shown.
     pub(super) fn new(file: &Path, text: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| (problem.line, problem.column));

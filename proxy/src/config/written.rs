@@ -315,6 +315,9 @@ pub(super) struct Plugin {
     pub(super) drain_timeout: Slot<Span>,
     /// From SIGTERM to SIGKILL. Default 5s.
     pub(super) stop_timeout: Slot<Span>,
+    /// How long processes that took over in an upgrade or a reload have to last, else those before them are back.
+    /// Default 5s.
+    pub(super) probation: Slot<Span>,
 }
 
 /// Program and arguments, each an entry of its own.

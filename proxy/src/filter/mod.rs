@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use self::ask::{Asked, ask_request, ask_response};
 use crate::config::{self, HeaderFilter, OnFailure};
@@ -33,6 +34,8 @@ enum Step {
 #[derive(Debug)]
 struct PluginStep {
     plugin: Arc<Running>,
+    /// Keeps a plugin that was replaced until this step's last request has been answered.
+    _in_use: TaskTrackerToken,
     timeout: Duration,
     on_failure: OnFailure,
     max_body: usize,
@@ -79,6 +82,7 @@ impl Chain {
             config::Filter::Plugin(step) => {
                 let plugin = plugins.get(&step.plugin).ok_or_else(|| UnknownPlugin(step.plugin.clone()))?;
                 Ok(Step::Plugin(Arc::new(PluginStep {
+                    _in_use: plugin.in_use(),
                     plugin: Arc::clone(plugin),
                     timeout: step.timeout,
                     on_failure: step.on_failure,

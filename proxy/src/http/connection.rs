@@ -22,7 +22,7 @@ use super::io::{Guarded, Protocol, sniff};
 use super::linger::lend;
 use super::{BoxError, Client};
 use crate::config::Limits;
-use crate::proxy::Proxy;
+use crate::listener::Slot;
 
 /// How long a connection that was asked to end may take to say goodbye when it has no request.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ const STEPS: u32 = 4;
 /// HTTP/2 pings to a silent client, and how long each may take.
 const PING: Duration = Duration::from_secs(20);
 
-/// All connections: who may still work, and who must end now.
+/// Connections: who may still work, and who must end now.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Connections {
     /// Every connection and tunnel is a task in here.
@@ -49,6 +49,11 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
+    /// Some of these, that can be asked to end by themselves.
+    pub(crate) fn some(&self) -> Self {
+        Self { tasks: self.tasks.clone(), drain: self.drain.child_token(), end: self.end.child_token() }
+    }
+
     /// Returns when a drain has given clients that have asked nothing yet the time to do so: their request may be on its
     /// way, and closing loses it.
     pub(crate) async fn drained_of_silent(&self) {
@@ -65,8 +70,8 @@ pub(crate) async fn serve<I>(
     protocol: Option<Protocol>,
     client: Arc<Client>,
     limits: Limits,
-    proxy: Arc<Proxy>,
-    connections: Connections,
+    slot: Arc<Slot>,
+    connections: &Connections,
 ) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -93,25 +98,25 @@ pub(crate) async fn serve<I>(
     let (io, back) = lend(io);
     let mut io = Guarded::new(io, seen, activity.clone(), head_timeout);
     if protocol == Protocol::Http1 {
-        let (proxy, client) = (Arc::clone(&proxy), Arc::clone(&client));
-        io = io.refusing(Box::new(move |status| proxy.refuse(status, &client)));
+        let (slot, client) = (Arc::clone(&slot), Arc::clone(&client));
+        io = io.refusing(Box::new(move |status| slot.proxy().refuse(status, &client)));
     }
     let io = TokioIo::new(io);
     let counter = activity.clone();
-    let cuts = Arc::clone(&proxy);
     let service = service_fn(move |request: Request<Incoming>| {
         let guard = counter.begin();
-        let proxy = Arc::clone(&proxy);
+        // The request's own from its first step to its last, whatever is loaded meanwhile.
+        let proxy = slot.proxy();
+        let slot = Arc::clone(&slot);
         let client = Arc::clone(&client);
         let activity = counter.clone();
-        let cuts = Arc::clone(&cuts);
         let listener = Arc::clone(&client);
         async move {
             let response = proxy.handle(request, &client).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 activity.switch();
             }
-            Ok::<_, Infallible>(response.map(|body| Counted::new(body, guard, cuts, listener)))
+            Ok::<_, Infallible>(response.map(|body| Counted::new(body, guard, slot, listener)))
         }
     });
     let served = match protocol {
@@ -124,7 +129,7 @@ pub(crate) async fn serve<I>(
                 .max_buf_size(limits.max_header_bytes.max(8 * 1024))
                 .serve_connection(io, service)
                 .with_upgrades();
-            drive(pin!(connection), &activity, &limits, &connections).await
+            drive(pin!(connection), &activity, &limits, connections).await
         }
         Protocol::Http2 => {
             let connection = http2::Builder::new(TokioExecutor::new())
@@ -134,7 +139,7 @@ pub(crate) async fn serve<I>(
                 .keep_alive_interval(PING)
                 .keep_alive_timeout(PING)
                 .serve_connection(io, service);
-            drive(pin!(connection), &activity, &limits, &connections).await
+            drive(pin!(connection), &activity, &limits, connections).await
         }
     };
     match served {

@@ -8,14 +8,14 @@ use http_body::{Frame, SizeHint};
 
 use super::activity::{InFlight, Piece};
 use super::{Body, BoxError, Client};
-use crate::proxy::Proxy;
+use crate::listener::Slot;
 
 /// A response's body, and what must be known about it: that its request is in flight, and whether all of it was sent.
 pub(super) struct Counted {
     body: Body,
     guard: InFlight,
     state: Sent,
-    proxy: Arc<Proxy>,
+    slot: Arc<Slot>,
     client: Arc<Client>,
 }
 
@@ -30,15 +30,15 @@ enum Sent {
 }
 
 impl Counted {
-    pub(super) fn new(body: Body, guard: InFlight, proxy: Arc<Proxy>, client: Arc<Client>) -> Self {
-        Self { body, guard, state: Sent::NotYet, proxy, client }
+    pub(super) fn new(body: Body, guard: InFlight, slot: Arc<Slot>, client: Arc<Client>) -> Self {
+        Self { body, guard, state: Sent::NotYet, slot, client }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         if self.state == Sent::Partly {
-            self.proxy.cut(&self.client, &"the client left");
+            self.slot.proxy().cut(&self.client, &"the client left");
         }
     }
 }
@@ -54,7 +54,7 @@ impl http_body::Body for Counted {
             Poll::Ready(Some(Ok(_))) if !self.body.is_end_stream() => Sent::Partly,
             Poll::Ready(Some(Ok(_)) | None) => Sent::Whole,
             Poll::Ready(Some(Err(error))) => {
-                self.proxy.cut(&self.client, error);
+                self.slot.proxy().cut(&self.client, error);
                 Sent::Whole
             }
             Poll::Pending => Sent::Partly,

@@ -21,6 +21,13 @@ pub(crate) struct Roles {
     pub(crate) certificates: bool,
 }
 
+impl Roles {
+    /// Whether what was checked for these uses is checked for `others`.
+    pub(super) fn cover(self, others: Self) -> bool {
+        (self.filter || !others.filter) && (self.certificates || !others.certificates)
+    }
+}
+
 /// Attaches instances of one plugin by the contract that its configuration names.
 #[derive(Debug)]
 pub(crate) struct Contracts {

@@ -7,7 +7,7 @@ mod native;
 mod pool;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -23,20 +23,43 @@ use crate::config::{self, Config, Filter};
 use crate::http::Request;
 use crate::respond::Reply;
 
-/// All plugins by name, running from the moment of their making.
-#[derive(Debug)]
+/// All plugins of a configuration by name, running from the moment of their making.
+#[derive(Debug, Default)]
 pub(crate) struct Plugins(BTreeMap<String, Arc<Running>>);
 
 impl Plugins {
-    /// Starts every plugin of a configuration.
-    pub(crate) fn start(config: &Config) -> Result<Self, StartError> {
+    /// Starts the plugins of a configuration; those of `before` that do for it go on. The one named `renew` does not.
+    pub(crate) fn start(
+        config: &Config,
+        before: &Self,
+        renew: Option<&str>,
+        roster: &Roster,
+    ) -> Result<Self, StartError> {
         let start = |(name, plugin): (&String, &config::Plugin)| {
-            let spec = adapter::spec(name, plugin, &config.runtime_dir);
-            let roles = roles(config, name);
-            let running = Running::start(&spec, plugin.instances, || Contracts::new(plugin, roles))?;
-            Ok((name.clone(), Arc::new(running)))
+            let running = match before.lasting(config, name, renew) {
+                Some(running) => Arc::clone(running),
+                None => {
+                    let spec = adapter::spec(name, plugin, &config.runtime_dir);
+                    Arc::new(Running::start(&spec, plugin, roles(config, name))?)
+                }
+            };
+            Ok((name.clone(), running))
         };
-        config.plugins.iter().map(start).collect::<Result<_, _>>().map(Self)
+        let plugins = config.plugins.iter().map(start).collect::<Result<_, _>>().map(Self)?;
+        roster.plugins().extend(plugins.without(before).cloned());
+        Ok(plugins)
+    }
+
+    /// The plugin of this name, if its processes do for `config`, too.
+    pub(crate) fn lasting(&self, config: &Config, name: &str, renew: Option<&str>) -> Option<&Arc<Running>> {
+        let plugin = config.plugins.get(name).filter(|_| renew != Some(name))?;
+        self.get(name).filter(|running| running.does_for(plugin, roles(config, name)))
+    }
+
+    /// Those that are not in `others`.
+    pub(crate) fn without<'a>(&'a self, others: &'a Self) -> impl Iterator<Item = &'a Arc<Running>> {
+        let there = |plugin: &Arc<Running>| others.iter().any(|other| Arc::ptr_eq(plugin, other));
+        self.iter().filter(move |plugin| !there(plugin))
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Running>> {
@@ -46,10 +69,28 @@ impl Plugins {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Running>> {
         self.0.values()
     }
+}
 
-    /// Stops all of them, in parallel, each within its own bounds.
-    pub(crate) async fn shutdown(&self) {
-        join_all(self.iter().map(|plugin| plugin.shutdown())).await;
+/// Every plugin that has processes, whichever configuration it is of: what is to be stopped in the end.
+#[derive(Debug, Default)]
+pub(crate) struct Roster(Mutex<Vec<Arc<Running>>>);
+
+impl Roster {
+    /// Stops one for good, within its bounds.
+    pub(crate) async fn dismiss(&self, plugin: &Arc<Running>) {
+        plugin.shutdown().await;
+        self.plugins().retain(|other| !Arc::ptr_eq(plugin, other));
+    }
+
+    /// Stops all of them, in parallel, each within its bounds.
+    pub(crate) async fn dismiss_all(&self) {
+        let plugins = self.plugins().clone();
+        join_all(plugins.iter().map(|plugin| self.dismiss(plugin))).await;
+    }
+
+    fn plugins(&self) -> MutexGuard<'_, Vec<Arc<Running>>> {
+        // A list is whole between its calls.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,8 +11,10 @@ use palisade_supervisor::{Plugin, PluginSpec, StartError, State, Status, Unavail
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{CallError, Client, Contracts};
+use super::{CallError, Client, Contracts, Roles};
+use crate::config;
 
 /// How long a client whose connection broke may still be its instance's client before it is tried again: the time that
 /// an exit takes to be noticed.
@@ -22,6 +24,10 @@ const EXIT_NOTICE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Running {
     name: String,
+    made_of: config::Plugin,
+    roles: Roles,
+    /// Whoever may still call it. Those who began before it was replaced go on with it.
+    users: TaskTracker,
     /// At least one.
     instances: Vec<Instance>,
     /// Where the search among equals begins.
@@ -70,18 +76,38 @@ impl Drop for Counted {
 }
 
 impl Running {
-    /// Starts `instances` processes, each with an adapter of its own.
-    pub(super) fn start(
-        spec: &PluginSpec,
-        instances: usize,
-        adapter: impl Fn() -> Contracts,
-    ) -> Result<Self, StartError> {
+    /// Starts its processes, each with an adapter of its own.
+    pub(super) fn start(spec: &PluginSpec, plugin: &config::Plugin, roles: Roles) -> Result<Self, StartError> {
         let start = |_| {
-            let supervised = Plugin::start(spec.clone(), adapter())?;
+            let supervised = Plugin::start(spec.clone(), Contracts::new(plugin, roles))?;
             Ok(Instance { supervised, in_flight: Arc::default() })
         };
-        let instances = (0..instances.max(1)).map(start).collect::<Result<_, StartError>>()?;
-        Ok(Self { name: spec.name.clone(), instances, turn: AtomicUsize::new(0), calls: TaskTracker::new() })
+        let instances = (0..plugin.instances.max(1)).map(start).collect::<Result<_, StartError>>()?;
+        Ok(Self {
+            name: spec.name.clone(),
+            made_of: plugin.clone(),
+            roles,
+            users: TaskTracker::new(),
+            instances,
+            turn: AtomicUsize::new(0),
+            calls: TaskTracker::new(),
+        })
+    }
+
+    /// Whether its processes do for this configuration and this use, too.
+    pub(super) fn does_for(&self, plugin: &config::Plugin, roles: Roles) -> bool {
+        self.made_of.runs_as(plugin) && self.roles.cover(roles)
+    }
+
+    /// For as long as the token is there, somebody may call it.
+    pub(crate) fn in_use(&self) -> TaskTrackerToken {
+        self.users.token()
+    }
+
+    /// Returns when nobody may call it any more.
+    pub(crate) async fn unused(&self) {
+        self.users.close();
+        self.users.wait().await;
     }
 
     pub(crate) fn name(&self) -> &str {

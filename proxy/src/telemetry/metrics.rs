@@ -46,6 +46,7 @@ pub(crate) struct Metrics {
     accepted: Family<ListenerLabels, Counter>,
     cut: Family<ListenerLabels, Counter>,
     handshake_failures: Family<ListenerLabels, Counter>,
+    changes: Family<ChangeLabels, Counter>,
     /// In seconds since the epoch.
     certificates: Mutex<BTreeMap<BundleLabels, i64>>,
 }
@@ -63,6 +64,7 @@ impl Default for Metrics {
             accepted: Family::default(),
             cut: Family::default(),
             handshake_failures: Family::default(),
+            changes: Family::default(),
             certificates: Mutex::default(),
         };
         metrics.registered()
@@ -70,25 +72,26 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// With a series at zero for each listener and plugin: what has not happened yet can be told from what is not
+    /// Makes a series at zero for each listener and plugin: what has not happened yet can be told from what is not
     /// counted.
-    pub(crate) fn of(config: &Config) -> Self {
-        let metrics = Self::default();
+    pub(crate) fn expect(&self, config: &Config) {
         for listener in &config.listeners {
             let labels = ListenerLabels { listener: Name::from(&*listener.name) };
-            drop(metrics.request_seconds.get_or_create(&labels));
-            drop(metrics.connections.get_or_create(&labels));
-            drop(metrics.accepted.get_or_create(&labels));
-            drop(metrics.cut.get_or_create(&labels));
+            drop(self.request_seconds.get_or_create(&labels));
+            drop(self.connections.get_or_create(&labels));
+            drop(self.accepted.get_or_create(&labels));
+            drop(self.cut.get_or_create(&labels));
             if listener.tls.is_some() {
-                drop(metrics.handshake_failures.get_or_create(&labels));
+                drop(self.handshake_failures.get_or_create(&labels));
             }
         }
         for plugin in config.plugins.keys() {
             let labels = PluginLabels { plugin: Name::from(&**plugin) };
-            drop(metrics.unjudged.get_or_create(&labels));
+            drop(self.unjudged.get_or_create(&labels));
         }
-        metrics
+        for kind in ["reload", "upgrade"] {
+            drop(self.changes.get_or_create(&ChangeLabels { change: kind, outcome: Outcome::Done.as_str() }));
+        }
     }
 
     fn registered(mut self) -> Self {
@@ -122,6 +125,7 @@ impl Metrics {
             "TLS handshakes that failed",
             self.handshake_failures.clone(),
         );
+        registry.register("palisade_changes", "Reloads and upgrades by how they ended", self.changes.clone());
         self
     }
 
@@ -174,6 +178,11 @@ impl Metrics {
         self.handshake_failures.get_or_create(&ListenerLabels { listener: listener.into() }).inc();
     }
 
+    /// A reload or an upgrade was carried out, or not.
+    pub(crate) fn changed(&self, change: &'static str, outcome: Outcome) {
+        self.changes.get_or_create(&ChangeLabels { change, outcome: outcome.as_str() }).inc();
+    }
+
     /// A bundle is in use until `epoch`, in seconds.
     pub(crate) fn certificate_expiry(&self, plugin: &str, bundle: &str, epoch: i64) {
         let labels = BundleLabels { plugin: plugin.into(), bundle: bundle.into() };
@@ -201,6 +210,26 @@ impl Metrics {
         encode_registry(&mut text, &supervision(plugins))?;
         encode_eof(&mut text)?;
         Ok(text)
+    }
+}
+
+/// How a change of what is in force ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    /// Nothing was changed.
+    Refused,
+    /// What was changed was taken back.
+    Undone,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Undone => "undone",
+        }
     }
 }
 
@@ -268,6 +297,12 @@ struct CallLabels {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ChangeLabels {
+    change: &'static str,
+    outcome: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct BundleLabels {
     plugin: Name,
@@ -326,6 +361,7 @@ mod tests {
         metrics.filter("auth", "plugin_timeout", Duration::from_millis(200));
         metrics.unjudged("auth");
         metrics.handshake_failed("secure");
+        metrics.changed("reload", Outcome::Undone);
         let open = metrics.connection("web");
         drop(metrics.connection("web"));
         let text = metrics.render(&[]).unwrap();
@@ -340,6 +376,7 @@ mod tests {
             r#"palisade_filter_seconds_bucket{le="2.5",plugin="auth"} 2"#,
             r#"palisade_filter_unjudged_total{plugin="auth"} 1"#,
             r#"palisade_tls_handshake_failures_total{listener="secure"} 1"#,
+            r#"palisade_changes_total{change="reload",outcome="undone"} 1"#,
             r#"palisade_connections{listener="web"} 1"#,
             r#"palisade_connections_accepted_total{listener="web"} 2"#,
             concat!(r#"palisade_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
@@ -357,7 +394,9 @@ mod tests {
             listeners: [{name: web, address: 127.0.0.1:1}, {name: secure, address: 127.0.0.1:2, tls: certs}]
             plugins: {certs: {command: [sh]}}";
         let config = crate::config::parse(Path::new("/palisade.yaml"), file).unwrap();
-        let text = Metrics::of(&config).render(&[]).unwrap();
+        let metrics = Metrics::default();
+        metrics.expect(&config);
+        let text = metrics.render(&[]).unwrap();
         has(&text, r#"palisade_connections{listener="web"} 0"#);
         has(&text, r#"palisade_tls_handshake_failures_total{listener="secure"} 0"#);
         has(&text, r#"palisade_filter_unjudged_total{plugin="certs"} 0"#);

@@ -61,6 +61,10 @@ impl Certificates {
         self.arrival.subscribe()
     }
 
+    pub(crate) fn is_served(&self) -> bool {
+        *self.arrival.borrow() == Arrival::Served
+    }
+
     /// Follows the plugin until `end` is cancelled.
     pub(crate) async fn follow(&self, end: CancellationToken) {
         tokio::select! {

@@ -30,14 +30,19 @@ use crate::respond::{Failure, Reason};
 pub(crate) struct Upstreams(BTreeMap<String, Arc<Upstream>>);
 
 impl Upstreams {
-    /// Connections are tasks in `tasks`; they end when the upstreams are dropped, and what looks after them when `end`
-    /// is cancelled.
+    /// Those of `before` that are the same are taken over, with their connections. Connections are tasks in `tasks`;
+    /// they end when the upstreams are dropped, and what looks after them when `end` is cancelled.
     pub(crate) fn new(
         upstreams: &BTreeMap<String, config::Upstream>,
+        before: Option<&Self>,
         tasks: &TaskTracker,
         end: &CancellationToken,
     ) -> Self {
         let build = |(name, upstream): (&String, &config::Upstream)| {
+            let same = before.and_then(|before| before.get(name)).filter(|before| before.made_of == *upstream);
+            if let Some(same) = same {
+                return (name.clone(), Arc::clone(same));
+            }
             let upstream = Arc::new(Upstream::new(name, upstream, tasks));
             let end = end.clone();
             let weak = Arc::downgrade(&upstream);
@@ -68,6 +73,7 @@ async fn evict(upstream: Weak<Upstream>) {
 #[derive(Debug)]
 pub(crate) struct Upstream {
     name: String,
+    made_of: config::Upstream,
     endpoints: Vec<Arc<Endpoint>>,
     balance: Balance,
     protocol: UpstreamProtocol,
@@ -110,6 +116,7 @@ impl Upstream {
         };
         Self {
             name: name.to_owned(),
+            made_of: config.clone(),
             endpoints: config.endpoints.iter().map(endpoint).collect(),
             balance: config.balance,
             protocol: config.protocol,

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 pub(super) use value::{pattern, shown_duration, shown_size};
 
+use super::canonical::digest;
 use super::host::Host;
 use super::problem::{MOST_PROBLEMS, Place, Problem};
 use super::slot::Slot;
@@ -28,11 +29,17 @@ use super::written;
 use super::{Cidr, Config, Plugin};
 
 /// The configuration, whole only if there are no problems.
-pub(super) fn convert(file: &Path, host: &Host, tree: &Tree, written: &written::File) -> (Config, Vec<Problem>) {
+pub(super) fn convert(
+    file: &Path,
+    host: &Host,
+    text: &str,
+    tree: &Tree,
+    written: &written::File,
+) -> (Config, Vec<Problem>) {
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let dir = absolute.parent().unwrap_or(Path::new("/"));
     let mut reading = Reading { tree, host, dir, problems: Vec::new() };
-    let config = reading.config(file, written);
+    let config = reading.config(file, text, written);
     (config, reading.problems)
 }
 
@@ -50,7 +57,7 @@ struct Reading<'a> {
 type Plugins = BTreeMap<String, Plugin>;
 
 impl Reading<'_> {
-    fn config(&mut self, file: &Path, written: &written::File) -> Config {
+    fn config(&mut self, file: &Path, text: &str, written: &written::File) -> Config {
         let plugins = self.plugins(&written.plugins);
         let mut upstreams = self.upstreams(&written.upstreams);
         let listeners = self.listeners(&written.listeners, &plugins);
@@ -58,6 +65,7 @@ impl Reading<'_> {
         self.require(&written.listeners, "listeners", self.tree.root().into());
         Config {
             file: file.to_owned(),
+            hash: digest(text),
             runtime_dir: self.runtime_dir(&written.runtime_dir),
             drain_timeout: self.delay(&written.drain_timeout, Duration::from_secs(30)),
             trusted_proxies: self.list(&written.trusted_proxies, |reading, text, node| reading.cidr(text, node)),

@@ -59,6 +59,8 @@ impl Reading<'_> {
             restart: Restart::default(),
             drain_timeout: Duration::from_secs(5),
             stop_timeout: Duration::from_secs(5),
+            probation: Duration::from_secs(5),
+            files: Vec::new(),
         }
     }
 
@@ -68,10 +70,11 @@ impl Reading<'_> {
         let (cwd, cwd_exists) = self.cwd(&written.cwd);
         let command =
             written.command.given().map(|(command, node)| self.command(command, node, cwd_exists.then_some(&cwd)));
+        let (command, files) = command.unwrap_or_default();
         let env_pass = self.env_pass(&written.env_pass, &written.env);
         let choice = |slot: &Slot<bool>, default| slot.value().copied().unwrap_or(default);
         Plugin {
-            command: command.unwrap_or_default(),
+            command,
             cwd,
             env: self.env(&written.env),
             env_pass,
@@ -88,6 +91,8 @@ impl Reading<'_> {
             restart: self.restart(&written.restart),
             drain_timeout: self.delay(&written.drain_timeout, default.drain_timeout),
             stop_timeout: self.delay(&written.stop_timeout, default.stop_timeout),
+            probation: self.delay(&written.probation, default.probation),
+            files,
         }
     }
 

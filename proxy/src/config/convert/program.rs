@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::super::SourceFile;
 use super::super::slot::Slot;
 use super::super::written;
 use super::Reading;
@@ -15,20 +16,26 @@ use super::Reading;
 const FIRST_LINE: usize = 256;
 
 impl Reading<'_> {
-    /// Program and arguments. `cwd` is unset when it is no directory, which is reported already.
-    pub(super) fn command(&mut self, written: &written::Command, node: u64, cwd: Option<&PathBuf>) -> Vec<String> {
+    /// Program and arguments, and the files they are. `cwd` is unset when it is no directory, which is reported already.
+    pub(super) fn command(
+        &mut self,
+        written: &written::Command,
+        node: u64,
+        cwd: Option<&PathBuf>,
+    ) -> (Vec<String>, Vec<SourceFile>) {
         let list = match written {
             written::Command::Text(text) => {
                 let words: Vec<_> = text.split_whitespace().collect();
                 let problem = self.problem(node, "`command` must be a list of program and arguments, not a string");
                 self.push(problem.label(format!("write `[{}]`", words.join(", "))));
-                return Vec::new();
+                return Default::default();
             }
             written::Command::List(list) => list,
         };
         if list.is_empty() {
             self.push(self.problem(node, "`command` is empty").label("write it like `[python3, auth.py]`"));
         }
+        let mut files = Vec::new();
         if let (Some(Slot::Given(program, node)), Some(cwd)) = (list.first(), cwd) {
             let arguments: Vec<_> = list[1..].iter().map(Slot::given).collect();
             match self.program(program, cwd) {
@@ -39,24 +46,28 @@ impl Reading<'_> {
                         None => problem,
                     });
                 }
-                Ok(()) => self.script(program, &arguments, cwd),
+                Ok(path) => {
+                    files.extend(SourceFile::at(path));
+                    files.extend(self.script(program, &arguments, cwd));
+                }
             }
         }
-        list.iter().filter_map(|argument| argument.value().cloned()).collect()
+        (list.iter().filter_map(|argument| argument.value().cloned()).collect(), files)
     }
 
-    fn program(&self, program: &str, cwd: &Path) -> Result<(), (String, Option<String>)> {
+    fn program(&self, program: &str, cwd: &Path) -> Result<PathBuf, (String, Option<String>)> {
         if program.is_empty() {
             return Err(("the program's name is empty".to_owned(), None));
         }
         if program.contains('/') {
-            return executable(&joined(cwd, program));
+            let path = joined(cwd, program);
+            return executable(&path).map(|()| path);
         }
         let candidates = self.host.path.iter().map(|dir| dir.join(program)).filter(|path| path.is_file());
         let mut unfit = None;
         for path in candidates {
             match executable(&path) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(path),
                 Err(problem) => unfit.get_or_insert(problem),
             };
         }
@@ -72,7 +83,7 @@ impl Reading<'_> {
     }
 
     /// The file that an interpreter is told to run.
-    fn script(&mut self, program: &str, arguments: &[Option<(&String, u64)>], cwd: &Path) {
+    fn script(&mut self, program: &str, arguments: &[Option<(&String, u64)>], cwd: &Path) -> Option<SourceFile> {
         let name = program.rsplit('/').next().unwrap_or(program);
         let name = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
         let file = match name {
@@ -83,12 +94,12 @@ impl Reading<'_> {
             }
             _ => None,
         };
-        if let Some((file, node)) = file
-            && !file.starts_with('-')
-            && !cwd.join(file).exists()
-        {
-            self.push(self.problem(node, format!("`{}` does not exist", joined(cwd, file).display())));
+        let (file, node) = file.filter(|(file, _)| !file.starts_with('-'))?;
+        let path = joined(cwd, file);
+        if !path.exists() {
+            self.push(self.problem(node, format!("`{}` does not exist", path.display())));
         }
+        SourceFile::at(path)
     }
 }
 

@@ -233,7 +233,7 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [python3], sandbox: hardened}
 ",
         &[
-            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, contract, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, health, restart, drain_timeout, stop_timeout]",
+            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, contract, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, health, restart, drain_timeout, stop_timeout, probation]",
         ],
     ),
 ];

@@ -64,6 +64,12 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
     if let Some(millis) = asked.strip_prefix("sleep-") {
         tokio::time::sleep(Duration::from_millis(millis.parse()?)).await;
     }
+    if let Some(file) = asked.strip_prefix("await-") {
+        eprintln!("asked to wait for {file}");
+        while !std::fs::exists(file)? {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     match asked.as_str() {
         "crash" => crate::crash(),
         "crash-once" if std::fs::File::create_new("crashed").is_ok() => crate::crash(),

@@ -1,0 +1,330 @@
+//! Changes of what is in force, one after the other: the new is made beside the old, takes over when all of it serves,
+//! and is undone when it does not last. What was replaced goes when nobody uses it any more.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{join_all, try_join_all};
+use palisade_supervisor::{ExitCause, Plugin, chain};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::generation::{Generation, Key};
+use super::{Error, House};
+use crate::admin::{Change, Changed, Differences, Order, Refused};
+use crate::config::{self, Address, Config, Problems};
+use crate::listener::{self, Bound, Open, Slot};
+use crate::plugin::{Contracts, Plugins, Running};
+use crate::telemetry::Outcome;
+
+/// Everything that is in force, and what leaves.
+#[derive(Debug)]
+pub(super) struct Changes {
+    house: Arc<House>,
+    current: Generation,
+    open: Vec<OpenListener>,
+    /// Counts what was in force, from 1.
+    number: u64,
+    /// By name, the plugins that were replaced and are not gone yet: at most one of each.
+    leaving: BTreeMap<String, JoinHandle<()>>,
+}
+
+/// A socket that takes connections.
+#[derive(Debug)]
+struct OpenListener {
+    key: Key,
+    address: Address,
+    slot: Arc<Slot>,
+    accepting: JoinHandle<()>,
+}
+
+impl OpenListener {
+    /// Takes no more connections; returns when the address is free.
+    async fn close(self, house: &House, timeout: Duration) {
+        let Self { slot, accepting, .. } = self;
+        let end = house.end_background.clone();
+        house.background.spawn(async move { end.run_until_cancelled(slot.close(timeout)).await });
+        // An error would be a panic in there, which has been reported.
+        accepting.await.ok();
+    }
+}
+
+/// Takes the addresses of a configuration that are not held yet.
+pub(super) fn bind(config: &Config, open: &[Key]) -> Result<Vec<(Key, Bound)>, Error> {
+    let added = config.listeners.iter().filter(|listener| !open.contains(&Key::of(listener)));
+    let bind = |listener: &config::Listener| match listener::bind(&listener.address) {
+        Ok(bound) => Ok((Key::of(listener), bound)),
+        Err(source) => {
+            let (listener, address) = (listener.name.clone(), listener.address.clone());
+            Err(Error::Listen { listener, address, source })
+        }
+    };
+    added.map(bind).collect()
+}
+
+/// Begins to listen. Connections wait until [`Changes`] takes them.
+fn listen(bound: Vec<(Key, Bound)>, generation: &Generation) -> Result<Vec<(Key, Open, Address)>, Error> {
+    let listen = |(key, bound): (Key, Bound)| {
+        let service = generation.listener(&key).map(|listener| Arc::clone(&listener.serving.service));
+        let service = service.ok_or_else(|| Error::Internal(format!("no listener for {key:?}")))?;
+        let failed =
+            |source| Error::Listen { listener: service.name.to_string(), address: service.address.clone(), source };
+        let open = bound.open().map_err(failed)?;
+        let address = open.address().map_err(failed)?;
+        Ok((key, open, address))
+    };
+    bound.into_iter().map(listen).collect()
+}
+
+impl Changes {
+    /// Opens the listeners of the first generation.
+    pub(super) fn begin(house: Arc<House>, first: Generation, bound: Vec<(Key, Bound)>) -> Result<Self, Error> {
+        let added = listen(bound, &first)?;
+        let mut changes = Self { house, current: first, open: Vec::new(), number: 1, leaving: BTreeMap::new() };
+        changes.shift(added);
+        changes.show();
+        Ok(changes)
+    }
+
+    /// How long requests may go on when everything ends.
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.current.config.drain_timeout
+    }
+
+    /// Carries out orders, until nobody is left to give any. Cancel safe: whatever a change has begun is stopped with
+    /// everything else.
+    pub(super) async fn work(&mut self, orders: &mut mpsc::Receiver<Order>) {
+        while let Some(Order { change, answer }) = orders.recv().await {
+            let done = self.carry_out(&change).await;
+            self.house.metrics.changed(change.kind(), outcome(&done));
+            match &done {
+                Ok(changed) => tracing::info!(
+                    target: "palisade", change = %change, generation = changed.generation, sha256 = changed.hash,
+                    plugins = %changed.plugins, listeners = %changed.listeners, "changed",
+                ),
+                Err(refused) => tracing::error!(
+                    target: "palisade", change = %change, error = %refused, "not changed, what was there goes on",
+                ),
+            }
+            if let Some(answer) = answer {
+                // Whoever asked may have left.
+                answer.send(done).ok();
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, change: &Change) -> Result<Changed, Refused> {
+        match change {
+            Change::Reload => {
+                let (config, dir) = (self.read().await?, &self.house.runtime_dir);
+                if config.runtime_dir.canonicalize().ok().as_ref() != Some(dir) {
+                    let message = format!("`runtime_dir` is {} while the proxy runs", dir.display());
+                    let help = "restart the proxy to change it";
+                    return Err(Refused::Invalid(Problems::of_file(&config.file, message, help)));
+                }
+                let config = Config { runtime_dir: dir.clone(), ..config };
+                self.apply(config, None).await
+            }
+            Change::Upgrade(name) => {
+                let mut config = self.current.config.clone();
+                match config.plugins.get_mut(name) {
+                    Some(plugin) => plugin.look_again(),
+                    None => return Err(Refused::Failed(format!("no plugin is called `{name}`"))),
+                }
+                self.apply(config, Some(name)).await
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Config, Refused> {
+        let file = self.current.config.file.clone();
+        match tokio::task::spawn_blocking(move || config::load(&file)).await {
+            Ok(read) => read.map_err(Refused::Invalid),
+            Err(error) => Err(Refused::Failed(format!("the file could not be read: {error}"))),
+        }
+    }
+
+    /// Puts a configuration in force, or leaves everything as it is.
+    async fn apply(&mut self, config: Config, renew: Option<&str>) -> Result<Changed, Refused> {
+        self.room_for(&config, renew).await;
+        let former = Arc::clone(&self.current.plugins);
+        let prepared = async {
+            let held: Vec<_> = self.open.iter().map(|open| open.key.clone()).collect();
+            let bound = bind(&config, &held)?;
+            let plugins = Arc::new(Plugins::start(&config, &former, renew, &self.house.plugins)?);
+            let made = async {
+                let next = Generation::new(&self.house, config, Arc::clone(&plugins), Some(&self.current))?;
+                next.ready(Some(&self.current), None).await?;
+                let added = listen(bound, &next)?;
+                Ok::<_, Error>((next, added))
+            };
+            match made.await {
+                Ok(made) => Ok(made),
+                Err(error) => {
+                    join_all(plugins.without(&former).map(|plugin| self.house.plugins.dismiss(plugin))).await;
+                    Err(error)
+                }
+            }
+        };
+        let (next, added) = prepared.await.map_err(|error: Error| Refused::Failed(told(&error)))?;
+
+        let differences = differences(&self.current, &next);
+        let before = std::mem::replace(&mut self.current, next);
+        let number = self.number;
+        let opened: Vec<_> = added.iter().map(|(key, ..)| key.clone()).collect();
+        self.number += 1;
+        self.shift(added);
+        self.show();
+        if let Err(report) = self.lasts(&former).await {
+            let undone = std::mem::replace(&mut self.current, before);
+            self.shift(Vec::new());
+            self.house.in_force.set(number, &self.current.config.hash, &self.current.plugins);
+            self.close(|key| opened.contains(key)).await;
+            self.show_listeners();
+            self.leave(&undone);
+            return Err(Refused::Undone(report));
+        }
+        let gone = |key: &Key| self.current.listener(key).is_none();
+        let gone: Vec<_> = self.open.iter().map(|open| open.key.clone()).filter(gone).collect();
+        self.close(|key| gone.contains(key)).await;
+        self.show_listeners();
+        for listener in &before.listeners {
+            let now = self.current.listener(&listener.key);
+            if now.is_some_and(|now| now.serving.service.tls.is_some() != listener.serving.service.tls.is_some()) {
+                listener.serving.service.connections.drain.cancel();
+            }
+        }
+        self.leave(&before);
+        let (plugins, listeners) = differences;
+        let hash = self.current.config.hash.clone();
+        Ok(Changed { generation: self.number, hash, plugins, listeners })
+    }
+
+    /// Waits until earlier processes of the plugins that will be replaced have gone: of each there are at most two
+    /// generations.
+    async fn room_for(&mut self, config: &Config, renew: Option<&str>) {
+        self.leaving.retain(|_, leaving| !leaving.is_finished());
+        let replaced = config.plugins.keys().filter(|name| self.current.plugins.lasting(config, name, renew).is_none());
+        for name in replaced {
+            if let Some(leaving) = self.leaving.remove(name) {
+                leaving.await.ok();
+            }
+        }
+    }
+
+    /// Lets the current generation serve: on the sockets there are, and on those that were added.
+    fn shift(&mut self, added: Vec<(Key, Open, Address)>) {
+        for open in &self.open {
+            if let Some(listener) = self.current.listener(&open.key) {
+                open.slot.serve_by(Arc::clone(&listener.serving));
+            }
+        }
+        for (key, open, address) in added {
+            let Some(listener) = self.current.listener(&key) else { continue };
+            let name = &*listener.serving.service.name;
+            tracing::info!(target: "palisade", listener = name, address = %address, "listening");
+            let slot = Arc::new(Slot::new(Arc::clone(&listener.serving)));
+            let accepting = self.house.connections.tasks.spawn(listener::accept(open, Arc::clone(&slot)));
+            self.open.push(OpenListener { key, address, slot, accepting });
+        }
+    }
+
+    /// Whether the plugins that took over from `former` ones last for as long as they have to.
+    async fn lasts(&self, former: &Plugins) -> Result<(), String> {
+        let watched = self.current.plugins.without(former).filter(|plugin| former.get(plugin.name()).is_some());
+        let watched = watched.map(|plugin| async move {
+            let probation = self.current.config.plugins.get(plugin.name()).map(|plugin| plugin.probation);
+            let falls = try_join_all(plugin.instances().map(falls));
+            match tokio::time::timeout(probation.unwrap_or_default(), falls).await {
+                Ok(Err(report)) => Err(report),
+                Ok(Ok(_)) | Err(_) => Ok(()),
+            }
+        });
+        try_join_all(watched).await.map(drop)
+    }
+
+    /// Closes listeners. Their open connections have the drain timeout.
+    async fn close(&mut self, which: impl Fn(&Key) -> bool) {
+        let timeout = self.current.config.drain_timeout;
+        let (closed, kept) = std::mem::take(&mut self.open).into_iter().partition(|open| which(&open.key));
+        self.open = kept;
+        let closed: Vec<OpenListener> = closed;
+        join_all(closed.into_iter().map(|open| open.close(&self.house, timeout))).await;
+    }
+
+    /// Stops what is only of `generation`, once the requests that began with it have ended.
+    fn leave(&mut self, generation: &Generation) {
+        for plugin in generation.plugins.without(&self.current.plugins) {
+            let (house, plugin) = (Arc::clone(&self.house), Arc::clone(plugin));
+            let timeout = self.current.config.drain_timeout;
+            let name = plugin.name().to_owned();
+            let leaving = self.house.background.spawn(async move {
+                tokio::select! {
+                    _ = tokio::time::timeout(timeout, plugin.unused()) => {}
+                    () = house.end_background.cancelled() => {}
+                }
+                house.plugins.dismiss(&plugin).await;
+            });
+            self.leaving.insert(name, leaving);
+        }
+    }
+
+    /// Tells who asks what is in force.
+    fn show(&self) {
+        self.house.in_force.set(self.number, &self.current.config.hash, &self.current.plugins);
+        self.show_listeners();
+    }
+
+    fn show_listeners(&self) {
+        let address = |key: &Key| self.open.iter().find(|open| open.key == *key).map(|open| open.address.clone());
+        let listeners = self.current.listeners.iter();
+        let listeners = listeners.filter_map(|it| Some((it.serving.service.name.to_string(), address(&it.key)?)));
+        self.house.readiness.ready(listeners.collect());
+    }
+}
+
+/// Returns when an instance ends without having been asked to, with its report.
+async fn falls(instance: &Plugin<Contracts>) -> Result<(), String> {
+    let mut status = instance.watch();
+    let fallen = status
+        .wait_for(|status| status.last_exit.as_ref().is_some_and(|exit| !matches!(exit.cause, ExitCause::Requested)));
+    match fallen.await {
+        Ok(status) => Err(status.last_exit.as_ref().map(ToString::to_string).unwrap_or_default()),
+        // Shut down for good, as everything is.
+        Err(_) => Ok(()),
+    }
+}
+
+/// By name, the plugins and the listeners that a change adds, replaces and removes.
+fn differences(before: &Generation, next: &Generation) -> (Differences, Differences) {
+    let named = |plugins: &Plugins, others: &Plugins, there: bool| {
+        let plugins = plugins.without(others).map(|plugin: &Arc<Running>| plugin.name().to_owned());
+        plugins.filter(|name| others.get(name).is_some() == there).collect()
+    };
+    let plugins = Differences {
+        added: named(&next.plugins, &before.plugins, false),
+        replaced: named(&next.plugins, &before.plugins, true),
+        removed: named(&before.plugins, &next.plugins, false),
+    };
+    let missing = |of: &Generation, others: &Generation| {
+        let missing = of.listeners.iter().filter(|listener| others.listener(&listener.key).is_none());
+        missing.map(|listener| listener.serving.service.name.to_string()).collect()
+    };
+    let listeners = Differences { added: missing(next, before), replaced: Vec::new(), removed: missing(before, next) };
+    (plugins, listeners)
+}
+
+fn outcome(done: &Result<Changed, Refused>) -> Outcome {
+    match done {
+        Ok(_) => Outcome::Done,
+        Err(Refused::Undone(_)) => Outcome::Undone,
+        Err(Refused::Invalid(_) | Refused::Failed(_)) => Outcome::Refused,
+    }
+}
+
+/// For people. A plugin's report begins with the word by itself.
+fn told(error: &Error) -> String {
+    let text = chain(error);
+    text.strip_prefix("error: ").unwrap_or(&text).to_owned()
+}
