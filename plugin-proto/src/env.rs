@@ -19,6 +19,9 @@ pub const MIN_PORT: &str = "PLUGIN_MIN_PORT";
 /// Highest port for plugins that listen on TCP and choose a port themselves.
 pub const MAX_PORT: &str = "PLUGIN_MAX_PORT";
 
+/// The host's certificate as PEM, for AutoMTLS. Its presence alone makes a go-plugin program serve TLS.
+pub const CLIENT_CERT: &str = "PLUGIN_CLIENT_CERT";
+
 /// The cookie (name, value) of plugins that speak `palisade.plugin.v1`. It tells a plugin that a host started it, not
 /// a person; it is no secret.
 pub const COOKIE: (&str, &str) = ("PALISADE_PLUGIN", "ON");

@@ -22,11 +22,15 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Uri};
 use tower::service_fn;
 
+use crate::mtls::Secure;
 use crate::spec::TcpPolicy;
 use crate::trust::peer::{Owner, PeerError};
 
 /// How long one attempt may take. Local sockets answer at once or not at all.
 const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// How long a TLS handshake may take: a JVM's first one on a busy machine.
+const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Between attempts while a plugin that announced its socket is about to listen.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
@@ -87,6 +91,15 @@ pub enum ConnectError {
     /// The attempt took too long.
     #[error("connect to {0}: no answer within {ATTEMPT:?}")]
     Slow(String),
+    /// AutoMTLS. There is no falling back to plaintext.
+    #[error("TLS to {endpoint} (AutoMTLS)")]
+    Tls {
+        /// The address.
+        endpoint: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// HTTP/2.
     #[error("HTTP/2 to {endpoint}")]
     Http2 {
@@ -157,6 +170,17 @@ impl Endpoint {
         dialled.await.map_err(|_| ConnectError::Slow(self.to_string()))?
     }
 
+    /// A connection for HTTP/2: as it was dialled, or inside TLS.
+    async fn open(&self, secure: Option<&Secure>, owner: Owner) -> Result<Box<dyn Stream>, ConnectError> {
+        let stream = self.dial(owner).await?;
+        let Some(secure) = secure else { return Ok(stream) };
+        let failed = |source| ConnectError::Tls { endpoint: self.to_string(), source };
+        match timeout(TLS_HANDSHAKE, secure.over(stream)).await {
+            Ok(secured) => Ok(Box::new(secured.map_err(failed)?)),
+            Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
     fn failed(&self, source: io::Error) -> ConnectError {
         ConnectError::Dial { endpoint: self.to_string(), source }
     }
@@ -221,10 +245,15 @@ impl Progress {
 
 /// Connects, waiting for a socket that is not there yet or has no listener yet. Has no deadline of its own: the
 /// lifecycle's covers the whole.
-pub(crate) async fn connect(endpoint: Endpoint, alive: Alive, progress: &Progress) -> Result<Channel, ConnectError> {
+pub(crate) async fn connect(
+    endpoint: Endpoint,
+    secure: Option<Secure>,
+    alive: Alive,
+    progress: &Progress,
+) -> Result<Channel, ConnectError> {
     let mut pause = FIRST_RETRY;
     let first = loop {
-        match endpoint.dial(alive.owner).await {
+        match endpoint.open(secure.as_ref(), alive.owner).await {
             Ok(stream) => break stream,
             Err(error) if may_pass(&error) => progress.set(crate::report::chain(&error)),
             Err(error) => return Err(error),
@@ -237,14 +266,14 @@ pub(crate) async fn connect(endpoint: Endpoint, alive: Alive, progress: &Progres
     let first = Arc::new(Mutex::new(Some(first)));
     let name = endpoint.to_string();
     let connector = service_fn(move |_: Uri| {
-        let (endpoint, alive) = (endpoint.clone(), alive.clone());
+        let (endpoint, secure, alive) = (endpoint.clone(), secure.clone(), alive.clone());
         let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
         async move {
             if let Some(stream) = first {
                 return Ok(TokioIo::new(stream));
             }
             alive.check(&endpoint)?;
-            endpoint.dial(alive.owner).await.map(TokioIo::new)
+            endpoint.open(secure.as_ref(), alive.owner).await.map(TokioIo::new)
         }
     });
     // The authority is never resolved; servers see it in `:authority`.
@@ -264,6 +293,7 @@ fn may_pass(error: &ConnectError) -> bool {
         ConnectError::NotASocket(_)
         | ConnectError::NotOwn { .. }
         | ConnectError::Slow(_)
+        | ConnectError::Tls { .. }
         | ConnectError::Http2 { .. } => false,
     }
 }
@@ -328,7 +358,8 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(path("real")).unwrap();
         symlink(path("real"), path("link")).unwrap();
         for name in ["file", "dir", "fifo", "link"] {
-            let error = connect(Endpoint::Unix(path(name)), this_process(), &Progress::default()).await.unwrap_err();
+            let error =
+                connect(Endpoint::Unix(path(name)), None, this_process(), &Progress::default()).await.unwrap_err();
             assert!(matches!(error, ConnectError::NotASocket(_)), "{name}: {error}");
         }
     }
@@ -338,7 +369,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
         let progress = Progress::default();
-        let connecting = connect(Endpoint::Unix(path.clone()), this_process(), &progress);
+        let connecting = connect(Endpoint::Unix(path.clone()), None, this_process(), &progress);
         let listening = async {
             while !progress.get().contains("No such file") {
                 tokio::task::yield_now().await;

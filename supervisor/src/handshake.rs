@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::connect::{Endpoint, EndpointError};
 use crate::logs::{Sink, escape_text};
+use crate::mtls::{Announced, MtlsError};
 use crate::restart::Hope;
 use crate::spec::{HandshakePolicy, PluginSpec};
 
@@ -74,6 +75,15 @@ pub enum HandshakeFailure {
     /// A certificate that nobody asked for.
     #[error("the plugin serves with a certificate (6th field), but AutoMTLS was not asked for")]
     Certificate,
+    /// No certificate where AutoMTLS was asked for.
+    #[error(
+        "the plugin announced no certificate (6th field): it does not speak AutoMTLS; remove `auto_mtls: true`, or build \
+         it with go-plugin"
+    )]
+    NoCertificate,
+    /// A certificate that can't be read.
+    #[error("AutoMTLS")]
+    Mtls(#[source] MtlsError),
     /// An address that must not be connected to.
     #[error("address")]
     Endpoint(#[source] EndpointError),
@@ -93,6 +103,7 @@ impl HandshakeFailure {
             Self::AppVersion { .. }
             | Self::NetRpc
             | Self::Certificate
+            | Self::NoCertificate
             | Self::Line { source: HandshakeError::CoreVersion(_), .. } => Hope::Permanent,
             _ => Hope::Transient,
         }
@@ -104,6 +115,8 @@ impl HandshakeFailure {
 pub(crate) struct Accepted {
     pub(crate) endpoint: Endpoint,
     pub(crate) app_version: u32,
+    /// With AutoMTLS: what the plugin is to prove that it is.
+    pub(crate) certificate: Option<Announced>,
 }
 
 /// The last thing that was printed and is no handshake, for the report of a timeout.
@@ -176,12 +189,15 @@ pub(crate) async fn accept(
     if handshake.protocol != Some(Protocol::Grpc) {
         return Err(HandshakeFailure::NetRpc);
     }
-    if handshake.server_cert.is_some() {
-        return Err(HandshakeFailure::Certificate);
-    }
+    let certificate = match (&handshake.server_cert, spec.auto_mtls) {
+        (None, false) => None,
+        (Some(field), true) => Some(Announced::parse(field).map_err(HandshakeFailure::Mtls)?),
+        (Some(_), false) => return Err(HandshakeFailure::Certificate),
+        (None, true) => return Err(HandshakeFailure::NoCertificate),
+    };
     let endpoint =
         Endpoint::accept(&handshake.address, private_dir, spec.tcp).await.map_err(HandshakeFailure::Endpoint)?;
-    Ok(Accepted { endpoint, app_version: handshake.app_version })
+    Ok(Accepted { endpoint, app_version: handshake.app_version, certificate })
 }
 
 #[derive(Default)]

@@ -14,7 +14,7 @@
 //!   the host included.
 //!
 //! Linux 5.11 or newer. Which room does what: `lifecycle` decides (pure), `instance` performs, `process` owns the
-//! operating system's side, `handshake`, `connect` and `health` talk to the plugin, `trust` decides what it is
+//! operating system's side, `handshake`, `connect`, `mtls` and `health` talk to the plugin, `trust` decides what it is
 //! believed, `sys` holds every `unsafe`.
 
 #![deny(unsafe_code)]
@@ -23,9 +23,11 @@ mod calls;
 mod connect;
 mod handshake;
 mod health;
+mod init;
 mod instance;
 mod lifecycle;
 mod logs;
+mod mtls;
 mod plugin;
 mod process;
 mod report;
@@ -38,7 +40,9 @@ mod trust;
 pub use crate::calls::{Call, Calls, CallsHit};
 pub use crate::connect::{ConnectError, EndpointError};
 pub use crate::handshake::HandshakeFailure;
+pub use crate::init::stand_by_as_pid_1;
 pub use crate::instance::{Adapter, AttachError, InstanceInfo};
+pub use crate::mtls::MtlsError;
 pub use crate::plugin::{Plugin, StartError, Unavailable};
 pub use crate::process::{PrivateDirError, SpawnError, prepare_runtime_dir};
 pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain};

@@ -38,6 +38,9 @@ pub struct PluginSpec {
     pub ready_timeout: Duration,
     /// Which TCP addresses a plugin may announce.
     pub tcp: TcpPolicy,
+    /// Whether host and plugin talk over mutual TLS with certificates made for each start (go-plugin's AutoMTLS). The
+    /// plugin must support it: there is no falling back to plaintext.
+    pub auto_mtls: bool,
     /// How a frozen plugin is found.
     pub health: HealthPolicy,
     /// How soon it is started again.
@@ -153,6 +156,7 @@ impl PluginSpec {
             handshake: HandshakePolicy::default(),
             ready_timeout: Duration::from_secs(15),
             tcp: TcpPolicy::LoopbackOnly,
+            auto_mtls: false,
             health: HealthPolicy::default(),
             restart: RestartPolicy::default(),
             stop: StopPolicy::default(),

@@ -3,14 +3,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::signal::Signal;
-use palisade_tests::process::kill;
-use palisade_tests::{GoPlugin, Options, Proxy, Upstream, place};
+use palisade_supervisor::{Adapter, AttachError, InstanceInfo, Plugin, PluginSpec, State};
+use palisade_tests::process::{self, kill};
+use palisade_tests::tls::Authority;
+use palisade_tests::{GoPlugin, LONG, Options, Proxy, Upstream, fake, place, programs_in, run_to_exit, soon};
 
 /// A proxy that logs everything, with this program as its filter.
 async fn start(program: &Path, flags: &[&str], keys: &str) -> (Proxy, Upstream) {
+    start_as(None, program, flags, keys).await
+}
+
+/// As [`start`], with another program in the place of `palisade`.
+async fn start_as(palisade: Option<PathBuf>, program: &Path, flags: &[&str], keys: &str) -> (Proxy, Upstream) {
     let upstream = Upstream::http1("app").await;
     let mut command = vec![program.to_str().unwrap()];
     command.extend(flags);
@@ -22,7 +32,8 @@ plugins: {{auth: {{contract: mosn, command: {}, timeout: 20s, handshake_timeout:
         upstream.address(),
         serde_json::to_string(&command).unwrap()
     );
-    let options = Options { env: vec![("PALISADE_LOG".into(), "info,plugin=trace".into())], ..Options::default() };
+    let env = vec![("PALISADE_LOG".into(), "info,plugin=trace".into())];
+    let options = Options { env, program: palisade, ..Options::default() };
     (Proxy::start_with(place().into(), &yaml, &options).await, upstream)
 }
 
@@ -68,6 +79,54 @@ async fn a_go_plugin_is_a_filter_and_stops_when_asked() {
 }
 
 #[tokio::test]
+async fn auto_mtls_works_with_both_releases() {
+    for release in GoPlugin::ALL {
+        let Some(program) = release.program() else { return };
+        let (proxy, upstream) = start(&program, &[], ", auto_mtls: true").await;
+        it_decides(&proxy, &upstream).await;
+        // Without the certificate of ours it does not answer: the connection really is TLS.
+        let endpoint =
+            proxy.plugin("auth").await["endpoint"].as_str().unwrap().strip_prefix("unix:").unwrap().to_owned();
+        let mut stranger = tokio::net::UnixStream::connect(&endpoint).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stranger, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        let reading = tokio::io::AsyncReadExt::read_to_end(&mut stranger, &mut answer);
+        // Closed with or without an alert.
+        let _reset = soon("the end of a plaintext connection", reading).await;
+        assert!(!answer.starts_with(&[0, 0]), "HTTP/2 settings in plaintext: {answer:?}");
+        it_ends_when_asked(&proxy).await;
+    }
+}
+
+#[tokio::test]
+async fn auto_mtls_fails_closed() {
+    let yaml = |command: &str| {
+        format!(
+            "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://127.0.0.1:9'}}]
+plugins: {{auth: {{command: {command}, auto_mtls: true, ready_timeout: 2s}}}}
+"
+        )
+    };
+    let place = place();
+    // A PEM block's lines are base64 of the DER, padded.
+    let pem = Authority::new().certificate(&["localhost"]).chain_pem;
+    let announced: String = pem.lines().skip(1).take_while(|line| !line.starts_with('-')).collect();
+    let line = |field: &str| format!("print:1|1|unix|$DIR/plugin.sock|grpc|{field}");
+    let cases = [
+        (fake(&["serve"]), "announced no certificate (6th field)"),
+        (fake(&[&line(&"A".repeat(600)), "stay"]), "is not an X.509 certificate"),
+        // It announces a certificate and then serves plaintext.
+        (fake(&[&line(&announced), "serve-bare"]), "TLS to unix:"),
+    ];
+    for (command, cause) in cases {
+        let outcome = run_to_exit(place.path(), &yaml(&command)).await;
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert!(outcome.stderr.contains(cause), "no {cause:?} in {}", outcome.stderr);
+    }
+}
+
+#[tokio::test]
 async fn what_a_go_plugin_prints_after_its_handshake_is_taken_from_grpc_stdio() {
     // v1.0.1 has no GRPCStdio: what it prints stays with it, and blocks it after 64 KiB, whatever a host does.
     let Some(program) = GoPlugin::Current.program() else { return };
@@ -78,4 +137,95 @@ async fn what_a_go_plugin_prints_after_its_handshake_is_taken_from_grpc_stdio() 
     let allowed =
         |line: &str| line.contains("INFO") && line.contains("stream=stdio-stderr") && line.contains("allowed");
     proxy.wait_for_log("what it printed on stderr", allowed).await;
+}
+
+#[tokio::test]
+async fn a_go_plugin_that_announces_services_by_the_broker_is_not_kept_waiting() {
+    for release in GoPlugin::ALL {
+        let Some(program) = release.program() else { return };
+        let (proxy, _upstream) = start(&program, &["-broker"], "").await;
+        for _ in 0..3 {
+            assert_eq!(proxy.get("/", &[("user", "admin")]).await.status, 200);
+        }
+        it_ends_when_asked(&proxy).await;
+    }
+}
+
+/// A host that speaks several versions of its own contract, made with the library alone.
+struct Host;
+
+impl Adapter for Host {
+    type Client = InstanceInfo;
+
+    async fn attach(&self, _: tonic::transport::Channel, instance: InstanceInfo) -> Result<InstanceInfo, AttachError> {
+        Ok(instance)
+    }
+}
+
+#[tokio::test]
+async fn a_host_of_several_versions_gets_the_highest_that_both_speak() {
+    for release in GoPlugin::ALL {
+        let Some(program) = release.program() else { return };
+        let dir = place();
+        let host = |offered: &[u32]| {
+            let mut spec = PluginSpec::new("auth", [program.to_str().unwrap(), "-versions", "1,2,4"], dir.path());
+            spec.cookie = ("MOSN_PLUGIN".to_owned(), "ON".to_owned());
+            spec.app_versions = offered.to_vec();
+            Plugin::start(spec, Host).unwrap()
+        };
+        for (offered, chosen) in [(&[3, 1, 2][..], 2), (&[4, 9], 4), (&[1], 1)] {
+            let plugin = host(offered);
+            let instance = plugin.wait_client(std::time::Instant::now() + LONG).await.unwrap();
+            assert_eq!(instance.app_version, chosen, "{offered:?}");
+            plugin.shutdown().await;
+        }
+        let plugin = host(&[7, 9]);
+        let mut status = plugin.watch();
+        let failed = |status: &palisade_supervisor::Status| matches!(status.state, State::BackingOff { .. });
+        let report = soon("the refusal", status.wait_for(failed)).await.unwrap().last_exit.clone().unwrap();
+        assert!(report.headline().contains("version 1 is not offered by the host, which speaks [7, 9]"), "{report}");
+        plugin.shutdown().await;
+    }
+}
+
+/// A program that runs `palisade` as pid 1 of a PID namespace with a /proc of its own; `None`, with a message, where
+/// this user may not make one.
+fn as_pid_1(place: &Path) -> Option<PathBuf> {
+    let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let may = Command::new(unshare[0]).args(&unshare[1..]).arg("true").output();
+    if !may.is_ok_and(|output| output.status.success()) {
+        #[allow(clippy::print_stderr, reason = "says why a test did nothing")]
+        {
+            eprintln!("skipped: this user can't make a PID namespace");
+        }
+        return None;
+    }
+    let [palisade, _] = programs_in(place);
+    let script = place.join("as-pid-1");
+    fs::write(&script, format!("#!/bin/sh\nexec {} {} \"$@\"\n", unshare.join(" "), palisade.display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    Some(script)
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_pid_1_runs_plugins_of_mosn_s_sdk() {
+    let dir = place();
+    let Some(palisade) = as_pid_1(dir.path()) else { return };
+    for release in GoPlugin::ALL {
+        let Some(program) = release.program() else { return };
+        let (mut proxy, _upstream) = start_as(Some(palisade.clone()), &program, &["-sdk"], "").await;
+        assert_eq!(proxy.get("/", &[("user", "admin")]).await.status, 200);
+        assert_eq!(proxy.get("/", &[]).await.status, 403);
+        // The proxy is a child of pid 1, which hands it the signals that a container is sent.
+        let init = process::descendants(proxy.pid())[0];
+        assert_eq!(fs::read_to_string(format!("/proc/{init}/status")).unwrap().lines().find_map(inner_pid), Some(1));
+        kill(init, Signal::SIGTERM);
+        assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
+        proxy.nothing_is_left().await;
+    }
+}
+
+/// The innermost number in a line such as `NSpid: 4711 1`.
+fn inner_pid(line: &str) -> Option<i32> {
+    line.strip_prefix("NSpid:")?.split_whitespace().last()?.parse().ok()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use palisade_supervisor::chain;
+use palisade_supervisor::{chain, stand_by_as_pid_1};
 
 use super::Failure;
 use super::args::Run;
@@ -14,6 +14,7 @@ use crate::telemetry::logs;
 const LAST_WORK: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: Run) -> Result<(), Failure> {
+    stand_by_as_pid_1().map_err(|error| Failure::failed(format_args!("can't run as pid 1: {error}")))?;
     let config = config::load(&args.config).map_err(Failure::Invalid)?;
     logs::init(args.log_format, &args.log);
     let workers = tokio::runtime::Builder::new_multi_thread()

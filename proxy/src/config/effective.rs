@@ -229,6 +229,7 @@ fn plugin(it: &Plugin) -> Value {
         ("handshake_timeout", time(it.handshake_timeout)),
         ("ready_timeout", time(it.ready_timeout)),
         ("allow_remote_tcp", it.allow_remote_tcp.into()),
+        ("auto_mtls", it.auto_mtls.into()),
         ("health", health),
         ("restart", restart),
         ("drain_timeout", time(it.drain_timeout)),

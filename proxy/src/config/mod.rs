@@ -362,6 +362,8 @@ pub struct Plugin {
     pub ready_timeout: Duration,
     /// Whether a TCP address outside loopback is accepted. Default false.
     pub allow_remote_tcp: bool,
+    /// Whether the proxy and the plugin talk over go-plugin's AutoMTLS. Default false.
+    pub auto_mtls: bool,
     /// Health checks while it serves.
     pub health: Health,
     /// How it is started again.

@@ -307,6 +307,9 @@ pub(super) struct Plugin {
     pub(super) ready_timeout: Slot<Span>,
     /// Whether a TCP address outside loopback is accepted. Default false.
     pub(super) allow_remote_tcp: Slot<bool>,
+    /// Whether the proxy talks to it over mutual TLS, with certificates made for each start: go-plugin's AutoMTLS. Plugins
+    /// made with go-plugin support it; one that does not fails to start. Default false.
+    pub(super) auto_mtls: Slot<bool>,
     /// Health checks while it serves.
     pub(super) health: Slot<Health>,
     /// How it is started again.

@@ -76,6 +76,7 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
     }
     spec.handshake.timeout = plugin.handshake_timeout;
     spec.ready_timeout = plugin.ready_timeout;
+    spec.auto_mtls = plugin.auto_mtls;
     spec.tcp = if plugin.allow_remote_tcp { TcpPolicy::Any } else { TcpPolicy::LoopbackOnly };
     spec.health = HealthPolicy {
         interval: plugin.health.interval,

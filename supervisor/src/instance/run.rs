@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
+use palisade_plugin_proto::goplugin::grpc_broker_client::GrpcBrokerClient;
 use palisade_plugin_proto::goplugin::grpc_controller_client::GrpcControllerClient;
 use palisade_plugin_proto::goplugin::grpc_stdio_client::GrpcStdioClient;
 use palisade_plugin_proto::goplugin::stdio_data::Channel as StdioChannel;
-use palisade_plugin_proto::goplugin::{Empty, StdioData};
+use palisade_plugin_proto::goplugin::{ConnInfo, Empty, StdioData};
 use tokio::process::ChildStdout;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 use tonic::{Code, Status as RpcStatus};
+use tracing::debug;
 
 use super::{Adapter, InstanceInfo};
 use crate::calls::{Calls, CallsHit};
@@ -26,6 +28,7 @@ use crate::connect::{Alive, Endpoint, Progress, connect};
 use crate::handshake::{self, Accepted, HandshakeFailure, Heard};
 use crate::health::{self, Health};
 use crate::logs::{Log, Sink, Stream};
+use crate::mtls::Secure;
 use crate::process::Process;
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, user};
 use crate::restart::Hope;
@@ -35,6 +38,9 @@ use crate::trust::peer::Owner;
 /// How long output may keep coming after the process has gone: its last lines are on their way, and a stranger that
 /// holds the pipe must not delay the restart.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Largest announcement on go-plugin's broker, in bytes: a number, a network and a path.
+const MAX_ANNOUNCEMENT: usize = 16 * 1024;
 
 /// What the tasks of a run tell the instance.
 #[derive(Debug)]
@@ -200,8 +206,19 @@ impl<C: Send + Sync + 'static> Run<C> {
         };
         let (spec, progress, alive) = (self.spec.clone(), self.progress.clone(), self.alive.clone());
         let (endpoint, reporter) = (accepted.endpoint.clone(), self.reporter.clone());
+        let secure = match (self.process.identity(), &accepted.certificate) {
+            (None, None) => Ok(None),
+            (Some(identity), Some(certificate)) => {
+                identity.connector(certificate).map(Some).map_err(HandshakeFailure::Mtls)
+            }
+            // Refused before; in any case not plaintext.
+            _ => Err(HandshakeFailure::NoCertificate),
+        };
         self.spawn(async move {
-            let ready = prepare(adapter, info, &spec, endpoint, alive, &progress, &reporter).await;
+            let ready = match secure {
+                Ok(secure) => prepare(adapter, info, &spec, (endpoint, secure), alive, &progress, &reporter).await,
+                Err(failure) => Err(StartFailure::Handshake(failure)),
+            };
             reporter.tell(News::Ready(ready)).await;
         });
     }
@@ -210,6 +227,8 @@ impl<C: Send + Sync + 'static> Run<C> {
     pub(super) fn connected(&mut self, channel: Channel) {
         let (out, err) = (self.log.sink(Stream::RemoteStdout), self.log.sink(Stream::RemoteStderr));
         self.drains.spawn(read_remote(channel.clone(), out, err));
+        let (announcements, watching) = (take_announcements(channel.clone()), self.watching.clone());
+        self.spawn(async move { watching.run_until_cancelled(announcements).await.unwrap_or_default() });
         self.channel = Some(channel);
     }
 
@@ -383,13 +402,13 @@ async fn prepare<A: Adapter>(
     adapter: Arc<A>,
     info: InstanceInfo,
     spec: &PluginSpec,
-    endpoint: Endpoint,
+    (endpoint, secure): (Endpoint, Option<Secure>),
     alive: Alive,
     progress: &Progress,
     reporter: &Reporter<A::Client>,
 ) -> Result<Arc<A::Client>, StartFailure> {
     progress.set("connection");
-    let channel = connect(endpoint, alive, progress).await.map_err(StartFailure::Connect)?;
+    let channel = connect(endpoint, secure, alive, progress).await.map_err(StartFailure::Connect)?;
     reporter.tell(News::Connected(channel.clone())).await;
     progress.set("health check");
     health::await_alive(&channel, &spec.health, progress).await;
@@ -408,6 +427,18 @@ async fn read_remote(channel: Channel, mut out: Sink, mut err: Sink) {
             Ok(StdioChannel::Stderr) => err.take(&data).await,
             _ => out.take(&data).await,
         }
+    }
+}
+
+/// The host's side of go-plugin's broker, by which a plugin announces further services of its own. Nothing here calls
+/// them, but a plugin's `Accept` blocks until somebody takes its announcement. The host announces none.
+async fn take_announcements(channel: Channel) {
+    let mut broker = GrpcBrokerClient::new(channel).max_decoding_message_size(MAX_ANNOUNCEMENT);
+    // UNIMPLEMENTED: it has none.
+    let Ok(answer) = broker.start_stream(tokio_stream::pending()).await else { return };
+    let mut announced = answer.into_inner();
+    while let Ok(Some(ConnInfo { service_id, network, address, .. })) = announced.message().await {
+        debug!(service_id, %network, %address, "the plugin announced a service that nothing here uses");
     }
 }
 

@@ -25,6 +25,7 @@ use self::private_dir::PrivateDir;
 pub use self::private_dir::PrivateDirError;
 pub use self::private_dir::check as prepare_runtime_dir;
 pub(crate) use self::private_dir::sweep;
+use crate::mtls::{Identity, MtlsError};
 use crate::spec::PluginSpec;
 use crate::sys;
 use crate::sys::descendants::{self, Scratch, Search};
@@ -65,6 +66,9 @@ pub enum SpawnError {
     /// The private directory.
     #[error("no private directory")]
     PrivateDir(#[from] PrivateDirError),
+    /// The host's certificate.
+    #[error("no certificate for AutoMTLS")]
+    Mtls(#[from] MtlsError),
     /// fork, the set-up of the child, or exec.
     #[error("start of {path:?}")]
     Exec {
@@ -92,6 +96,7 @@ pub(crate) struct Process {
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
     dir: Option<PrivateDir>,
+    identity: Option<Arc<Identity>>,
 }
 
 impl Process {
@@ -115,6 +120,11 @@ impl Process {
 
     pub(crate) fn private_dir(&self) -> Option<PathBuf> {
         self.dir.as_ref().map(|dir| dir.path().to_owned())
+    }
+
+    /// Who we are to it, with AutoMTLS.
+    pub(crate) fn identity(&self) -> Option<&Arc<Identity>> {
+        self.identity.as_ref()
     }
 
     /// Standard output and error, once.
@@ -191,13 +201,14 @@ fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnE
     let (name, arguments) = spec.command.split_first().ok_or_else(|| SpawnError::NotInPath(OsString::new()))?;
     let path = program::resolve(name, &cwd)?;
     let dir = PrivateDir::create(&spec.runtime_dir)?;
+    let identity = spec.auto_mtls.then(Identity::new).transpose()?.map(Arc::new);
 
     let mut command = std::process::Command::new(&path);
     command
         .args(arguments)
         .current_dir(&cwd)
         .env_clear()
-        .envs(program::environment(spec, dir.path()))
+        .envs(program::environment(spec, dir.path(), identity.as_deref()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -212,7 +223,7 @@ fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnE
     let pid = pid.ok_or_else(|| SpawnError::Watch(io::ErrorKind::NotFound.into()))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     match sys::pidfd_open(pid) {
-        Ok(pidfd) => Ok(Process { pid, child, pidfd, reaped: false, stdout, stderr, dir: Some(dir) }),
+        Ok(pidfd) => Ok(Process { pid, child, pidfd, reaped: false, stdout, stderr, dir: Some(dir), identity }),
         Err(error) => {
             killpg(Pid::from_raw(pid), Signal::SIGKILL).ok();
             spawner::forget(pid);

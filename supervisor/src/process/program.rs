@@ -12,6 +12,7 @@ use nix::unistd::{AccessFlags, access};
 use palisade_plugin_proto::env as names;
 
 use super::{SpawnError, spawner};
+use crate::mtls::Identity;
 use crate::spec::PluginSpec;
 
 /// For plugins that start programs themselves, such as scripts whose first line is `#!/usr/bin/env python3`.
@@ -50,7 +51,11 @@ fn executable(path: &Path) -> Result<(), SpawnError> {
 }
 
 /// The whole environment of a plugin. Later entries win, and the protocol's come last.
-pub(super) fn environment(spec: &PluginSpec, private: &Path) -> BTreeMap<OsString, OsString> {
+pub(super) fn environment(
+    spec: &PluginSpec,
+    private: &Path,
+    identity: Option<&Identity>,
+) -> BTreeMap<OsString, OsString> {
     let mut vars: BTreeMap<OsString, OsString> = BTreeMap::new();
     vars.insert("PATH".into(), DEFAULT_PATH.into());
     // Without it, Python and Java read and write ASCII.
@@ -71,6 +76,9 @@ pub(super) fn environment(spec: &PluginSpec, private: &Path) -> BTreeMap<OsStrin
     vars.insert(names::PROTOCOL_VERSIONS.into(), versions.join(",").into());
     vars.insert(names::MIN_PORT.into(), PORTS.0.into());
     vars.insert(names::MAX_PORT.into(), PORTS.1.into());
+    if let Some(identity) = identity {
+        vars.insert(names::CLIENT_CERT.into(), identity.pem().into());
+    }
     // Plugins from before go-plugin v1.5.0 know only the second.
     vars.insert(names::UNIX_SOCKET_DIR.into(), private.into());
     vars.insert("TMPDIR".into(), private.into());
@@ -125,7 +133,7 @@ mod tests {
         spec.env_pass = vec!["CARGO_MANIFEST_DIR".into(), "NOT_SET_ANYWHERE".into()];
         spec.env = [("HOME".into(), "/home/me".into()), ("TMPDIR".into(), "/elsewhere".into())].into();
         spec.app_versions = vec![1, 3];
-        let vars = environment(&spec, Path::new("/run/p-1"));
+        let vars = environment(&spec, Path::new("/run/p-1"), None);
         let names: Vec<_> = vars.keys().map(|name| name.to_string_lossy()).collect();
         assert_eq!(
             names,
@@ -146,6 +154,11 @@ mod tests {
         assert_eq!(vars[OsStr::new("HOME")], "/home/me");
         assert_eq!(vars[OsStr::new("TMPDIR")], "/run/p-1");
         assert_eq!(vars[OsStr::new("PLUGIN_PROTOCOL_VERSIONS")], "1,3");
+
+        let identity = Identity::new().unwrap();
+        let vars = environment(&spec, Path::new("/run/p-1"), Some(&identity));
+        assert!(vars[OsStr::new("PLUGIN_CLIENT_CERT")].to_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
+        assert!(vars.values().all(|value| !value.to_string_lossy().contains("PRIVATE KEY")));
     }
 
     #[test]

@@ -136,7 +136,7 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [python3], contract: mosm}
   b: {command: [python3], contract: grpc}
   c: {command: [python3], required: no}
-  d: {command: [python3], allow_remote_tcp: 1}
+  d: {command: [python3], allow_remote_tcp: 1, auto_mtls: auto}
   e: {command: [python3], timeout: 250, on_failure: open}
 ",
         &[
@@ -144,6 +144,7 @@ const CASES: &[(&str, &[&str])] = &[
             "4:37 `contract` must be `palisade` or `mosn`, not `grpc`",
             "5:37 `required` must be `true` or `false`, not `no` (write `false`)",
             "6:45 `allow_remote_tcp` must be `true` or `false`, not `1`",
+            "6:59 `auto_mtls` must be `true` or `false`, not `auto`",
             "7:36 `timeout: 250` has no unit (write `250s` or `250ms`)",
             "7:53 `on_failure` must be `deny` or `allow`, not `open`",
         ],
@@ -233,7 +234,7 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [python3], sandbox: hardened}
 ",
         &[
-            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, contract, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, health, restart, drain_timeout, stop_timeout, probation]",
+            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, contract, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation]",
         ],
     ),
 ];

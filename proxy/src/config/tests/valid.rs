@@ -102,6 +102,7 @@ plugins:
     handshake_timeout: 20s
     ready_timeout: 11s
     allow_remote_tcp: true
+    auto_mtls: true
     health: {interval: 6s, timeout: 2s, failures: 4, call_misses: 0, stopped_timeout: 0s}
     restart:
       {policy: on_failure, initial: 200ms, max: 31s, multiplier: 3, jitter: 5%, reset_after: 61s, crash_loop_after: 6,
@@ -149,7 +150,8 @@ fn the_smallest_configuration_has_the_defaults() {
     assert_eq!(auth.command, ["python3", "auth.py"]);
     assert_eq!(auth.cwd, place.dir.path());
     assert_eq!(to_json(&auth.config), serde_json::json!({"allow": ["admin"]}));
-    assert_eq!((auth.contract, auth.required, auth.allow_remote_tcp), (Contract::Palisade, true, false));
+    assert_eq!((auth.contract, auth.required), (Contract::Palisade, true));
+    assert_eq!((auth.allow_remote_tcp, auth.auto_mtls), (false, false));
     assert_eq!((auth.health.failures, auth.restart.crash_loop_after), (3, 5));
     assert_eq!(config.plugins["certs"].timeout, Duration::from_millis(200));
 }

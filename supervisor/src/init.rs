@@ -1,0 +1,74 @@
+//! What a host does where it is pid 1, as in a container: it runs itself once more, as a child, and stands by.
+//!
+//! Plugins made with MOSN's SDK end at once when their parent is pid 1, which they take for a parent that has gone. And
+//! pid 1 has duties that a host does not care for: it reaps what others orphan, and no signal has a default for it.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getppid};
+
+/// Returns at once where this process is not pid 1. Else runs the same program with the same arguments, hands it every
+/// signal, and ends this process as that one ends (128 + N after signal N).
+///
+/// To be called first in `main`, before there are threads.
+///
+/// # Errors
+///
+/// When the program can't be run once more.
+pub fn stand_by_as_pid_1() -> io::Result<()> {
+    if std::process::id() != 1 {
+        // The child begins with what pid 1 has blocked.
+        if getppid() == Pid::from_raw(1) {
+            pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        }
+        return Ok(());
+    }
+    match stand_by()? {}
+}
+
+fn stand_by() -> io::Result<Infallible> {
+    // Blocked before there is a child, so that none is missed.
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    let child = command.args(arguments).spawn()?;
+    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    loop {
+        match SigSet::all().wait()? {
+            Signal::SIGCHLD => {
+                if let Some(status) = reap(pid) {
+                    #[allow(clippy::exit, reason = "this process has nothing but to end as its child did")]
+                    std::process::exit(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()));
+                }
+            }
+            // Where it has just gone, SIGCHLD comes next.
+            signal => drop(kill(pid, signal)),
+        }
+    }
+}
+
+/// Reaps all that have ended; the status of `main` if it was among them.
+fn reap(main: Pid) -> Option<ExitStatus> {
+    let mut ended = None;
+    loop {
+        let (pid, raw) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, code << 8),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, signal as i32),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return ended,
+            Ok(_) | Err(Errno::EINTR) => continue,
+            Err(_) => return ended,
+        };
+        if pid == main {
+            ended = Some(ExitStatus::from_raw(raw));
+        }
+    }
+}
