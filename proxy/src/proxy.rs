@@ -3,10 +3,9 @@
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -16,7 +15,8 @@ use tokio::time::Instant;
 use crate::config;
 use crate::filter::{Chain, Passed, Stop, UnknownPlugin};
 use crate::http::headers::{X_PALISADE_REASON, request_id};
-use crate::http::{Body, Client, Connections, Progress, Request, RequestBody, read};
+use crate::http::wire::Fault;
+use crate::http::{Body, Client, Connections, Progress, Request, RequestBody, Rules, read};
 use crate::plugin::Plugins;
 use crate::respond::{self, Failure, Reason};
 use crate::route::{Route, Routes};
@@ -29,8 +29,8 @@ use crate::upstream::Sending;
 pub(crate) struct Proxy {
     filters: Chain,
     routes: Arc<Routes>,
-    body_idle: Duration,
-    max_headers: usize,
+    rules: Rules,
+    trailers: Arc<[HeaderName]>,
     connections: Connections,
     metrics: Arc<Metrics>,
 }
@@ -76,14 +76,15 @@ impl Proxy {
         listener: &config::Listener,
         routes: &Arc<Routes>,
         plugins: &Plugins,
+        owned: &Arc<[HeaderName]>,
         connections: &Connections,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, UnknownPlugin> {
         Ok(Self {
             filters: Chain::new(&listener.filters, plugins, metrics)?,
             routes: Arc::clone(routes),
-            body_idle: listener.limits.body_idle_timeout,
-            max_headers: listener.limits.max_headers,
+            trailers: listener.requests.trailers.iter().filter(|name| !owned.contains(name)).cloned().collect(),
+            rules: Rules { requests: listener.requests.clone(), owned: Arc::clone(owned), limits: listener.limits },
             connections: connections.clone(),
             metrics: Arc::clone(metrics),
         })
@@ -96,7 +97,7 @@ impl Proxy {
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let id = request_id(&parts.headers, client.trusted);
         let mut outcome = Outcome { route: None, failure: None, denied_by: None };
-        match read(parts, client, self.max_headers, id) {
+        match read(parts, client, &self.rules, id) {
             Err((failure, id)) => {
                 let response = respond::failure(&failure, &id);
                 outcome.failure = Some(failure);
@@ -119,14 +120,15 @@ impl Proxy {
         }
     }
 
-    /// The reply to a head that could not be read, for which the parser chose `status`.
-    pub(crate) fn refuse(&self, status: StatusCode, client: &Client) -> Vec<u8> {
-        let reason = match status {
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Reason::HeadersTooLarge,
-            StatusCode::URI_TOO_LONG => Reason::TargetTooLong,
-            _ => Reason::Malformed,
+    /// The reply to a head that could not be read: why, or the status that the parser chose.
+    pub(crate) fn refuse(&self, why: Result<Fault, StatusCode>, client: &Client) -> Vec<u8> {
+        let failure = match why {
+            Ok(fault) => Failure::from(fault),
+            Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => Failure::new(Reason::HeadersTooLarge),
+            Err(StatusCode::URI_TOO_LONG) => Failure::new(Reason::TargetTooLong),
+            Err(_) => Failure::new(Reason::Malformed),
         };
-        let failure = Failure::new(reason);
+        let reason = failure.reason();
         let id = request_id(&http::HeaderMap::new(), false);
         let reply = respond::refusal(&failure, &id);
         let outcome = Outcome { route: None, failure: Some(failure), denied_by: None };
@@ -148,7 +150,8 @@ impl Proxy {
         outcome: &mut Outcome<'a>,
     ) -> Response<Body> {
         let progress = Progress::new();
-        let body = RequestBody::new(incoming, self.body_idle, &progress);
+        let body_idle = self.rules.limits.body_idle_timeout;
+        let body = RequestBody::new(incoming, body_idle, &self.trailers, &progress);
         let mut passed = Passed::default();
         let forwarded = self.forward(request, body, &progress, &mut passed, outcome).await;
         let response = match forwarded {

@@ -52,6 +52,14 @@ reasons! {
     BadBody = "bad_body", BAD_REQUEST, "the body could not be read";
     /// A header that the plugin's contract has no room for.
     BadHeader = "bad_header", BAD_REQUEST, "a header value is not text";
+    /// Header fields that could be read in two ways.
+    HeaderRefused = "header_refused", BAD_REQUEST, "a header field is malformed or ambiguous";
+    /// A transfer coding other than `chunked`.
+    CodingRefused = "coding_refused", NOT_IMPLEMENTED, "this transfer coding is not served";
+    /// A method that is not in upper case.
+    MethodUnknown = "method_unknown", NOT_IMPLEMENTED, "this method is not known";
+    /// The head did not come whole in time.
+    HeaderTimeout = "header_timeout", REQUEST_TIMEOUT, "the request's head did not arrive in time";
     /// `CONNECT`, `TRACE`.
     MethodRefused = "method_refused", METHOD_NOT_ALLOWED, "this method is not served";
     /// No body byte came for too long.

@@ -31,7 +31,7 @@ pub use self::go::GoPlugin;
 pub use self::load::Load;
 pub use self::proxy::{Options, Outcome, Proxy, fake, place, programs_in, run_to_exit, validate};
 pub use self::raw::{Raw, RawReply};
-pub use self::upstream::{Scripted, Seen, Upstream, read_head};
+pub use self::upstream::{Scripted, Seen, TREASURE, Upstream, is_blocked, read_head};
 
 /// Long enough for a loaded machine; nothing waits that long unless it is broken.
 pub const LONG: Duration = Duration::from_secs(30);

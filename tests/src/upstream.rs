@@ -10,6 +10,7 @@
 //! | `/hop...` | 200 with fields that concern one connection only |
 //! | `/trailers...` | 200 with the trailer `x-checksum: abc` |
 //! | `/bytes/N` | 200 with a body of N bytes |
+//! | `/blockedz`, however it is spelled | 200 with the secret [`TREASURE`] |
 //! | others | 200 `hello from NAME` |
 
 use std::convert::Infallible;
@@ -274,6 +275,7 @@ impl Shared {
         let length = path.strip_prefix("/bytes/").map(|length| length.parse().unwrap());
         let mut response = Response::new(match length {
             Some(length) => full(vec![b'x'; length]),
+            None if is_blocked(&path) => full(TREASURE),
             None => full(format!("hello from {}", self.name)),
         });
         let headers = response.headers_mut();
@@ -308,6 +310,42 @@ impl Shared {
         });
         seen.len() - 1
     }
+}
+
+/// What `/blockedz` answers with.
+pub const TREASURE: &str = "the hidden treasure";
+
+/// Whether a careless server would take this target for `/blockedz`: one that decodes, cuts parameters and fragments
+/// off, takes `\\` for `/`, and resolves what is left.
+#[must_use]
+pub fn is_blocked(target: &str) -> bool {
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    let path = path.split_once("://").map_or(path, |(_, rest)| rest.find('/').map_or("", |at| &rest[at..]));
+    let mut bytes = Vec::new();
+    let mut rest = path.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        let digits = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(|_| byte == b'%') {
+            Some(decoded) => {
+                bytes.push(decoded);
+                rest = &behind[2..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = behind;
+            }
+        }
+    }
+    let decoded = String::from_utf8_lossy(&bytes).replace('\\', "/").replace('\0', "");
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in decoded.split('/') {
+        match segment.split(';').next().unwrap_or_default() {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    segments == ["blockedz"]
 }
 
 /// Counts a connection until it ends, however it ends.

@@ -16,7 +16,7 @@ fn yaml(upstream: &Upstream, top: &str, limits: &str) -> String {
     format!(
         "{top}
 listeners: [{{name: web, address: 127.0.0.1:0, limits: {{{limits}}}}}]
-routes: [{{upstream: 'http://{}'}}]
+routes: [{{upstream: 'http://{}', upgrades: [websocket]}}]
 ",
         upstream.address()
     )

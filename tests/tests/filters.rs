@@ -173,7 +173,7 @@ async fn every_request_gets_its_own_verdict() {
 async fn a_body_is_judged_whole_and_forwarded_whole() {
     let upstream = Upstream::http1("app").await;
     let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+        "listeners: [{{name: web, address: 127.0.0.1:0, requests: {{trailers: [x-after]}}}}]
 routes: [{{filters: [{{plugin: auth, max_body: 1KiB, on_failure: allow}}], upstream: 'http://{}'}}]
 plugins: {{auth: {{command: {}, timeout: 10s}}}}
 ",

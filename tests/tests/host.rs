@@ -21,7 +21,7 @@ fn config(actions: &[&str], upstream: &Upstream, top: &str) -> String {
     format!(
         "{top}
 listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
+routes: [{{filters: [auth], upgrades: [websocket], upstream: 'http://{}'}}]
 plugins: {{auth: {{command: {}, timeout: 10s}}}}
 ",
         upstream.address(),

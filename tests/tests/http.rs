@@ -130,7 +130,14 @@ async fn http2_upstreams_are_spoken_to_in_http2() {
 #[tokio::test]
 async fn grpc_streams_both_ways_at_the_same_time() {
     let upstream = Upstream::http2("app").await;
-    let proxy = Proxy::in_front_of(upstream.address(), ", protocol: http2", "").await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0, requests: {{trailers: [grpc-status]}}}}]
+routes: [{{upstream: app}}]
+upstreams: {{app: {{endpoints: ['{}'], protocol: http2}}}}
+",
+        upstream.address()
+    );
+    let proxy = Proxy::start(&yaml).await;
     let mut client = Client::http2(proxy.address()).await;
     let request = Request::post("/echo").header("content-type", "application/grpc").header("te", "trailers");
     let mut stream = client.stream(request.body(()).unwrap());
@@ -153,7 +160,14 @@ async fn grpc_streams_both_ways_at_the_same_time() {
 async fn trailers_pass_both_ways() {
     for protocol in ["http1", "http2"] {
         let upstream = if protocol == "http1" { Upstream::http1("app").await } else { Upstream::http2("app").await };
-        let proxy = Proxy::in_front_of(upstream.address(), &format!(", protocol: {protocol}"), "").await;
+        let yaml = format!(
+            "listeners: [{{name: web, address: 127.0.0.1:0, requests: {{trailers: [x-sum]}}}}]
+routes: [{{upstream: app}}]
+upstreams: {{app: {{endpoints: ['{}'], protocol: {protocol}}}}}
+",
+            upstream.address()
+        );
+        let proxy = Proxy::start(&yaml).await;
         for mut client in [Client::http1(proxy.address()).await, Client::http2(proxy.address()).await] {
             let request = Request::post("/trailers").header("te", "trailers").header("trailer", "x-sum");
             let mut stream = client.stream(request.body(()).unwrap());
@@ -173,7 +187,8 @@ const UPGRADE: &str = "Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nS
 
 #[tokio::test]
 async fn web_sockets_pass_through() {
-    let (proxy, upstream) = app().await;
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", upgrades: [websocket]").await;
     let mut raw = Raw::connect(proxy.address()).await;
     raw.send(format!("GET /ws HTTP/1.1\r\n{UPGRADE}")).await;
     let reply = raw.reply().await.unwrap();
@@ -191,12 +206,12 @@ async fn web_sockets_pass_through() {
 #[tokio::test]
 async fn upgrades_that_a_route_does_not_allow_are_taken_out() {
     let upstream = Upstream::http1("app").await;
-    let proxy = Proxy::in_front_of(upstream.address(), "", ", upgrades: []").await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
     let mut raw = Raw::connect(proxy.address()).await;
     raw.send(format!("GET /ws HTTP/1.1\r\n{UPGRADE}")).await;
     let reply = raw.reply().await.unwrap();
     assert_eq!((reply.status, reply.text().as_str()), (200, "not an upgrade"), "{reply:?}");
-    let (proxy, upstream) = app().await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", upgrades: [websocket]").await;
     for headers in [
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
         "Upgrade: websocket",

@@ -266,7 +266,7 @@ async fn without_room_for_idle_connections_none_is_kept() {
 #[tokio::test]
 async fn te_goes_to_an_upstream_as_its_protocol_has_it() {
     let upstream = Upstream::http1("app").await;
-    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", upgrades: [websocket]").await;
     let named = |seen: &palisade_tests::Seen| {
         let values = seen.values("connection");
         let options = values.iter().flat_map(|value| value.split(|byte| *byte == b','));

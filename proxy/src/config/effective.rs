@@ -9,8 +9,8 @@ use serde_yaml::{Mapping, Value};
 
 use super::convert::{pattern, shown_duration, shown_size};
 use super::{
-    Address, Balance, Config, Contract, Filter, HeaderMatch, HeaderRule, HostPattern, Limits, Listener, ListenerTls,
-    OnFailure, PathPattern, Plugin, Route, Upstream, UpstreamProtocol,
+    Address, Ambiguous, Balance, Config, Contract, DoubleSlashes, Filter, HeaderMatch, HeaderRule, HostPattern, Limits,
+    Listener, ListenerTls, OnFailure, PathPattern, Plugin, Requests, Route, Underscores, Upstream, UpstreamProtocol,
 };
 
 /// What stands for a secret.
@@ -61,6 +61,31 @@ fn listener(it: &Listener) -> Value {
         ("tls", it.tls.as_ref().map_or(Value::Null, tls)),
         ("filters", list(&it.filters, filter)),
         ("limits", limits(&it.limits)),
+        ("requests", requests(&it.requests)),
+    ])
+}
+
+fn requests(it: &Requests) -> Value {
+    let ambiguous = |it| match it {
+        Ambiguous::Refuse => "refuse",
+        Ambiguous::Keep => "keep",
+    };
+    let underscores = match it.underscores {
+        Underscores::Refuse => "refuse",
+        Underscores::Drop => "drop",
+        Underscores::Keep => "keep",
+    };
+    let double_slashes = match it.double_slashes {
+        DoubleSlashes::Merge => "merge",
+        DoubleSlashes::Refuse => "refuse",
+        DoubleSlashes::Keep => "keep",
+    };
+    mapping([
+        ("underscores", underscores.into()),
+        ("encoded_slashes", ambiguous(it.encoded_slashes).into()),
+        ("parameters", ambiguous(it.parameters).into()),
+        ("double_slashes", double_slashes.into()),
+        ("trailers", list(&it.trailers, |name| name.as_str().into())),
     ])
 }
 
@@ -88,6 +113,7 @@ fn limits(it: &Limits) -> Value {
         ("idle_timeout", time(it.idle_timeout)),
         ("body_idle_timeout", time(it.body_idle_timeout)),
         ("max_header_bytes", shown_size(it.max_header_bytes).into()),
+        ("max_target_bytes", shown_size(it.max_target_bytes).into()),
         ("max_headers", it.max_headers.into()),
         ("max_connections", it.max_connections.into()),
         ("max_streams", it.max_streams.into()),
@@ -183,6 +209,8 @@ fn upstream(it: &Upstream) -> Value {
         ("connect_timeout", time(it.connect_timeout)),
         ("idle_timeout", time(it.idle_timeout)),
         ("max_idle", it.max_idle.into()),
+        ("max_header_bytes", shown_size(it.max_header_bytes).into()),
+        ("max_headers", it.max_headers.into()),
     ])
 }
 
@@ -221,6 +249,7 @@ fn plugin(it: &Plugin) -> Value {
         ("env", redacted(&table(&it.env))),
         ("env_pass", strings(&it.env_pass)),
         ("contract", contract.into()),
+        ("owns", list(&it.owns, |name| name.as_str().into())),
         ("instances", it.instances.into()),
         ("config", redacted(&Value::Mapping(it.config.clone()))),
         ("timeout", time(it.timeout)),

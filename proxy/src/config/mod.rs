@@ -118,6 +118,57 @@ pub struct Listener {
     pub filters: Vec<Filter>,
     /// Limits on what a client may send and how long it may take.
     pub limits: Limits,
+    /// How requests are read where there is more than one way.
+    pub requests: Requests,
+}
+
+/// How a listener reads requests where servers differ. The defaults are strict.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Requests {
+    /// Header names with `_`, which some servers take for `-`. Default: refused.
+    pub underscores: Underscores,
+    /// `%2f` in a path. Default: refused.
+    pub encoded_slashes: Ambiguous,
+    /// `;` in a path, which begins parameters for some servers. Default: refused.
+    pub parameters: Ambiguous,
+    /// `//` in a path. Default: merged.
+    pub double_slashes: DoubleSlashes,
+    /// Trailers of requests that are passed on, lower case. Default none.
+    pub trailers: Vec<http::HeaderName>,
+}
+
+/// What happens to header names with `_`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Underscores {
+    /// The request is refused.
+    #[default]
+    Refuse,
+    /// The fields are taken out.
+    Drop,
+    /// They are passed on.
+    Keep,
+}
+
+/// What happens to something that servers read in different ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ambiguous {
+    /// The request is refused.
+    #[default]
+    Refuse,
+    /// It is passed on as it is.
+    Keep,
+}
+
+/// What happens to `//` in a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DoubleSlashes {
+    /// It becomes `/`.
+    #[default]
+    Merge,
+    /// The request is refused.
+    Refuse,
+    /// It is passed on.
+    Keep,
 }
 
 /// Bounds on one listener's clients.
@@ -134,6 +185,8 @@ pub struct Limits {
     pub body_idle_timeout: Duration,
     /// Bytes of a request's head. Default 32 KiB.
     pub max_header_bytes: usize,
+    /// Bytes of a request's path and query. Default 8 KiB.
+    pub max_target_bytes: usize,
     /// Header fields in a request. Default 100.
     pub max_headers: usize,
     /// Open connections; more wait in the accept queue. Default 10 000.
@@ -229,7 +282,7 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// Attempts beyond the first, for requests that are safe to repeat: 0 or 1. Default 1.
     pub retries: u32,
-    /// Protocols a client may upgrade to, lower case. Default `websocket`.
+    /// Protocols a client may upgrade to, lower case. Default none.
     pub upgrades: Vec<String>,
     /// Handed to filters.
     pub metadata: BTreeMap<String, String>,
@@ -296,6 +349,10 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// Idle HTTP/1.1 connections kept for each endpoint. Default 128.
     pub max_idle: usize,
+    /// Bytes of a response's head. Default 64 KiB.
+    pub max_header_bytes: usize,
+    /// Header fields in a response. Default 200.
+    pub max_headers: usize,
 }
 
 /// One server of a cluster.
@@ -346,6 +403,8 @@ pub struct Plugin {
     pub env_pass: Vec<String>,
     /// What it speaks.
     pub contract: Contract,
+    /// Headers that only the plugins set: taken out of every client's request. Lower case. Default none.
+    pub owns: Vec<http::HeaderName>,
     /// Processes of it: 1 to 64, default 1.
     pub instances: usize,
     /// Handed over by `Configure`; always a mapping.

@@ -49,6 +49,58 @@ pub(super) struct Listener {
     pub(super) filters: List<Filter>,
     /// Limits on what a client may send and how long it may take.
     pub(super) limits: Slot<Limits>,
+    /// How requests are read where servers differ.
+    pub(super) requests: Slot<Requests>,
+}
+
+/// How requests are read where servers differ. The defaults are strict.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Requests {
+    /// Header names with `_`, which some servers take for `-`. Default `refuse`.
+    pub(super) underscores: Slot<Underscores>,
+    /// `%2f` in a path, which some servers take for `/`. Default `refuse`.
+    pub(super) encoded_slashes: Slot<Ambiguous>,
+    /// `;` in a path, which begins parameters for some servers. Default `refuse`.
+    pub(super) parameters: Slot<Ambiguous>,
+    /// `//` in a path. Default `merge`.
+    pub(super) double_slashes: Slot<DoubleSlashes>,
+    /// Names of the trailers of requests that are passed on; all others are taken out. Default none.
+    pub(super) trailers: List<String>,
+}
+
+/// What happens to header names with `_`.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Underscores {
+    /// The request is refused with 400.
+    Refuse,
+    /// The fields are taken out of the request.
+    Drop,
+    /// They are passed on.
+    Keep,
+}
+
+/// What happens to something that servers read in different ways.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Ambiguous {
+    /// The request is refused with 400.
+    Refuse,
+    /// It is passed on as it is.
+    Keep,
+}
+
+/// What happens to `//` in a path.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum DoubleSlashes {
+    /// It becomes `/`.
+    Merge,
+    /// The request is refused with 400.
+    Refuse,
+    /// It is passed on.
+    Keep,
 }
 
 /// A plugin's name, or that with details.
@@ -145,6 +197,8 @@ pub(super) struct Limits {
     pub(super) body_idle_timeout: Slot<Span>,
     /// Size of a request's head, 8KiB to 1MiB. Default 32KiB.
     pub(super) max_header_bytes: Slot<Size>,
+    /// Size of a request's path and query, 256B to 64KiB. Default 8KiB.
+    pub(super) max_target_bytes: Slot<Size>,
     /// Header fields in a request, 1 to 10000. Default 100.
     pub(super) max_headers: Slot<u64>,
     /// Open connections, 1 to 1000000; more wait in the accept queue. Default 10000.
@@ -178,7 +232,7 @@ pub(super) struct Route {
     pub(super) timeout: Slot<SpanOrNone>,
     /// Attempts beyond the first, for requests that are safe to repeat: 0 or 1. Default 1.
     pub(super) retries: Slot<u64>,
-    /// Protocols a client may upgrade to. Default `[websocket]`.
+    /// Protocols a client may upgrade to. Default none.
     pub(super) upgrades: List<String>,
     /// Handed to filters: a string for each name.
     pub(super) metadata: Slot<Table<Plain>>,
@@ -251,6 +305,10 @@ pub(super) struct Upstream {
     pub(super) idle_timeout: Slot<Span>,
     /// Idle HTTP/1.1 connections kept for each endpoint, 0 to 100000. Default 128.
     pub(super) max_idle: Slot<u64>,
+    /// Size of a response's head, 8KiB to 1MiB. Default 64KiB.
+    pub(super) max_header_bytes: Slot<Size>,
+    /// Header fields in a response, 1 to 10000. Default 200.
+    pub(super) max_headers: Slot<u64>,
 }
 
 /// How an endpoint is picked.
@@ -291,6 +349,8 @@ pub(super) struct Plugin {
     pub(super) env_pass: List<String>,
     /// What the plugin speaks. Default `palisade`.
     pub(super) contract: Slot<Contract>,
+    /// Names of headers that only plugins set: taken out of every client's request, before any filter. Default none.
+    pub(super) owns: List<String>,
     /// Processes of it, 1 to 64. Default 1.
     pub(super) instances: Slot<u64>,
     /// Handed to the plugin as it is.

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Context;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 /// Shared by everything that works for one connection.
@@ -33,6 +35,8 @@ struct Counters {
     wrote: AtomicU64,
     /// Set when the connection has switched protocols.
     switched: AtomicBool,
+    /// Who waits for the requests in flight to end: hyper does not ask again by itself.
+    waiting: AtomicWaker,
 }
 
 /// What a connection is doing.
@@ -61,6 +65,7 @@ impl Activity {
             blocked: AtomicBool::new(false),
             wrote: AtomicU64::new(0),
             switched: AtomicBool::new(false),
+            waiting: AtomicWaker::new(),
         }))
     }
 
@@ -99,6 +104,12 @@ impl Activity {
     /// From now on this is no HTTP connection.
     pub(super) fn switch(&self) {
         self.0.switched.store(true, Ordering::Relaxed);
+        self.0.waiting.wake();
+    }
+
+    /// Has `cx` woken when the last request in flight ends, or the protocol is switched.
+    pub(super) fn wait(&self, cx: &Context<'_>) {
+        self.0.waiting.register(cx.waker());
     }
 
     pub(super) fn is_switched(&self) -> bool {
@@ -154,7 +165,9 @@ impl Drop for InFlight {
             counters.unread.fetch_sub(1, Ordering::Relaxed);
         }
         counters.mark(&counters.ended);
-        counters.count.fetch_sub(1, Ordering::Relaxed);
+        if counters.count.fetch_sub(1, Ordering::Relaxed) == 1 {
+            counters.waiting.wake();
+        }
     }
 }
 

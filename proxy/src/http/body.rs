@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
@@ -102,11 +102,18 @@ pub(crate) enum RequestBody {
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, idle: Duration, progress: &Arc<Progress>) -> Self {
+    /// Of its trailers, `trailers` are passed on.
+    pub(crate) fn new(
+        incoming: Incoming,
+        idle: Duration,
+        trailers: &Arc<[HeaderName]>,
+        progress: &Arc<Progress>,
+    ) -> Self {
         if http_body::Body::is_end_stream(&incoming) {
             return Self::Whole { bytes: Bytes::new(), trailers: None };
         }
-        Self::Streaming(Streaming { incoming, idle, progress: Arc::clone(progress), timer: None })
+        let (trailers, progress) = (Arc::clone(trailers), Arc::clone(progress));
+        Self::Streaming(Streaming { incoming, idle, trailers, progress, timer: None })
     }
 
     /// Whether nothing needs to be sent, so that sending it again is as good as sending it once.
@@ -190,6 +197,7 @@ impl http_body::Body for RequestBody {
 pub(crate) struct Streaming {
     incoming: Incoming,
     idle: Duration,
+    trailers: Arc<[HeaderName]>,
     progress: Arc<Progress>,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -206,7 +214,14 @@ impl http_body::Body for Streaming {
             if let Some(Err(_)) = &frame {
                 this.progress.fault.set(Reason::BadBody).ok();
             }
-            return Poll::Ready(frame.map(|frame| frame.map(headers::clean_trailers).map_err(BoxError::from)));
+            return Poll::Ready(match frame {
+                Some(Ok(frame)) => match frame.into_trailers() {
+                    Ok(trailers) => headers::kept_trailers(trailers, &this.trailers).map(Frame::trailers).map(Ok),
+                    Err(data) => Some(Ok(data)),
+                },
+                Some(Err(error)) => Some(Err(error.into())),
+                None => None,
+            });
         }
         if this.progress.is_answered() {
             this.timer = None;

@@ -20,6 +20,7 @@ use super::activity::{Activity, Doing};
 use super::counted::Counted;
 use super::io::{Guarded, Protocol, sniff};
 use super::linger::lend;
+use super::wire::Bounds;
 use super::{BoxError, Client};
 use crate::config::Limits;
 use crate::listener::Slot;
@@ -94,12 +95,14 @@ pub(crate) async fn serve<I>(
     // Its place among the listener's connections stays taken while it lingers.
     let _client = Arc::clone(&client);
     let activity = Activity::new();
-    let head_timeout = (protocol == Protocol::Http1).then_some(limits.header_timeout);
     let (io, back) = lend(io);
-    let mut io = Guarded::new(io, seen, activity.clone(), head_timeout);
+    let mut io = Guarded::new(io, seen, activity.clone());
     if protocol == Protocol::Http1 {
         let (slot, client) = (Arc::clone(&slot), Arc::clone(&client));
-        io = io.refusing(Box::new(move |status| slot.proxy().refuse(status, &client)));
+        let refuse = Box::new(move |why| slot.proxy().refuse(why, &client));
+        let bounds =
+            Bounds { bytes: limits.max_header_bytes, fields: limits.max_headers, target: limits.max_target_bytes };
+        io = io.framed(bounds, limits.header_timeout, refuse);
     }
     let io = TokioIo::new(io);
     let counter = activity.clone();
@@ -126,7 +129,8 @@ pub(crate) async fn serve<I>(
                 // `Guarded` bounds heads; hyper's own timer also runs while a connection is idle.
                 .header_read_timeout(None)
                 .max_headers(limits.max_headers)
-                .max_buf_size(limits.max_header_bytes.max(8 * 1024))
+                // Never the tighter bound: `Guarded` has judged the head.
+                .max_buf_size(limits.max_header_bytes + 8 * 1024)
                 .serve_connection(io, service)
                 .with_upgrades();
             drive(pin!(connection), &activity, &limits, connections).await

@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 
-use crate::config::Cidr;
+use crate::config::{Cidr, Underscores};
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const X_PALISADE_REASON: HeaderName = HeaderName::from_static("x-palisade-reason");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_FORWARDED: &str = "x-forwarded-";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -30,6 +30,84 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
     HTTP2_SETTINGS,
 ];
+
+/// What else proxies say about a client, and what some frameworks take for the request's own target.
+const CLAIMS: [&str; 12] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "x-original-forwarded-for",
+    "x-original-host",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
+    "x-rewrite-uri",
+];
+
+/// Fields that can be there once; of two, each server takes another one (RFC 9110 section 5.3).
+const SINGLE: [HeaderName; 17] = [
+    header::AUTHORIZATION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LOCATION,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::DATE,
+    header::EXPECT,
+    header::FROM,
+    header::IF_MODIFIED_SINCE,
+    header::IF_RANGE,
+    header::IF_UNMODIFIED_SINCE,
+    header::MAX_FORWARDS,
+    header::ORIGIN,
+    header::PROXY_AUTHORIZATION,
+    header::RANGE,
+    header::REFERER,
+    header::USER_AGENT,
+];
+
+/// What a `Connection` field of a request may name.
+const OPTIONS: [&str; 8] =
+    ["close", "keep-alive", "upgrade", "te", "trailer", "proxy-connection", "http2-settings", "transfer-encoding"];
+
+/// Whether a client says something in this field about where its request comes from, or what it is for.
+fn is_claim(name: &HeaderName) -> bool {
+    name.as_str().starts_with(X_FORWARDED) || CLAIMS.contains(&name.as_str())
+}
+
+/// Refuses fields that two servers could read in two ways, or that take others away; takes out names with underscores
+/// where `underscores` says so.
+pub(crate) fn check(headers: &mut HeaderMap, underscores: Underscores) -> Result<(), String> {
+    let underscored = |name: &HeaderName| name.as_str().contains('_');
+    match underscores {
+        Underscores::Keep => {}
+        Underscores::Drop => remove(headers, underscored),
+        Underscores::Refuse => {
+            if let Some(name) = headers.keys().find(|name| underscored(name)) {
+                return Err(format!("`{name}` has an underscore"));
+            }
+        }
+    }
+    // Of most requests, no name is there twice.
+    if headers.len() > headers.keys_len() {
+        let twice = |name: &&HeaderName| headers.get_all(*name).iter().nth(1).is_some();
+        if let Some(name) = SINGLE.iter().find(twice) {
+            return Err(format!("`{name}` is there more than once"));
+        }
+    }
+    for value in headers.get_all(header::CONNECTION) {
+        let Ok(value) = value.to_str() else { return Err("`connection` is not text".to_owned()) };
+        for option in value.split(',').map(str::trim) {
+            let known = OPTIONS.iter().any(|known| option.eq_ignore_ascii_case(known));
+            if !known && HeaderName::from_bytes(option.as_bytes()).is_ok_and(|name| headers.contains_key(&name)) {
+                return Err(format!("`connection` would take `{option}` away"));
+            }
+        }
+    }
+    Ok(())
+}
 
 /// Fields that a filter may not change: framing, hop-by-hop, and what the proxy itself vouches for.
 pub(crate) fn is_owned(name: &HeaderName) -> bool {
@@ -81,15 +159,37 @@ pub(crate) fn remove(headers: &mut HeaderMap, mut removed: impl FnMut(&HeaderNam
     *headers = kept;
 }
 
-/// Takes out of trailers what would be refused as a header: framing, and what the proxy itself vouches for.
+/// Takes out of a response's trailers what would be refused as a header: framing, and what the proxy itself vouches
+/// for.
 pub(crate) fn clean_trailers<D>(frame: Frame<D>) -> Frame<D> {
     match frame.into_trailers() {
         Ok(mut trailers) => {
-            remove(&mut trailers, |name| is_owned(name) || *name == X_REAL_IP || *name == header::FORWARDED);
+            remove(&mut trailers, |name| is_owned(name) || is_claim(name));
             Frame::trailers(trailers)
         }
         Err(data) => data,
     }
+}
+
+/// Announces only trailers that are passed on.
+pub(crate) fn keep_trailer_names(headers: &mut HeaderMap, kept: &[HeaderName]) {
+    if !headers.contains_key(header::TRAILER) {
+        return;
+    }
+    let announced: Vec<&str> = list(headers, &header::TRAILER)
+        .filter(|member| kept.iter().any(|name| member.eq_ignore_ascii_case(name.as_str())))
+        .collect();
+    let announced = HeaderValue::try_from(announced.join(", ")).ok().filter(|value| !value.is_empty());
+    remove(headers, |name| name == header::TRAILER);
+    if let Some(announced) = announced {
+        headers.insert(header::TRAILER, announced);
+    }
+}
+
+/// The trailers of a request that are passed on.
+pub(crate) fn kept_trailers(mut trailers: HeaderMap, kept: &[HeaderName]) -> Option<HeaderMap> {
+    remove(&mut trailers, |name| !kept.contains(name) || is_owned(name) || is_claim(name));
+    (!trailers.is_empty()).then_some(trailers)
 }
 
 /// The members of a comma-separated field, over all its lines.
@@ -119,8 +219,7 @@ pub(crate) fn set_forwarded(
     trusted: bool,
 ) {
     if !trusted {
-        let claims = [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REAL_IP, header::FORWARDED];
-        remove(headers, |name| claims.contains(name));
+        remove(headers, is_claim);
     }
     if let Some(peer) = peer {
         let address = peer.ip().to_canonical().to_string();
@@ -216,6 +315,8 @@ mod tests {
             ("x-forwarded-host", "evil"),
             ("x-real-ip", "1.2.3.4"),
             ("forwarded", "for=1.2.3.4"),
+            ("x-original-url", "/admin"),
+            ("x-forwarded-client-cert", "CN=admin"),
         ];
         let peer = Some("10.0.0.9:55".parse().unwrap());
         let mut fields = headers(&claims);
@@ -223,7 +324,7 @@ mod tests {
         assert_eq!(fields["x-forwarded-for"], "10.0.0.9");
         assert_eq!(fields["x-forwarded-proto"], "http");
         assert_eq!(fields["x-forwarded-host"], "a.example");
-        assert!(!fields.contains_key("x-real-ip") && !fields.contains_key("forwarded"));
+        assert_eq!(fields.len(), 3, "{fields:?}");
 
         let mut fields = headers(&claims);
         set_forwarded(&mut fields, peer, "http", "a.example", true);

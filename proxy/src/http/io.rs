@@ -1,4 +1,4 @@
-//! A client's connection as hyper sees it: told apart by its first bytes, bounded while a request's head comes in.
+//! A client's connection as hyper sees it: told apart by its first bytes, each request read along and bounded in time.
 
 use std::io;
 use std::pin::Pin;
@@ -10,9 +10,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::activity::Activity;
+use super::wire::{Bounds, Fault, Framer, Passed, Side};
+use crate::respond::Reason;
 
 /// What every HTTP/2 client sends first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Bytes that may wait for the answer to a request to switch protocols.
+const MOST_HELD: usize = 64 * 1024;
 
 /// Which protocol a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,21 +56,39 @@ pub(super) async fn sniff<I: AsyncRead + Unpin>(
     Ok((protocol, seen))
 }
 
-/// Makes the whole reply to a head that could not be parsed, from the status that was chosen for it.
-pub(super) type Refuse = Box<dyn Fn(StatusCode) -> Vec<u8> + Send>;
+/// Makes the whole reply to a head that could not be read, from why it was not let through, or else from the status that
+/// hyper has chosen for it.
+pub(super) type Refuse = Box<dyn Fn(Result<Fault, StatusCode>) -> Vec<u8> + Send>;
 
-/// A connection whose first bytes were read already, and whose requests' heads must come in time.
+/// What hyper gets in place of a head that is refused: it can't be parsed either, so hyper answers in its turn, behind
+/// the answers to what came before, and reads no more.
+const UNREADABLE: &[u8] = b"\0\r\n\r\n";
+
+/// A connection whose requests' heads were read strictly, and came in time, before hyper gets them.
 ///
-/// Heads that can't be parsed never become requests: hyper answers them itself, with a bare status. It is told from
+/// Heads that are refused never become requests: hyper answers them itself, with a bare status. It is told from
 /// answers to requests by what it comes after, exactly: nothing is in flight, and everything before it was flushed.
 /// [`Refuse`] says what goes out in its place.
 pub(super) struct Guarded<I> {
     io: I,
-    seen: Vec<u8>,
-    given: usize,
     activity: Activity,
+    /// Reads HTTP/1 along.
+    framer: Option<Framer>,
+    /// Read, and not handed on.
+    pending: Vec<u8>,
+    /// How much of it was handed on.
+    given: usize,
+    /// How much of what is left was judged and may be handed on.
+    judged: usize,
+    /// Whether the rest has something that was not looked at.
+    unseen: bool,
+    /// Why nothing more may be handed on.
+    fault: Option<Fault>,
+    /// Whether hyper got to know.
+    told: bool,
+    /// Bounds each head; unset where heads can't be told from other traffic (HTTP/2).
     head_timeout: Option<Duration>,
-    /// Runs from the first byte of a head until a request is in flight.
+    /// Runs while a head is there in part.
     head_timer: Option<Pin<Box<Sleep>>>,
     refuse: Option<Refuse>,
     /// Requests whose answers have been written and flushed.
@@ -75,14 +98,124 @@ pub(super) struct Guarded<I> {
 }
 
 impl<I> Guarded<I> {
-    /// `head_timeout`: bounds each head; `None` where heads can't be told from other traffic (HTTP/2).
-    pub(super) fn new(io: I, seen: Vec<u8>, activity: Activity, head_timeout: Option<Duration>) -> Self {
-        Self { io, seen, given: 0, activity, head_timeout, head_timer: None, refuse: None, answered: 0, refusal: None }
+    /// `seen` are the connection's first bytes.
+    pub(super) fn new(io: I, seen: Vec<u8>, activity: Activity) -> Self {
+        Self {
+            io,
+            activity,
+            framer: None,
+            judged: seen.len(),
+            pending: seen,
+            given: 0,
+            unseen: false,
+            fault: None,
+            told: false,
+            head_timeout: None,
+            head_timer: None,
+            refuse: None,
+            answered: 0,
+            refusal: None,
+        }
     }
 
-    /// Has hyper's own answers replaced.
-    pub(super) fn refusing(self, refuse: Refuse) -> Self {
-        Self { refuse: Some(refuse), ..self }
+    /// Reads HTTP/1 along: each head is within `bounds` and comes within `timeout`, else `refuse` makes the answer.
+    pub(super) fn framed(self, bounds: Bounds, timeout: Duration, refuse: Refuse) -> Self {
+        let framer = Framer::new(Side::Client, bounds);
+        Self {
+            framer: Some(framer),
+            judged: 0,
+            unseen: true,
+            head_timeout: Some(timeout),
+            refuse: Some(refuse),
+            ..self
+        }
+    }
+
+    /// Judges what came, which is in `pending`.
+    fn judge(&mut self) {
+        let rest = &self.pending[self.given + self.judged..];
+        let passed = self.framer.as_mut().map_or(Passed::Some(rest.len()), |framer| framer.pass(rest));
+        self.unseen = false;
+        self.judged += self.note(passed);
+    }
+
+    /// Keeps why no more may be handed on, if so. Returns how much may.
+    fn note(&mut self, passed: Passed) -> usize {
+        match passed {
+            Passed::Some(count) | Passed::Held(count) => count,
+            Passed::Fault(count, fault) => {
+                self.fault = Some(fault);
+                count
+            }
+        }
+    }
+
+    /// Hands on what may be. Whether there was anything.
+    fn hand_on(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<bool> {
+        if self.judged == 0 && self.unseen {
+            self.judge();
+        }
+        if self.judged > 0 {
+            let count = self.judged.min(buf.remaining());
+            buf.put_slice(&self.pending[self.given..self.given + count]);
+            self.given += count;
+            self.judged -= count;
+            if self.given == self.pending.len() {
+                self.pending = Vec::new();
+                self.given = 0;
+            } else if self.judged == 0 {
+                self.pending.drain(..self.given);
+                self.given = 0;
+            }
+            return Ok(true);
+        }
+        match self.fault {
+            // Within a body: whoever reads it learns that there is no more.
+            Some(fault) if fault.reason == Reason::BadBody => Err(io::Error::new(io::ErrorKind::InvalidData, fault)),
+            Some(_) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    buf.put_slice(UNREADABLE);
+                }
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Decides what follows a request to switch protocols, once it is known what came of it.
+    fn decide(&mut self) -> io::Result<()> {
+        let Some(framer) = self.framer.as_mut().filter(|framer| framer.is_undecided()) else { return Ok(()) };
+        if self.activity.is_switched() {
+            // Nobody knew then that it would not be read as a request.
+            if self.pending.len() > self.given + self.judged {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes before the protocol was switched"));
+            }
+            framer.switch();
+        } else if self.activity.count() == 0 && self.activity.begun() >= framer.heads() {
+            framer.go_on();
+            self.unseen = true;
+        }
+        Ok(())
+    }
+
+    /// Whether a head is there in part, and nothing else is being worked on.
+    fn awaits_head(&self) -> bool {
+        self.framer.as_ref().is_some_and(Framer::is_at_head)
+            && self.pending.len() > self.given + self.judged
+            && self.activity.count() == 0
+    }
+
+    /// Bounds the time that a head takes.
+    fn watch_head(&mut self, cx: &mut Context<'_>) {
+        let Some(timeout) = self.head_timeout.filter(|_| self.fault.is_none() && self.awaits_head()) else {
+            self.head_timer = None;
+            return;
+        };
+        let timer = self.head_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        if timer.as_mut().poll(cx).is_ready() {
+            self.head_timer = None;
+            self.fault = Some(Fault::late());
+        }
     }
 }
 
@@ -98,7 +231,7 @@ impl<I: AsyncWrite + Unpin> Guarded<I> {
         let Some(refuse) = &self.refuse else { return false };
         let status = head.strip_prefix(b"HTTP/1.1 ").and_then(|rest| rest.get(..3));
         let Some(status) = status.and_then(|status| StatusCode::from_bytes(status).ok()) else { return false };
-        self.refusal = Some((refuse(status), 0));
+        self.refusal = Some((refuse(self.fault.ok_or(status)), 0));
         true
     }
 
@@ -124,39 +257,46 @@ impl<I: AsyncWrite + Unpin> Guarded<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.activity.count() > 0 || this.activity.is_switched() {
-            this.head_timer = None;
+        if !this.pending.is_empty() {
+            this.activity.wait(cx);
         }
-        // Before bytes are taken: a head that drips in is late all the same.
-        if this.head_timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the request's head did not arrive in time",
-            )));
-        }
-        let before = buf.filled().len();
-        if this.given < this.seen.len() {
-            let rest = &this.seen[this.given..];
-            let count = rest.len().min(buf.remaining());
-            buf.put_slice(&rest[..count]);
-            this.given += count;
-            if this.given == this.seen.len() {
-                this.seen = Vec::new();
-                this.given = 0;
+        this.decide()?;
+        loop {
+            if this.hand_on(buf)? {
+                return Poll::Ready(Ok(()));
             }
-        } else {
+            this.watch_head(cx);
+            if this.fault.is_some() {
+                continue;
+            }
+            let before = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            let new = &buf.filled()[before..];
+            if new.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if this.pending.is_empty() {
+                // What is whole goes on where it is.
+                let passed = this.framer.as_mut().map_or(Passed::Some(new.len()), |framer| framer.pass(new));
+                let count = this.note(passed);
+                let new = &buf.filled()[before..];
+                this.pending.extend_from_slice(&new[count..]);
+                buf.set_filled(before + count);
+                if count > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                this.activity.wait(cx);
+            } else {
+                this.pending.extend_from_slice(new);
+                buf.set_filled(before);
+                // A head has its own bound; what waits behind a request to switch protocols needs one, too.
+                let undecided = this.framer.as_ref().is_some_and(Framer::is_undecided);
+                if undecided && this.pending.len() > MOST_HELD {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much before the answer")));
+                }
+                this.unseen = true;
+            }
         }
-        if let Some(timeout) = this.head_timeout
-            && this.head_timer.is_none()
-            && this.activity.count() == 0
-            && !this.activity.is_switched()
-            && buf.filled().len() > before
-        {
-            // Polled, and so armed, by the read that follows.
-            this.head_timer = Some(Box::pin(tokio::time::sleep(timeout)));
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -210,11 +350,21 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
+
+    const BOUNDS: Bounds = Bounds { bytes: 1024, fields: 10, target: 100 };
+
+    fn framed(server: DuplexStream, activity: &Activity) -> Guarded<DuplexStream> {
+        let refuse = |why: Result<Fault, StatusCode>| match why {
+            Ok(fault) => format!("refused for {}", fault.reason).into_bytes(),
+            Err(status) => format!("refused with {}", status.as_u16()).into_bytes(),
+        };
+        Guarded::new(server, Vec::new(), activity.clone()).framed(BOUNDS, Duration::from_secs(10), Box::new(refuse))
+    }
 
     #[tokio::test]
     async fn the_first_bytes_tell_the_protocol_however_they_are_cut() {
@@ -239,7 +389,7 @@ mod tests {
                 let (protocol, seen) = sniff(&mut server, LONG, LONG).await.unwrap();
                 assert_eq!(protocol, expected, "{sent:?} by {size}");
                 let mut all = Vec::new();
-                Guarded::new(server, seen, Activity::new(), None).read_to_end(&mut all).await.unwrap();
+                Guarded::new(server, seen, Activity::new()).read_to_end(&mut all).await.unwrap();
                 sender.await.unwrap();
                 assert_eq!(all, sent);
             }
@@ -250,8 +400,7 @@ mod tests {
     async fn only_what_answers_no_request_is_replaced() {
         let (mut client, server) = duplex(1024);
         let activity = Activity::new();
-        let refuse = |status: StatusCode| format!("refused with {}", status.as_u16()).into_bytes();
-        let mut server = Guarded::new(server, Vec::new(), activity.clone(), None).refusing(Box::new(refuse));
+        let mut server = framed(server, &activity);
         let bare = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         // An answer whose body has ended before anything of it is written.
         drop(activity.begin());
@@ -274,16 +423,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_drips_in_is_late() {
         let (mut client, server) = duplex(64);
-        let mut server = Guarded::new(server, Vec::new(), Activity::new(), Some(Duration::from_secs(10)));
+        let mut server = framed(server, &Activity::new());
         let reader = tokio::spawn(async move {
-            let mut all = Vec::new();
-            server.read_to_end(&mut all).await.unwrap_err().kind()
+            let mut first = [0; 64];
+            let count = server.read(&mut first).await.unwrap();
+            first[..count].to_vec()
         });
         let started = tokio::time::Instant::now();
         while client.write_all(b"x").await.is_ok() && !reader.is_finished() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        assert_eq!(reader.await.unwrap(), io::ErrorKind::TimedOut);
+        assert_eq!(reader.await.unwrap(), UNREADABLE);
         assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
     }
 }

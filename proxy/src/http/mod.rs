@@ -9,8 +9,9 @@ mod io;
 mod linger;
 pub(crate) mod path;
 mod request;
+pub(crate) mod wire;
 
 pub(crate) use self::body::{Body, BoxError, Progress, RequestBody, empty, full};
 pub(crate) use self::connection::{Connections, serve};
 pub(crate) use self::io::Protocol;
-pub(crate) use self::request::{Client, Place, Request, TlsFacts, read};
+pub(crate) use self::request::{Client, Place, Request, Rules, TlsFacts, read};

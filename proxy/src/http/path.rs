@@ -7,16 +7,18 @@
 //! | --- | --- |
 //! | `%41` (encoded unreserved character) | decoded |
 //! | `%c3%a9` (other encoded bytes) | kept, hexadecimal digits in upper case; refused when they are not UTF-8 |
-//! | `/./`, `/../`, `//` | resolved |
+//! | `/./`, `/../` | resolved |
 //! | `..` above the root | refused |
-//! | `%2f`, `%5c`, `\` (other spellings of a slash) | refused |
+//! | `//` | merged; by `double_slashes` refused or kept |
+//! | `%2f` | refused; by `encoded_slashes` kept, where it hides no dot segment |
+//! | `%5c`, `\` (other spellings of a slash) | refused |
 //! | `%00` and other control characters | refused |
-//! | `;`, `%3b` (parameters, which some servers take out before they match) | refused |
+//! | `;`, `%3b` (parameters, which some servers take out before they match) | refused; by `parameters` kept, where they
+//! hide no dot segment |
 //! | `%` without two hexadecimal digits | refused |
 //! | a character outside RFC 3986's set | refused |
 
-/// Longest path and query together, in bytes, before normalising.
-pub(crate) const MAX_TARGET: usize = 8 * 1024;
+use crate::config::{Ambiguous, DoubleSlashes, Requests};
 
 /// Why a path was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -37,24 +39,26 @@ pub(crate) enum PathError {
     AboveRoot,
     #[error("the path has parameters (;)")]
     Parameters,
+    #[error("the path has slashes without anything between them")]
+    DoubleSlash,
 }
 
 /// The canonical form of an absolute path.
-pub(crate) fn normalise(path: &str) -> Result<String, PathError> {
+pub(crate) fn normalise(path: &str, rules: &Requests) -> Result<String, PathError> {
     if !path.starts_with('/') {
         return Err(PathError::Relative);
     }
-    resolve(&decode(path.as_bytes())?)
+    resolve(&decode(path.as_bytes(), rules)?, rules)
 }
 
 /// Decodes what need not be encoded; checks the rest.
-fn decode(path: &[u8]) -> Result<String, PathError> {
+fn decode(path: &[u8], rules: &Requests) -> Result<String, PathError> {
     let mut decoded = String::with_capacity(path.len());
     let mut encoded = Vec::new();
     let mut at = 0;
     while let Some(&byte) = path.get(at) {
         if byte != b'%' {
-            decoded.push(literal(byte)?);
+            decoded.push(literal(byte, rules)?);
             at += 1;
             continue;
         }
@@ -65,8 +69,9 @@ fn decode(path: &[u8]) -> Result<String, PathError> {
             .ok_or(PathError::Escape)?;
         at += 3;
         match byte {
-            b'/' | b'\\' => return Err(PathError::Slash),
-            b';' => return Err(PathError::Parameters),
+            b'/' if rules.encoded_slashes == Ambiguous::Refuse => return Err(PathError::Slash),
+            b'\\' => return Err(PathError::Slash),
+            b';' if rules.parameters == Ambiguous::Refuse => return Err(PathError::Parameters),
             0..=0x1f | 0x7f => return Err(PathError::Control),
             unreserved if is_unreserved(unreserved) => decoded.push(char::from(unreserved)),
             other => {
@@ -89,11 +94,11 @@ fn is_unreserved(byte: u8) -> bool {
 }
 
 /// A byte that may stand in a path as it is: `pchar` of RFC 3986 section 3.3, and the slash.
-fn literal(byte: u8) -> Result<char, PathError> {
+fn literal(byte: u8, rules: &Requests) -> Result<char, PathError> {
     match byte {
         b'\\' => Err(PathError::Slash),
-        b';' => Err(PathError::Parameters),
-        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=' | b':' | b'@' | b'/' => {
+        b';' if rules.parameters == Ambiguous::Refuse => Err(PathError::Parameters),
+        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=' | b':' | b';' | b'@' | b'/' => {
             Ok(char::from(byte))
         }
         byte if is_unreserved(byte) => Ok(char::from(byte)),
@@ -102,19 +107,27 @@ fn literal(byte: u8) -> Result<char, PathError> {
 }
 
 /// Resolves dot segments and repeated slashes.
-fn resolve(path: &str) -> Result<String, PathError> {
+fn resolve(path: &str, rules: &Requests) -> Result<String, PathError> {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.split('/').skip(1).peekable();
     let mut directory = false;
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
         match segment {
+            "" if !last && rules.double_slashes == DoubleSlashes::Refuse => return Err(PathError::DoubleSlash),
+            "" if !last && rules.double_slashes == DoubleSlashes::Keep => kept.push(segment),
             "" | "." => directory = last,
             ".." => {
-                kept.pop().ok_or(PathError::AboveRoot)?;
-                directory = last;
+                // Where empty segments are kept, servers differ on whether one counts here.
+                match kept.pop().ok_or(PathError::AboveRoot)? {
+                    "" => return Err(PathError::DoubleSlash),
+                    _ => directory = last,
+                }
             }
-            segment => kept.push(segment),
+            segment => {
+                hides_nothing(segment)?;
+                kept.push(segment);
+            }
         }
     }
     let mut resolved = String::with_capacity(path.len());
@@ -126,6 +139,22 @@ fn resolve(path: &str) -> Result<String, PathError> {
         resolved.push('/');
     }
     Ok(resolved)
+}
+
+/// Refuses a segment that would be a dot segment for a server that decodes slashes, or cuts parameters off.
+fn hides_nothing(segment: &str) -> Result<(), PathError> {
+    for part in segment.split("%2F") {
+        let cut = part.split(';').next().unwrap_or_default();
+        let cut = cut.split("%3B").next().unwrap_or_default();
+        let dots = matches!(cut, "" | "." | "..");
+        if dots && cut.len() < part.len() {
+            return Err(PathError::Parameters);
+        }
+        if dots && part.len() < segment.len() {
+            return Err(PathError::Slash);
+        }
+    }
+    Ok(())
 }
 
 /// Checks a query, which is passed on as it came: only what could end or split a request line is refused.
@@ -165,7 +194,7 @@ mod tests {
             ("/a:b@c!$&'()*+,=", "/a:b@c!$&'()*+,="),
         ];
         for (path, canonical) in cases {
-            assert_eq!(normalise(path).as_deref(), Ok(canonical), "{path}");
+            assert_eq!(normalise(path, &Requests::default()).as_deref(), Ok(canonical), "{path}");
         }
     }
 
@@ -203,22 +232,55 @@ mod tests {
             ("/a#b", E::Character),
         ];
         for (path, error) in cases {
-            assert_eq!(normalise(path), Err(error), "{path}");
+            assert_eq!(normalise(path, &Requests::default()), Err(error), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_a_listener_keeps_hides_no_dot_segment() {
+        use PathError as E;
+        let slashes = Requests { encoded_slashes: Ambiguous::Keep, ..Requests::default() };
+        let parameters = Requests { parameters: Ambiguous::Keep, ..Requests::default() };
+        let doubled = Requests { double_slashes: DoubleSlashes::Keep, ..Requests::default() };
+        let single = Requests { double_slashes: DoubleSlashes::Refuse, ..Requests::default() };
+        let cases = [
+            (&slashes, "/p/group%2fproject", Ok("/p/group%2Fproject")),
+            (&slashes, "/a%2f..%2fadmin", Err(E::Slash)),
+            (&slashes, "/a%2f%2e%2e", Err(E::Slash)),
+            (&slashes, "/a%2f", Err(E::Slash)),
+            (&slashes, "/a%5cb", Err(E::Slash)),
+            (&slashes, "/a;b", Err(E::Parameters)),
+            (&parameters, "/a;v=1/b", Ok("/a;v=1/b")),
+            (&parameters, "/a%3bv=1/b", Ok("/a%3Bv=1/b")),
+            (&parameters, "/a/..;x/admin", Err(E::Parameters)),
+            (&parameters, "/a/%2e%2e%3bx/admin", Err(E::Parameters)),
+            (&parameters, "/;x/admin", Err(E::Parameters)),
+            (&parameters, "/a%2fb", Err(E::Slash)),
+            (&doubled, "/a//b", Ok("/a//b")),
+            (&doubled, "/a//", Ok("/a//")),
+            (&doubled, "/a//../b", Err(E::DoubleSlash)),
+            (&doubled, "/a/../b", Ok("/b")),
+            (&single, "/a//b", Err(E::DoubleSlash)),
+            (&single, "/a/", Ok("/a/")),
+        ];
+        for (rules, path, expected) in cases {
+            assert_eq!(normalise(path, rules).as_deref().map_err(|error| *error), expected, "{path}");
         }
     }
 
     proptest! {
         #[test]
         fn normalising_twice_changes_nothing(path in "/[ -~]{0,40}") {
-            if let Ok(once) = normalise(&path) {
-                prop_assert_eq!(normalise(&once), Ok(once.clone()));
+            let rules = Requests::default();
+            if let Ok(once) = normalise(&path, &rules) {
+                prop_assert_eq!(normalise(&once, &rules), Ok(once.clone()));
                 prop_assert!(!once.contains("//") && !once.contains("/../") && !once.contains("/./"));
             }
         }
 
         #[test]
         fn any_text_gives_an_answer(path in ".{0,60}") {
-            let _answer = normalise(&path);
+            let _answer = normalise(&path, &Requests::default());
         }
     }
 }

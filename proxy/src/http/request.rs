@@ -3,15 +3,18 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version, request::Parts};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::headers;
-use super::path::{self, MAX_TARGET};
-use crate::config::Address;
+use super::path;
+use crate::config::{Address, Limits, Requests};
 use crate::respond::{Failure, Reason};
 use crate::telemetry;
+
+/// Longest method in bytes.
+const LONGEST_METHOD: usize = 32;
 
 /// Who sent a request, and how it got here. One for each connection; it lives as long as the connection is used.
 #[derive(Debug)]
@@ -92,49 +95,60 @@ impl Request {
     }
 }
 
+/// How a listener reads requests.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) requests: Requests,
+    /// Fields that only plugins set.
+    pub(crate) owned: Arc<[HeaderName]>,
+    pub(crate) limits: Limits,
+}
+
 /// Reads a request's head. The error is for the client.
 pub(crate) fn read(
     parts: Parts,
     client: &Arc<Client>,
-    max_headers: usize,
+    rules: &Rules,
     id: String,
 ) -> Result<Request, (Failure, String)> {
-    // In HTTP/1 the parser has seen to that.
-    if parts.headers.len() > max_headers {
-        let failure = Failure::new(Reason::HeadersTooLarge).with(format!("{} header fields", parts.headers.len()));
-        return Err((failure, id));
-    }
-    match canonical(parts, client, id.clone()) {
+    match canonical(parts, client, rules, id.clone()) {
         Ok(request) => Ok(request),
         Err(failure) => Err((failure, id)),
     }
 }
 
-fn canonical(parts: Parts, client: &Arc<Client>, id: String) -> Result<Request, Failure> {
+fn canonical(parts: Parts, client: &Arc<Client>, rules: &Rules, id: String) -> Result<Request, Failure> {
     let Parts { method, uri, version, mut headers, .. } = parts;
-    if matches!(method, Method::CONNECT | Method::TRACE) {
-        return Err(Failure::new(Reason::MethodRefused).with(format!("{method} is not served")));
+    // In HTTP/1 the framer has seen to that.
+    if headers.len() > rules.limits.max_headers {
+        return Err(Failure::new(Reason::HeadersTooLarge).with(format!("{} header fields", headers.len())));
     }
-    framing(&headers, version)?;
+    check_method(&method)?;
+    framing(&method, &headers, version)?;
     let authority = authority(&uri, &headers, version)?;
+    headers::check(&mut headers, rules.requests.underscores)
+        .map_err(|detail| Failure::new(Reason::HeaderRefused).with(detail))?;
     let target_length = uri.path_and_query().map_or(0, |target| target.as_str().len());
-    if target_length > MAX_TARGET {
+    if target_length > rules.limits.max_target_bytes {
         return Err(Failure::new(Reason::TargetTooLong).with(format!("{target_length} bytes")));
     }
     let path = match uri.path() {
         "*" if method == Method::OPTIONS => "*".to_owned(),
         // An absolute form without a path (RFC 9112 section 3.2.2).
         "" if uri.scheme().is_some() => "/".to_owned(),
-        path => path::normalise(path).map_err(|error| Failure::new(Reason::BadPath).with(error))?,
+        path => path::normalise(path, &rules.requests).map_err(|error| Failure::new(Reason::BadPath).with(error))?,
     };
     let query = uri.query().map(str::to_owned);
     if query.as_deref().is_some_and(|query| !path::query_is_clean(query)) {
         return Err(Failure::new(Reason::BadPath).with("the query has a character that must be percent-encoded"));
     }
-    let upgrade = (version == Version::HTTP_11).then(|| headers::upgrade(&headers)).flatten();
+    // With a body, the switch would have to wait for its end; without it, the request is like any other.
+    let bodiless = !headers.contains_key(header::TRANSFER_ENCODING) && length(&headers).unwrap_or(0) == 0;
+    let upgrade = (version == Version::HTTP_11 && bodiless).then(|| headers::upgrade(&headers)).flatten();
     headers::remove_hop_by_hop(&mut headers);
+    headers::keep_trailer_names(&mut headers, &rules.requests.trailers);
     // In HTTP/1.1 the proxy answers `100-continue` itself, when a filter or the upstream begins to read the body.
-    headers::remove(&mut headers, |name| name == header::HOST || name == header::EXPECT);
+    headers::remove(&mut headers, |name| name == header::HOST || name == header::EXPECT || rules.owned.contains(name));
     let scheme = if client.tls.is_some() { "https" } else { "http" };
     headers::set_forwarded(&mut headers, client.peer, scheme, &authority, client.trusted);
     if let Ok(id) = HeaderValue::from_str(&id) {
@@ -144,8 +158,25 @@ fn canonical(parts: Parts, client: &Arc<Client>, id: String) -> Result<Request, 
     Ok(Request { id, client: Arc::clone(client), method, authority, path, query, version, headers, upgrade })
 }
 
-/// Refuses framings that two servers could read in two ways. The parser has already refused what it can't read.
-fn framing(headers: &HeaderMap, version: Version) -> Result<(), Failure> {
+/// Methods are compared case by case, but not by every server: `get` must not be what no route and no filter knows, and
+/// `GET` for the upstream.
+fn check_method(method: &Method) -> Result<(), Failure> {
+    if matches!(*method, Method::CONNECT | Method::TRACE) || method.as_str() == "PRI" {
+        return Err(Failure::new(Reason::MethodRefused).with(format!("{method} is not served")));
+    }
+    let known = |byte: u8| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_');
+    if method.as_str().len() > LONGEST_METHOD || !method.as_str().bytes().all(known) {
+        return Err(Failure::new(Reason::MethodUnknown).with(format!("{method:.40} is no method in upper case")));
+    }
+    Ok(())
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Refuses framings that two servers could read in two ways. What the framer has refused can come from HTTP/2 here.
+fn framing(method: &Method, headers: &HeaderMap, version: Version) -> Result<(), Failure> {
     let codings: Vec<&str> = headers::list(headers, &header::TRANSFER_ENCODING).collect();
     let encoded = headers.contains_key(header::TRANSFER_ENCODING);
     let bad = |detail: &'static str| Err(Failure::new(Reason::BadFraming).with(detail));
@@ -161,6 +192,10 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<(), Failure> {
     if headers.get_all(header::CONTENT_LENGTH).iter().count() > 1 {
         return bad("more than one content-length");
     }
+    let bodiless = matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
+    if version == Version::HTTP_10 && bodiless && length(headers).is_some_and(|length| length > 0) {
+        return bad("a body where HTTP/1.0 has none");
+    }
     if headers.get_all(header::EXPECT).iter().any(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Failure::new(Reason::UnknownExpectation));
     }
@@ -171,6 +206,9 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<(), Failure> {
 /// section 8.3.1).
 fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<String, Failure> {
     let bad = |detail: &'static str| Failure::new(Reason::BadHost).with(detail);
+    if uri.scheme_str().is_some_and(|scheme| scheme != "http" && scheme != "https") {
+        return Err(Failure::new(Reason::BadPath).with("the scheme is neither http nor https"));
+    }
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next().map(|host| host.to_str().map_err(|_| bad("the host is not ASCII"))).transpose()?;
     if hosts.next().is_some() {
@@ -181,6 +219,10 @@ fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<String,
             if version >= Version::HTTP_2 && !host.eq_ignore_ascii_case(authority.as_str()) =>
         {
             return Err(bad(":authority and host differ"));
+        }
+        (Some(_), None) if version == Version::HTTP_11 => return Err(bad("no host")),
+        (Some(_), Some(host)) if !is_authority(&host.to_ascii_lowercase()) => {
+            return Err(bad("the host beside an absolute target is malformed"));
         }
         // In HTTP/1.1 the absolute form wins, and Host is rewritten.
         (Some(authority), _) => authority.as_str(),
@@ -264,7 +306,12 @@ mod tests {
     }
 
     fn read_request(request: http::Request<()>) -> Result<Request, Reason> {
-        read(request.into_parts().0, &client(), 100, "id".into()).map_err(|(failure, _)| failure.reason())
+        let rules = Rules {
+            requests: Requests::default(),
+            owned: [HeaderName::from_static("x-user")].into(),
+            limits: Limits::default(),
+        };
+        read(request.into_parts().0, &client(), &rules, "id".into()).map_err(|(failure, _)| failure.reason())
     }
 
     fn get(uri: &str, version: Version, fields: &[(&str, &str)]) -> Result<Request, Reason> {
@@ -301,6 +348,8 @@ mod tests {
             ("/", h1, vec![("host", "[::g]")]),
             ("http://u@a/", h1, vec![("host", "a")]),
             ("http://a/", Version::HTTP_2, vec![("host", "b")]),
+            ("http://a/", h1, vec![]),
+            ("http://a/", h1, vec![("host", "a b@c")]),
         ] {
             assert_eq!(authority(uri, version, &fields), Err(Reason::BadHost), "{uri} {fields:?}");
         }
@@ -335,19 +384,42 @@ mod tests {
         let request = get(
             "/a/../b%41?x=%2F",
             Version::HTTP_11,
-            &[("host", "a"), ("cookie", "a=1"), ("cookie", "b=2"), ("connection", "x-gone"), ("x-gone", "1")],
+            &[("host", "a"), ("cookie", "a=1"), ("cookie", "b=2"), ("keep-alive", "5"), ("x-user", "admin")],
         )
         .unwrap();
         assert_eq!(request.target(), "/bA?x=%2F");
         assert_eq!(request.headers["cookie"], "a=1; b=2");
         assert_eq!(request.headers["x-request-id"], "id");
-        assert!(!request.headers.contains_key("host") && !request.headers.contains_key("x-gone"));
+        assert!(!request.headers.contains_key("host") && !request.headers.contains_key("keep-alive"));
+        assert!(!request.headers.contains_key("x-user"), "only plugins say who somebody is");
+    }
+
+    #[test]
+    fn fields_that_can_be_read_in_two_ways_are_refused() {
+        let host = ("host", "a");
+        for fields in [
+            vec![host, ("x_user", "admin")],
+            vec![host, ("authorization", "a"), ("authorization", "b")],
+            vec![host, ("content-type", "a"), ("content-type", "a")],
+            vec![host, ("connection", "close, x-secret"), ("x-secret", "1")],
+            vec![host, ("connection", "Authorization"), ("authorization", "a")],
+            vec![host, ("connection", "host")],
+        ] {
+            assert_eq!(get("/", Version::HTTP_11, &fields).unwrap_err(), Reason::HeaderRefused, "{fields:?}");
+        }
+        let fields =
+            [host, ("connection", "close, te, x-absent"), ("te", "trailers"), ("accept", "a"), ("accept", "b")];
+        assert!(get("/", Version::HTTP_11, &fields).is_ok());
     }
 
     #[test]
     fn methods_and_expectations_that_are_not_served() {
         let connect = http::Request::builder().method("CONNECT").uri("a:1").body(()).unwrap();
         assert_eq!(read_request(connect).unwrap_err(), Reason::MethodRefused);
+        for (method, reason) in [("get", Reason::MethodUnknown), ("PRI", Reason::MethodRefused)] {
+            let request = http::Request::builder().method(method).uri("/").header("host", "a").body(()).unwrap();
+            assert_eq!(read_request(request).unwrap_err(), reason);
+        }
         let fields = [("host", "a"), ("expect", "junk")];
         assert_eq!(get("/", Version::HTTP_11, &fields).unwrap_err(), Reason::UnknownExpectation);
     }

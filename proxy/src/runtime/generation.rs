@@ -74,6 +74,7 @@ impl Generation {
         let upstreams = before.map(|before| &before.upstreams);
         let upstreams = Upstreams::new(&config.upstreams, upstreams, &house.background, &house.end_background);
         let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &house.metrics)?);
+        let owned: Arc<[_]> = config.plugins.values().flat_map(|plugin| plugin.owns.iter().cloned()).collect();
         let listener = |listener: &config::Listener| {
             let key = Key::of(listener);
             let before = before.and_then(|before| before.listener(&key));
@@ -93,7 +94,7 @@ impl Generation {
             let kept = before.filter(|before| before.secured.is_some() == secured.is_some());
             let connections =
                 kept.map_or_else(|| house.connections.some(), |kept| kept.serving.service.connections.clone());
-            let proxy = Proxy::new(listener, &routes, &plugins, &connections, &house.metrics)
+            let proxy = Proxy::new(listener, &routes, &plugins, &owned, &connections, &house.metrics)
                 .map_err(|error| Error::Internal(error.to_string()))?;
             let service = Service {
                 name: listener.name.as_str().into(),

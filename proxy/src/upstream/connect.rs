@@ -2,18 +2,18 @@
 
 use std::io;
 
-use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 use hyperlocal::UnixConnector;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tower::Service;
 
 use crate::config::Endpoint;
 
 /// A connection to an endpoint of either kind.
-pub(super) trait Stream: Read + Write + Unpin + Send {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<S: Read + Write + Unpin + Send> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Connects once. The caller bounds the time.
 ///
@@ -23,11 +23,11 @@ pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Box<dyn Stream>> 
         Endpoint::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
-            Ok(Box::new(TokioIo::new(stream)))
+            Ok(Box::new(stream))
         }
         Endpoint::Unix(path) => {
             let stream = UnixConnector.call(hyperlocal::Uri::new(path, "/").into()).await?;
-            Ok(Box::new(stream))
+            Ok(Box::new(TokioIo::new(stream)))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Upstreams: clusters of endpoints, and the way of one request to one of them and back.
 
 mod connect;
+mod framed;
 mod pool;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use self::pool::{Connection, Pool, SendError};
 use crate::config::{self, Balance, UpstreamProtocol};
+use crate::http::wire::Fault;
 use crate::http::{BoxError, Progress, Request, RequestBody, headers};
 use crate::respond::{Failure, Reason};
 
@@ -189,8 +191,8 @@ impl Upstream {
                     stale += 1;
                     body = unsent;
                 }
-                Some(Err(SendError { error, unsent })) => {
-                    return Err((broken(&error, sending.progress).about(&endpoint.label), unsent));
+                Some(Err(SendError { error, fault, unsent })) => {
+                    return Err((broken(&error, fault, sending.progress).about(&endpoint.label), unsent));
                 }
                 Some(Ok(response)) => {
                     sending.progress.answered();
@@ -296,11 +298,11 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// Whose fault a broken exchange is.
-fn broken(error: &hyper::Error, progress: &Progress) -> Failure {
+fn broken(error: &hyper::Error, fault: Option<Fault>, progress: &Progress) -> Failure {
     let reason = match progress.fault() {
         // The body that we sent came to an error: it is the client's.
         Some(fault) => fault,
-        None if error.is_parse() => Reason::UpstreamInvalid,
+        None if fault.is_some() || error.is_parse() => Reason::UpstreamInvalid,
         None => Reason::UpstreamReset,
     };
     Failure::new(reason).with(chain(error))

@@ -4,17 +4,19 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use palisade_supervisor::chain;
 use tokio::time::Instant;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::connect::connect;
+use super::framed::{Exchanges, Framed};
 use crate::config::{self, UpstreamProtocol};
 use crate::http::RequestBody;
+use crate::http::wire::{Bounds, Fault};
 use crate::respond::{Failure, Reason};
 
 /// How long a connection whose response has been read may take to be ready for the next request.
@@ -45,6 +47,8 @@ struct Shared {
     connect_timeout: Duration,
     idle_timeout: Duration,
     max_idle: usize,
+    /// Of responses' heads.
+    bounds: Bounds,
     tasks: TaskTracker,
     /// Last in, first out: the connection used last is the least likely to have been closed.
     idle: Mutex<VecDeque<Idle>>,
@@ -61,7 +65,15 @@ struct Idle {
 #[derive(Debug)]
 struct Http1 {
     sender: http1::SendRequest<RequestBody>,
+    exchanges: Exchanges,
     _driver: AbortOnDropHandle<()>,
+}
+
+impl Http1 {
+    /// Whether another request can go over it, now.
+    fn is_ready(&self) -> bool {
+        self.sender.is_ready() && self.exchanges.is_done()
+    }
 }
 
 impl Shared {
@@ -89,6 +101,8 @@ enum Sender {
 #[derive(Debug)]
 pub(super) struct SendError {
     pub(super) error: hyper::Error,
+    /// What the server did wrong, if that is why.
+    pub(super) fault: Option<Fault>,
     /// The body, if nothing of the request has been sent.
     pub(super) unsent: Option<RequestBody>,
 }
@@ -101,6 +115,7 @@ impl Pool {
             connect_timeout: config.connect_timeout,
             idle_timeout: config.idle_timeout,
             max_idle: config.max_idle,
+            bounds: Bounds { bytes: config.max_header_bytes, fields: config.max_headers, target: 0 },
             tasks,
             idle: Mutex::new(VecDeque::new()),
         };
@@ -142,18 +157,26 @@ impl Pool {
             |sender, reused| Connection { sender: Sender::Http1(sender), reused, shared: Arc::clone(&self.shared) };
         loop {
             let Some(idle) = self.shared.idle().pop_back() else { break };
-            if idle.connection.sender.is_ready() && idle.since.elapsed() < self.shared.idle_timeout {
+            if idle.connection.is_ready() && idle.since.elapsed() < self.shared.idle_timeout {
                 return Ok(connection(idle.connection, true));
             }
         }
         let stream = connect(&self.shared.endpoint).await.map_err(unreachable)?;
-        let (sender, driver) = http1::Builder::new().handshake(stream).await.map_err(refused)?;
+        let exchanges = Exchanges::new(self.shared.bounds);
+        let stream = TokioIo::new(Framed::new(stream, exchanges.clone()));
+        let (sender, driver) = http1::Builder::new()
+            .max_headers(self.shared.bounds.fields)
+            // Never the tighter bound: `Framed` has judged the head.
+            .max_buf_size(self.shared.bounds.bytes + 8 * 1024)
+            .handshake(stream)
+            .await
+            .map_err(refused)?;
         let driver = self.shared.tasks.spawn(async move {
             if let Err(error) = driver.with_upgrades().await {
                 tracing::debug!(target: "palisade::upstream", error = %chain(&error), "connection ended");
             }
         });
-        Ok(connection(Http1 { sender, _driver: AbortOnDropHandle::new(driver) }, false))
+        Ok(connection(Http1 { sender, exchanges, _driver: AbortOnDropHandle::new(driver) }, false))
     }
 
     async fn http2(&self) -> Result<Connection, Failure> {
@@ -169,7 +192,8 @@ impl Pool {
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            .handshake(stream)
+            .max_header_list_size(u32::try_from(self.shared.bounds.bytes).unwrap_or(u32::MAX))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(refused)?;
         self.shared.tasks.spawn(async move {
@@ -199,12 +223,19 @@ impl Connection {
     /// Sends a request and waits for the response's head.
     pub(super) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.sender {
-            Sender::Http1(connection) => connection.sender.try_send_request(request).await,
+            Sender::Http1(connection) => {
+                connection.exchanges.expect(request.method() == Method::HEAD);
+                connection.sender.try_send_request(request).await
+            }
             Sender::Http2(sender) => sender.try_send_request(request).await,
         };
         sent.map_err(|mut error| {
+            let fault = match &self.sender {
+                Sender::Http1(connection) => connection.exchanges.fault(),
+                Sender::Http2(_) => None,
+            };
             let unsent = error.take_message().map(Request::into_body);
-            SendError { error: error.into_error(), unsent }
+            SendError { error: error.into_error(), fault, unsent }
         })
     }
 
@@ -213,7 +244,7 @@ impl Connection {
         let Sender::Http1(mut connection) = self.sender else { return };
         let shared = self.shared;
         let tasks = shared.tasks.clone();
-        if connection.sender.is_ready() {
+        if connection.is_ready() {
             keep(&shared, connection);
             return;
         }
@@ -227,6 +258,9 @@ impl Connection {
 }
 
 fn keep(shared: &Shared, connection: Http1) {
+    if !connection.exchanges.is_done() {
+        return;
+    }
     let mut idle = shared.idle();
     idle.push_back(Idle { connection, since: Instant::now() });
     if idle.len() > shared.max_idle {

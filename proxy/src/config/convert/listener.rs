@@ -27,6 +27,7 @@ impl Reading<'_> {
             let tls = listener.tls.given().and_then(|(tls, node)| reading.tls(tls, node, plugins));
             let filters = reading.filters(&listener.filters, plugins);
             let limits = reading.limits(listener.limits.value().unwrap_or(&written::Limits::default()));
+            let requests = reading.requests(listener.requests.value().unwrap_or(&written::Requests::default()));
             let (text, address_node) = listener.address.given()?;
             let address = reading.listen_address(text, address_node)?;
             let (name, name_node) = listener.name.given().unwrap_or((text, address_node));
@@ -38,7 +39,7 @@ impl Reading<'_> {
             if !matches!(address, Address::Tcp(tcp) if tcp.port() == 0) {
                 addresses.push((shown(&address), text.clone(), address_node));
             }
-            Some(Listener { name: name.clone(), address, tls, filters, limits })
+            Some(Listener { name: name.clone(), address, tls, filters, limits, requests })
         });
         // A name that is the address repeats with it; once is enough.
         let of_addresses: HashSet<u64> = addresses.iter().map(|(_, _, node)| *node).collect();
@@ -130,6 +131,7 @@ impl Reading<'_> {
             body_idle_timeout: self.timeout(&written.body_idle_timeout, default.body_idle_timeout),
             // hyper takes no less than 8 KiB.
             max_header_bytes: self.size(&written.max_header_bytes, default.max_header_bytes, 8 << 10..=1 << 20),
+            max_target_bytes: self.size(&written.max_target_bytes, default.max_target_bytes, 256..=64 << 10),
             max_headers: self.number(&written.max_headers, default.max_headers, 1..=10_000),
             max_connections: self.number(&written.max_connections, default.max_connections, 1..=1_000_000),
             max_streams: self.count(&written.max_streams, default.max_streams, 1..=10_000),
@@ -158,6 +160,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(60),
             body_idle_timeout: Duration::from_secs(30),
             max_header_bytes: 32 * 1024,
+            max_target_bytes: 8 * 1024,
             max_headers: 100,
             max_connections: 10_000,
             max_streams: 100,

@@ -8,6 +8,7 @@ mod filter;
 mod listener;
 mod plugin;
 mod program;
+mod requests;
 mod route;
 mod upstream;
 mod value;

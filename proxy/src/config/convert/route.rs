@@ -245,9 +245,6 @@ impl Reading<'_> {
     }
 
     fn upgrades(&mut self, written: &written::List<String>) -> Vec<String> {
-        if written.is_missing() {
-            return vec!["websocket".to_owned()];
-        }
         self.list(written, |reading, text, node| {
             let protocol = text.to_ascii_lowercase();
             let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~/".contains(c);

@@ -63,6 +63,9 @@ impl Reading<'_> {
             connect_timeout: self.timeout(&written.connect_timeout, default.connect_timeout),
             idle_timeout: self.timeout(&written.idle_timeout, default.idle_timeout),
             max_idle: self.number(&written.max_idle, default.max_idle, 0..=100_000),
+            // hyper takes no less than 8 KiB.
+            max_header_bytes: self.size(&written.max_header_bytes, default.max_header_bytes, 8 << 10..=1 << 20),
+            max_headers: self.number(&written.max_headers, default.max_headers, 1..=10_000),
             endpoints: default.endpoints,
         }
     }
@@ -162,6 +165,8 @@ impl Upstream {
             connect_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(60),
             max_idle: 128,
+            max_header_bytes: 64 * 1024,
+            max_headers: 200,
         }
     }
 }

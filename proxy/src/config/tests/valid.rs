@@ -135,7 +135,7 @@ fn the_smallest_configuration_has_the_defaults() {
 
     let [route] = &config.routes[..] else { panic!("{:?}", config.routes) };
     assert_eq!((route.name.as_str(), route.retries, route.timeout), ("route-1", 1, Some(Duration::from_secs(60))));
-    assert_eq!(route.upgrades, ["websocket"]);
+    assert!(route.upgrades.is_empty());
     assert!(matches!(&route.path, PathPattern::Prefix(path) if path == "/"));
     let [Filter::Plugin(filter)] = &route.filters[..] else { panic!("{:?}", route.filters) };
     assert_eq!((filter.plugin.as_str(), filter.timeout), ("auth", Duration::from_millis(250)));

@@ -1,4 +1,5 @@
-//! What the fake decides: 200 to whom the header `user` names an `admin`, and whatever `x-fake` asks for.
+//! What the fake decides: 200 to whom the header `user` names an `admin`, and whatever `x-fake` asks for. With
+//! `deny_path` in its configuration, it denies that path and nothing else, and writes what it has judged in `x-judged`.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -129,6 +130,14 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
                 .mutate_response(HeaderMutation::append("x-added", "1")));
         }
         _ => {}
+    }
+    if let Some(denied) = config.text("deny_path") {
+        if request.path.trim_end_matches('/') == denied {
+            return Ok(CheckRequestResponse::deny(403, "fake: denied"));
+        }
+        // Shows what was judged.
+        let query = if request.has_query { format!("?{}", request.query) } else { String::new() };
+        return set("x-judged", &format!("{} {}{query}", request.method, request.path));
     }
     if request.header("user") != Some(b"admin") {
         return Ok(CheckRequestResponse::deny(403, "fake: denied"));
