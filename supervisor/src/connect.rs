@@ -251,16 +251,7 @@ pub(crate) async fn connect(
     alive: Alive,
     progress: &Progress,
 ) -> Result<Channel, ConnectError> {
-    let mut pause = FIRST_RETRY;
-    let first = loop {
-        match endpoint.open(secure.as_ref(), alive.owner).await {
-            Ok(stream) => break stream,
-            Err(error) if may_pass(&error) => progress.set(crate::report::chain(&error)),
-            Err(error) => return Err(error),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(LAST_RETRY);
-    };
+    let first = first_connection(&endpoint, secure.as_ref(), &alive, progress).await?;
 
     // A server may close a connection of a certain age, so later ones are made where the process still runs.
     let first = Arc::new(Mutex::new(Some(first)));
@@ -281,6 +272,33 @@ pub(crate) async fn connect(
         .connect_with_connector(connector)
         .await
         .map_err(|source| ConnectError::Http2 { endpoint: name, source })
+}
+
+/// Waits until the plugin listens. Has no deadline of its own.
+pub(crate) async fn await_listener(
+    endpoint: &Endpoint,
+    alive: &Alive,
+    progress: &Progress,
+) -> Result<(), ConnectError> {
+    first_connection(endpoint, None, alive, progress).await.map(drop)
+}
+
+async fn first_connection(
+    endpoint: &Endpoint,
+    secure: Option<&Secure>,
+    alive: &Alive,
+    progress: &Progress,
+) -> Result<Box<dyn Stream>, ConnectError> {
+    let mut pause = FIRST_RETRY;
+    loop {
+        match endpoint.open(secure, alive.owner).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) if may_pass(&error) => progress.set(crate::report::chain(&error)),
+            Err(error) => return Err(error),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LAST_RETRY);
+    }
 }
 
 fn may_pass(error: &ConnectError) -> bool {

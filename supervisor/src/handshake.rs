@@ -8,7 +8,7 @@ use std::time::Duration;
 use palisade_plugin_proto::handshake::{Handshake, HandshakeError, Protocol};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::connect::{Endpoint, EndpointError};
+use crate::connect::{ConnectError, Endpoint, EndpointError};
 use crate::logs::{Sink, escape_text};
 use crate::mtls::{Announced, MtlsError};
 use crate::restart::Hope;
@@ -81,6 +81,19 @@ pub enum HandshakeFailure {
          it with go-plugin"
     )]
     NoCertificate,
+    /// Told where to listen, the plugin did not.
+    #[error("does not listen on {endpoint}, as it was told, within {limit:?}: {last}")]
+    NotListening {
+        /// Where.
+        endpoint: String,
+        /// How much time there was.
+        limit: Duration,
+        /// How the last attempt failed.
+        last: String,
+    },
+    /// Where it was told to listen, somebody else does, or what is there is no socket.
+    #[error("told where to listen")]
+    Told(#[source] ConnectError),
     /// A certificate that can't be read.
     #[error("AutoMTLS")]
     Mtls(#[source] MtlsError),

@@ -18,6 +18,9 @@ pub struct PluginSpec {
     pub name: String,
     /// Program and arguments. A program without `/` is looked up in the host's own `PATH`, a relative one with `/`
     /// starts at `cwd`.
+    ///
+    /// An argument with `{socket}` or `{port}` says that the program prints no handshake: each start it is told a fresh
+    /// path or loopback port to listen on, and connected to as soon as it does. `handshake.timeout` bounds the wait.
     pub command: Vec<OsString>,
     /// Working directory of the plugin.
     pub cwd: PathBuf,
@@ -193,7 +196,32 @@ impl PluginSpec {
         if self.app_versions.is_empty() {
             return Err(SpecError::NoVersions);
         }
+        let told = [SOCKET, PORT].map(|placeholder| self.tells(placeholder));
+        if told == [true, true] {
+            return Err(SpecError::TwoPlaces);
+        }
+        if self.auto_mtls && told != [false, false] {
+            return Err(SpecError::MtlsWithoutHandshake);
+        }
         Ok(())
+    }
+}
+
+/// Where a plugin that prints no handshake is told to listen.
+pub(crate) const SOCKET: &str = "{socket}";
+pub(crate) const PORT: &str = "{port}";
+
+impl PluginSpec {
+    /// Whether an argument has this placeholder.
+    pub(crate) fn tells(&self, placeholder: &str) -> bool {
+        let arguments = self.command.iter().skip(1);
+        arguments.into_iter().any(|argument| argument.to_string_lossy().contains(placeholder))
+    }
+
+    /// Whether the program is told where to listen, and prints no handshake.
+    #[must_use]
+    pub fn is_probed(&self) -> bool {
+        self.tells(SOCKET) || self.tells(PORT)
     }
 }
 
@@ -275,6 +303,12 @@ pub enum SpecError {
     /// No version could ever match.
     #[error("no application version is offered")]
     NoVersions,
+    /// A program that could listen on either.
+    #[error("the command has both {{socket}} and {{port}}")]
+    TwoPlaces,
+    /// AutoMTLS needs the sixth field of the line.
+    #[error("AutoMTLS needs the handshake line, which a command with {{socket}} or {{port}} does not print")]
+    MtlsWithoutHandshake,
 }
 
 #[cfg(test)]
@@ -303,6 +337,14 @@ mod tests {
             (|spec| drop(spec.env.insert("X".into(), "\0".into())), SpecError::Variable("X".into())),
             (|spec| spec.cookie.0 = "PLUGIN_COOKIE".into(), SpecError::ReservedVariable("PLUGIN_COOKIE".into())),
             (|spec| spec.app_versions.clear(), SpecError::NoVersions),
+            (|spec| spec.command.push("{socket}:{port}".into()), SpecError::TwoPlaces),
+            (
+                |spec| {
+                    spec.auto_mtls = true;
+                    spec.command.push("--listen={port}".into());
+                },
+                SpecError::MtlsWithoutHandshake,
+            ),
         ];
         let good = PluginSpec::new("auth", ["python3", "auth.py"], "/run/palisade");
         assert_eq!(good.check(), Ok(()));

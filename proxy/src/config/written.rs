@@ -339,7 +339,8 @@ pub(super) enum Protocol {
 #[schemars(extend("required" = ["command"]))]
 pub(super) struct Plugin {
     /// Program and arguments: `[python3, auth.py]`. A program with a `/` is relative to `cwd`; else it is looked up in
-    /// `PATH`. No shell is involved.
+    /// `PATH`. No shell is involved. An argument with `{socket}` or `{port}` tells a program that prints no handshake where
+    /// to listen.
     pub(super) command: Slot<Command>,
     /// Working directory, relative to this file's. Default: this file's directory.
     pub(super) cwd: Slot<String>,

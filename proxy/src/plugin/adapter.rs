@@ -84,7 +84,8 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
         failures: plugin.health.failures,
         call_misses: plugin.health.call_misses,
         stopped_timeout: plugin.health.stopped_timeout,
-        ..HealthPolicy::default()
+        // go-plugin's name for the whole plugin; servers without the handshake know only the standard one.
+        service: if spec.is_probed() { String::new() } else { HealthPolicy::default().service },
     };
     spec.restart = RestartPolicy {
         mode: plugin.restart.policy,

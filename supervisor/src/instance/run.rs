@@ -24,7 +24,7 @@ use tracing::debug;
 
 use super::{Adapter, InstanceInfo};
 use crate::calls::{Calls, CallsHit};
-use crate::connect::{Alive, Endpoint, Progress, connect};
+use crate::connect::{Alive, Endpoint, Progress, await_listener, connect};
 use crate::handshake::{self, Accepted, HandshakeFailure, Heard};
 use crate::health::{self, Health};
 use crate::logs::{Log, Sink, Stream};
@@ -143,7 +143,12 @@ impl<C: Send + Sync + 'static> Run<C> {
         if let Some(stderr) = stderr {
             run.drains.spawn(run.log.sink(Stream::Stderr).drain(stderr));
         }
-        if let Some(stdout) = stdout {
+        if let Some(endpoint) = run.process.told().cloned() {
+            if let Some(stdout) = stdout {
+                run.drains.spawn(run.log.sink(Stream::Stdout).drain(stdout));
+            }
+            run.await_listener(endpoint);
+        } else if let Some(stdout) = stdout {
             run.drains.spawn(read_stdout(
                 stdout,
                 run.log.sink(Stream::Stdout),
@@ -154,6 +159,18 @@ impl<C: Send + Sync + 'static> Run<C> {
             ));
         }
         run
+    }
+
+    /// In the place of a handshake: the plugin was told where to listen, and is awaited there.
+    fn await_listener(&self, endpoint: Endpoint) {
+        let (alive, progress, reporter) = (self.alive.clone(), self.progress.clone(), self.reporter.clone());
+        // `check` has seen that there is one.
+        let app_version = self.spec.app_versions.first().copied().unwrap_or_default();
+        self.spawn(async move {
+            let listens = await_listener(&endpoint, &alive, &progress).await;
+            let outcome = listens.map(|()| Accepted { endpoint, app_version, certificate: None });
+            reporter.tell(News::Handshake(outcome.map_err(HandshakeFailure::Told))).await;
+        });
     }
 
     pub(super) fn start(&self) -> u64 {
@@ -186,7 +203,13 @@ impl<C: Send + Sync + 'static> Run<C> {
 
     /// The handshake's part of the time is over.
     pub(super) fn handshake_overdue(&mut self) {
-        let failure = HandshakeFailure::Timeout { limit: self.spec.handshake.timeout, line: self.heard.get() };
+        let limit = self.spec.handshake.timeout;
+        let failure = match self.process.told() {
+            None => HandshakeFailure::Timeout { limit, line: self.heard.get() },
+            Some(endpoint) => {
+                HandshakeFailure::NotListening { endpoint: endpoint.to_string(), limit, last: self.progress.get() }
+            }
+        };
         self.blame_failure(StartFailure::Handshake(failure));
     }
 

@@ -25,6 +25,7 @@ use self::private_dir::PrivateDir;
 pub use self::private_dir::PrivateDirError;
 pub use self::private_dir::check as prepare_runtime_dir;
 pub(crate) use self::private_dir::sweep;
+use crate::connect::Endpoint;
 use crate::mtls::{Identity, MtlsError};
 use crate::spec::PluginSpec;
 use crate::sys;
@@ -66,6 +67,9 @@ pub enum SpawnError {
     /// The private directory.
     #[error("no private directory")]
     PrivateDir(#[from] PrivateDirError),
+    /// No port for a plugin that is told one.
+    #[error("no free port from {} to {}", program::PORTS.start(), program::PORTS.end())]
+    NoPort,
     /// The host's certificate.
     #[error("no certificate for AutoMTLS")]
     Mtls(#[from] MtlsError),
@@ -97,6 +101,7 @@ pub(crate) struct Process {
     stderr: Option<ChildStderr>,
     dir: Option<PrivateDir>,
     identity: Option<Arc<Identity>>,
+    told: Option<Endpoint>,
 }
 
 impl Process {
@@ -125,6 +130,11 @@ impl Process {
     /// Who we are to it, with AutoMTLS.
     pub(crate) fn identity(&self) -> Option<&Arc<Identity>> {
         self.identity.as_ref()
+    }
+
+    /// Where it was told to listen, where its command says so.
+    pub(crate) fn told(&self) -> Option<&Endpoint> {
+        self.told.as_ref()
     }
 
     /// Standard output and error, once.
@@ -203,9 +213,10 @@ fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnE
     let dir = PrivateDir::create(&spec.runtime_dir)?;
     let identity = spec.auto_mtls.then(Identity::new).transpose()?.map(Arc::new);
 
+    let told = program::place(spec, dir.path())?;
     let mut command = std::process::Command::new(&path);
     command
-        .args(arguments)
+        .args(arguments.iter().map(|argument| program::filled_in(argument, told.as_ref())))
         .current_dir(&cwd)
         .env_clear()
         .envs(program::environment(spec, dir.path(), identity.as_deref()))
@@ -223,7 +234,7 @@ fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnE
     let pid = pid.ok_or_else(|| SpawnError::Watch(io::ErrorKind::NotFound.into()))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     match sys::pidfd_open(pid) {
-        Ok(pidfd) => Ok(Process { pid, child, pidfd, reaped: false, stdout, stderr, dir: Some(dir), identity }),
+        Ok(pidfd) => Ok(Process { pid, child, pidfd, reaped: false, stdout, stderr, dir: Some(dir), identity, told }),
         Err(error) => {
             killpg(Pid::from_raw(pid), Signal::SIGKILL).ok();
             spawner::forget(pid);

@@ -5,21 +5,28 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::RangeInclusive;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 use palisade_plugin_proto::env as names;
 
 use super::{SpawnError, spawner};
+use crate::connect::Endpoint;
 use crate::mtls::Identity;
-use crate::spec::PluginSpec;
+use crate::spec::{PORT, PluginSpec, SOCKET};
 
 /// For plugins that start programs themselves, such as scripts whose first line is `#!/usr/bin/env python3`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Ports for plugins that listen on TCP and choose one themselves: go-plugin's defaults.
-const PORTS: (&str, &str) = ("10000", "25000");
+/// Ports for plugins that listen on TCP: go-plugin's defaults. Below those that the kernel gives to connections, so that
+/// no attempt to reach a port can occupy it.
+pub(super) const PORTS: RangeInclusive<u16> = 10_000..=25_000;
+
+/// How many ports are tried.
+const PORT_ATTEMPTS: usize = 100;
 
 /// Finds the program as a shell of the host's would: by the host's `PATH` where it is a bare name, from `cwd` where it
 /// is a relative path. The result is absolute and ends in the name as written: Python finds its virtual environment,
@@ -74,8 +81,8 @@ pub(super) fn environment(
     let (cookie, value) = &spec.cookie;
     vars.insert(cookie.into(), value.into());
     vars.insert(names::PROTOCOL_VERSIONS.into(), versions.join(",").into());
-    vars.insert(names::MIN_PORT.into(), PORTS.0.into());
-    vars.insert(names::MAX_PORT.into(), PORTS.1.into());
+    vars.insert(names::MIN_PORT.into(), PORTS.start().to_string().into());
+    vars.insert(names::MAX_PORT.into(), PORTS.end().to_string().into());
     if let Some(identity) = identity {
         vars.insert(names::CLIENT_CERT.into(), identity.pem().into());
     }
@@ -83,6 +90,36 @@ pub(super) fn environment(
     vars.insert(names::UNIX_SOCKET_DIR.into(), private.into());
     vars.insert("TMPDIR".into(), private.into());
     vars
+}
+
+/// Where a plugin that prints no handshake is told to listen: in its own directory, or on a port that nobody has now.
+pub(super) fn place(spec: &PluginSpec, private: &Path) -> Result<Option<Endpoint>, SpawnError> {
+    if spec.tells(SOCKET) {
+        return Ok(Some(Endpoint::Unix(private.join("plugin.sock"))));
+    }
+    if !spec.tells(PORT) {
+        return Ok(None);
+    }
+    let addresses = std::iter::repeat_with(|| SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(PORTS))));
+    let free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
+    addresses.take(PORT_ATTEMPTS).find(free).map(|address| Some(Endpoint::Tcp(address))).ok_or(SpawnError::NoPort)
+}
+
+/// An argument, with what the plugin is told in the place of `{socket}` or `{port}`.
+pub(super) fn filled_in(argument: &OsStr, told: Option<&Endpoint>) -> OsString {
+    let (placeholder, text) = match told {
+        None => return argument.to_owned(),
+        Some(Endpoint::Unix(path)) => (SOCKET, path.clone().into_os_string().into_vec()),
+        Some(Endpoint::Tcp(address)) => (PORT, address.port().to_string().into_bytes()),
+    };
+    let (mut rest, mut filled) = (argument.as_bytes(), Vec::new());
+    while let Some(at) = rest.windows(placeholder.len()).position(|part| part == placeholder.as_bytes()) {
+        filled.extend_from_slice(&rest[..at]);
+        filled.extend_from_slice(&text);
+        rest = &rest[at + placeholder.len()..];
+    }
+    filled.extend_from_slice(rest);
+    OsString::from_vec(filled)
 }
 
 /// Why exec failed, when the kernel's one number could mean several things.
@@ -159,6 +196,22 @@ mod tests {
         let vars = environment(&spec, Path::new("/run/p-1"), Some(&identity));
         assert!(vars[OsStr::new("PLUGIN_CLIENT_CERT")].to_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
         assert!(vars.values().all(|value| !value.to_string_lossy().contains("PRIVATE KEY")));
+    }
+
+    #[test]
+    fn a_plugin_is_told_where_to_listen() {
+        let told = |argument: &str| {
+            let spec = PluginSpec::new("auth", ["x", argument], "/run");
+            let told = place(&spec, Path::new("/run/p-1")).unwrap();
+            (filled_in(OsStr::new(argument), told.as_ref()).into_string().unwrap(), told)
+        };
+        assert_eq!(told("--verbose"), ("--verbose".to_owned(), None));
+        let socket = Endpoint::Unix("/run/p-1/plugin.sock".into());
+        assert_eq!(told("-l=unix:{socket}"), ("-l=unix:/run/p-1/plugin.sock".to_owned(), Some(socket)));
+        let (argument, address) = told("{port}+{port}");
+        let Some(Endpoint::Tcp(address)) = address else { panic!("{address:?}") };
+        assert!(address.ip().is_loopback() && PORTS.contains(&address.port()));
+        assert_eq!(argument, format!("{0}+{0}", address.port()));
     }
 
     #[test]

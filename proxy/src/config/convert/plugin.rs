@@ -73,6 +73,7 @@ impl Reading<'_> {
         let command =
             written.command.given().map(|(command, node)| self.command(command, node, cwd_exists.then_some(&cwd)));
         let (command, files) = command.unwrap_or_default();
+        self.told_where(written, &command);
         let env_pass = self.env_pass(&written.env_pass, &written.env);
         let choice = |slot: &Slot<bool>, default| slot.value().copied().unwrap_or(default);
         Plugin {
@@ -97,6 +98,20 @@ impl Reading<'_> {
             stop_timeout: self.delay(&written.stop_timeout, default.stop_timeout),
             probation: self.delay(&written.probation, default.probation),
             files,
+        }
+    }
+
+    /// `{socket}` and `{port}` in the arguments.
+    fn told_where(&mut self, written: &written::Plugin, command: &[String]) {
+        let tells = |placeholder: &str| command.iter().skip(1).any(|argument| argument.contains(placeholder));
+        let (socket, port) = (tells("{socket}"), tells("{port}"));
+        if let (true, Some((_, node))) = (socket && port, written.command.given()) {
+            let problem = self.problem(node, "`command` has both `{socket}` and `{port}`");
+            self.push(problem.label("the plugin can be told one place only"));
+        }
+        if let (true, Some((true, node))) = (socket || port, written.auto_mtls.given()) {
+            let problem = self.problem(node, "`auto_mtls` needs the handshake line");
+            self.push(problem.label("a command with `{socket}` or `{port}` prints none"));
         }
     }
 

@@ -138,6 +138,8 @@ const CASES: &[(&str, &[&str])] = &[
   c: {command: [python3], required: no}
   d: {command: [python3], allow_remote_tcp: 1, auto_mtls: auto}
   e: {command: [python3], timeout: 250, on_failure: open}
+  f: {command: [python3, -l, '{socket}', '{port}']}
+  g: {command: [python3, -l, 'unix:{socket}'], auto_mtls: true}
 ",
         &[
             "3:37 `contract` must be `palisade` or `mosn`, not `mosm` (did you mean `mosn`?)",
@@ -147,6 +149,8 @@ const CASES: &[(&str, &[&str])] = &[
             "6:59 `auto_mtls` must be `true` or `false`, not `auto`",
             "7:36 `timeout: 250` has no unit (write `250s` or `250ms`)",
             "7:53 `on_failure` must be `deny` or `allow`, not `open`",
+            "8:16 `command` has both `{socket}` and `{port}` (the plugin can be told one place only)",
+            "9:59 `auto_mtls` needs the handshake line (a command with `{socket}` or `{port}` prints none)",
         ],
     ),
     (

@@ -15,6 +15,7 @@ use palisade_plugin_proto::v1::{
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::Server;
+use tonic::transport::server::Router;
 use tonic::{Code, Request, Response, Status};
 
 /// Serves the native contract and nothing else, until somebody kills it.
@@ -22,14 +23,31 @@ pub(crate) async fn serve(needs: FilterNeeds, refusal: Option<String>) -> ! {
     let path = crate::socket_dir().join("plugin.sock");
     let listener = UnixListener::bind(&path).unwrap();
     crate::print(format!("1|1|unix|{}|grpc\n", path.display()).as_bytes());
+    router(needs, refusal).serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
+    unreachable!("nobody asks it to end")
+}
+
+/// As [`serve`], without a word about it, on an address or a path.
+pub(crate) async fn serve_at(needs: FilterNeeds, place: &str) -> ! {
+    let router = router(needs, None);
+    match place.parse::<std::net::SocketAddr>() {
+        Ok(address) => {
+            let listener = TcpListener::bind(address).await.unwrap();
+            router.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+        }
+        Err(_) => {
+            let listener = UnixListener::bind(place).unwrap();
+            router.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
+        }
+    }
+    unreachable!("nobody asks it to end")
+}
+
+fn router(needs: FilterNeeds, refusal: Option<String>) -> Router {
     let bare = Arc::new(Bare { needs, refusal, hash: Mutex::default() });
     Server::builder()
         .add_service(LifecycleServer::from_arc(Arc::clone(&bare)))
         .add_service(FilterServer::from_arc(bare))
-        .serve_with_incoming(UnixListenerStream::new(listener))
-        .await
-        .unwrap();
-    unreachable!("nobody asks it to end")
 }
 
 struct Bare {

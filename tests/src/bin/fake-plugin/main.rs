@@ -93,6 +93,7 @@ async fn main() -> ExitCode {
                 return plugin.filter(filter::Fake { needs }).certificates(certificates::load).serve().await;
             }
             "serve-bare" => bare::serve(needs, None).await,
+            "serve-at" => bare::serve_at(needs, value).await,
             "refuse-config" => bare::serve(needs, Some(value.to_owned())).await,
             "serve-mosn" => bare::serve_mosn().await,
             other => panic!("no such action: {other:?}"),
