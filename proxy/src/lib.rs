@@ -10,6 +10,7 @@ pub mod config;
 mod filter;
 mod http;
 mod listener;
+mod overload;
 mod plugin;
 mod proxy;
 mod respond;

@@ -1,5 +1,6 @@
 //! Listeners: sockets that are bound at start, opened once there is something to serve with, and closed by a drain.
 
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,7 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Address, Cidr, Limits};
-use crate::http::{Client, Connections, Place, Protocol, TlsFacts, serve};
+use crate::http::{Client, Closed, Connections, Place, Protocol, TlsFacts, serve};
+use crate::overload::Share;
 use crate::proxy::Proxy;
 use crate::telemetry::Metrics;
 
@@ -209,13 +212,25 @@ pub(crate) struct Service {
 /// Takes connections until a drain begins. Nothing that goes wrong with one of them ends it.
 pub(crate) async fn accept(listener: Open, slot: Arc<Slot>) {
     let Slot { places, drain, .. } = &*slot;
+    let overload = Arc::clone(&slot.service().connections.overload);
+    let mut reserve = reserve();
     let taking = async {
         loop {
             // Before accepting: those without a place wait in the kernel's queue.
             let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
+            let share = overload.share().await;
             match listener.next().await {
-                Ok(socket) => slot.begin(socket, place),
+                Ok(socket) => slot.begin(socket, place, share),
                 Err(error) if is_of_one_connection(&error) => {}
+                Err(error) if is_out_of_descriptors(&error) && reserve.take().is_some() => {
+                    // Else it would wait in the queue for nobody knows how long, and wake us up all the while.
+                    drop(listener.next().await);
+                    reserve = self::reserve();
+                    let service = slot.service();
+                    service.metrics.closed(&service.name, Closed::Descriptors);
+                    tracing::warn!(target: "palisade::listener", listener = &*service.name, "no descriptor left: a connection is refused");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
                 Err(error) => {
                     let name = &*slot.service().name;
                     tracing::error!(target: "palisade::listener", listener = name, %error, "accepting failed");
@@ -231,11 +246,21 @@ pub(crate) async fn accept(listener: Open, slot: Arc<Slot>) {
     // Those who were let into the queue are served: closing it would reset them.
     let deadline = Instant::now() + QUEUED;
     while let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        match tokio::time::timeout_at(deadline, listener.next()).await {
-            Ok(Ok(socket)) => slot.begin(socket, place),
-            Ok(Err(_)) | Err(_) => return,
+        let taken = async { (overload.share().await, listener.next().await) };
+        match tokio::time::timeout_at(deadline, taken).await {
+            Ok((share, Ok(socket))) => slot.begin(socket, place, share),
+            Ok((_, Err(_))) | Err(_) => return,
         }
     }
+}
+
+/// A descriptor to give up when there are no others.
+fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::EMFILE, Errno::ENFILE].iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 /// Errors that `accept` passes on from a connection that broke before it was taken (accept(2)).
@@ -261,9 +286,9 @@ impl Open {
 }
 
 impl Slot {
-    fn begin(self: &Arc<Self>, socket: Socket, permit: OwnedSemaphorePermit) {
+    fn begin(self: &Arc<Self>, socket: Socket, permit: OwnedSemaphorePermit, share: Share) {
         let (slot, service) = (Arc::clone(self), self.service());
-        let place = Place::new(permit, service.metrics.connection(&service.name));
+        let place = Place::new(permit, share, service.metrics.connection(&service.name));
         let tasks = service.connections.tasks.clone();
         tasks.spawn(async move { service.connection(slot, socket, place).await });
     }
@@ -316,7 +341,10 @@ impl Service {
         let stream = match accepted {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return self.handshake_failed(&client, &error),
-            Err(_) => return self.handshake_failed(&client, &"not complete in time"),
+            Err(_) => {
+                self.metrics.closed(&self.name, Closed::TlsHandshake);
+                return self.handshake_failed(&client, &"not complete in time");
+            }
         };
         let (_, session) = stream.get_ref();
         let protocol = match session.alpn_protocol() {

@@ -91,13 +91,23 @@ impl Proxy {
     }
 
     /// Answers one request. Every failure is an answer too.
-    pub(crate) async fn handle(&self, message: http::Request<Incoming>, client: &Arc<Client>) -> Response<Body> {
+    /// `refused`: it is not to be served, for this.
+    pub(crate) async fn handle(
+        &self,
+        message: http::Request<Incoming>,
+        client: &Arc<Client>,
+        refused: Option<Failure>,
+    ) -> Response<Body> {
         let started = Instant::now();
         let (mut parts, incoming) = message.into_parts();
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let id = request_id(&parts.headers, client.trusted);
         let mut outcome = Outcome { route: None, failure: None, denied_by: None };
-        match read(parts, client, &self.rules, id) {
+        let request = match refused {
+            Some(failure) => Err((failure, id)),
+            None => read(parts, client, &self.rules, id),
+        };
+        match request {
             Err((failure, id)) => {
                 let response = respond::failure(&failure, &id);
                 outcome.failure = Some(failure);
@@ -150,10 +160,12 @@ impl Proxy {
         outcome: &mut Outcome<'a>,
     ) -> Response<Body> {
         let progress = Progress::new();
-        let body_idle = self.rules.limits.body_idle_timeout;
-        let body = RequestBody::new(incoming, body_idle, &self.trailers, &progress);
+        let limits = &self.rules.limits;
+        let body = RequestBody::new(incoming, limits, &self.trailers, &progress);
         let mut passed = Passed::default();
-        let forwarded = self.forward(request, body, &progress, &mut passed, outcome).await;
+        let forwarded = self.forward(request, body, &progress, &mut passed, outcome);
+        let forwarded = tokio::time::timeout(limits.request_timeout, forwarded).await;
+        let forwarded = forwarded.unwrap_or_else(|_| Err(Stop::Failed(Failure::new(Reason::RequestTimeout))));
         let response = match forwarded {
             Ok(response) => response,
             Err(stop) => stopped(stop, &request.id, outcome),
@@ -182,6 +194,7 @@ impl Proxy {
         passed: &mut Passed,
         outcome: &mut Outcome<'a>,
     ) -> Result<Response<Body>, Stop> {
+        body.check_length()?;
         self.filters.check(request, &mut body, None, passed).await?;
         let route = self.routes.find(request).ok_or_else(|| Stop::Failed(Failure::new(Reason::NoRoute)))?;
         outcome.route = Some(route);

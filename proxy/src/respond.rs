@@ -80,6 +80,14 @@ reasons! {
     NoRoute = "no_route", NOT_FOUND, "no route matches";
     /// The plugin is not serving and was not back in time.
     PluginUnavailable = "plugin_unavailable", SERVICE_UNAVAILABLE, "a filter is unavailable";
+    /// More memory or descriptors are in use than `overload` lets be.
+    Overloaded = "overloaded", SERVICE_UNAVAILABLE, "the proxy is overloaded";
+    /// The headers of a connection's requests take too much memory together.
+    HeaderMemory = "header_memory", REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields at a time";
+    /// The request did not come to a response in time.
+    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, "the request took too long";
+    /// More body than the listener takes.
+    RequestTooLarge = "request_too_large", PAYLOAD_TOO_LARGE, "the body is too large";
     /// More calls wait for the plugin than it can take in time.
     PluginOverloaded = "plugin_overloaded", SERVICE_UNAVAILABLE, "a filter is overloaded";
     /// The plugin failed the call.

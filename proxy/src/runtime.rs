@@ -173,6 +173,10 @@ async fn serve(
     mut orders: mpsc::Receiver<Order>,
     signals: &mut Signals,
 ) -> Result<(), Error> {
+    let overload = Arc::clone(&house.connections.overload);
+    overload.set(config.overload);
+    let end = house.end_background.clone();
+    house.background.spawn(async move { end.run_until_cancelled(overload.watch()).await });
     let plugins = Arc::new(Plugins::start(&config, &Plugins::default(), None, &house.plugins)?);
     house.in_force.set(1, &config.hash, &plugins);
     let first = Generation::new(house, config, plugins, None)?;

@@ -244,7 +244,7 @@ async fn http2_connections_without_a_whole_request_are_closed() {
         "listeners:
   - name: web
     address: 127.0.0.1:0
-    limits: {{header_timeout: 300ms, idle_timeout: 300ms, body_idle_timeout: 300ms}}
+    limits: {{first_byte_timeout: 300ms, header_timeout: 300ms, idle_timeout: 300ms, body_idle_timeout: 300ms}}
 routes: [{{upstream: 'http://{}'}}]
 ",
         upstream.address()
@@ -295,7 +295,7 @@ async fn slow_clients_are_not_waited_for_beyond_their_limits() {
         "listeners:
   - name: web
     address: 127.0.0.1:0
-    limits: {{header_timeout: 300ms, idle_timeout: 300ms, body_idle_timeout: 300ms}}
+    limits: {{first_byte_timeout: 300ms, header_timeout: 300ms, idle_timeout: 300ms, body_idle_timeout: 300ms}}
 routes: [{{upstream: 'http://{}'}}]
 ",
         upstream.address()
@@ -329,7 +329,7 @@ routes: [{{upstream: 'http://{}'}}]
 async fn a_connection_without_a_request_yet_has_the_time_of_an_idle_one() {
     let upstream = Upstream::http1("app").await;
     let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{header_timeout: 300ms, idle_timeout: 1500ms}}}}]
+        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{header_timeout: 300ms, first_byte_timeout: 1500ms}}}}]
 routes: [{{upstream: 'http://{}'}}]
 ",
         upstream.address()

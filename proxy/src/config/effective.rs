@@ -10,7 +10,8 @@ use serde_yaml::{Mapping, Value};
 use super::convert::{pattern, shown_duration, shown_size};
 use super::{
     Address, Ambiguous, Balance, Config, Contract, DoubleSlashes, Filter, HeaderMatch, HeaderRule, HostPattern, Limits,
-    Listener, ListenerTls, OnFailure, PathPattern, Plugin, Requests, Route, Underscores, Upstream, UpstreamProtocol,
+    Listener, ListenerTls, OnFailure, Overload, PathPattern, Plugin, Requests, Route, Underscores, Upstream,
+    UpstreamProtocol,
 };
 
 /// What stands for a secret.
@@ -28,6 +29,7 @@ impl Config {
             ("runtime_dir", path(&self.runtime_dir)),
             ("drain_timeout", time(self.drain_timeout)),
             ("trusted_proxies", list(&self.trusted_proxies, |cidr| format!("{}/{}", cidr.address, cidr.prefix).into())),
+            ("overload", overload(&self.overload)),
             ("listeners", list(&self.listeners, listener)),
             ("routes", list(&self.routes, route)),
             (
@@ -52,6 +54,15 @@ impl Config {
 pub(super) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     ["password", "passwd", "passphrase", "secret", "token", "credential", "key"].iter().any(|word| key.contains(word))
+}
+
+fn overload(it: &Overload) -> Value {
+    mapping([
+        ("max_connections", it.max_connections.map_or(Value::Null, Value::from)),
+        ("memory", it.memory.map_or(Value::Null, |memory| shown_size(memory).into())),
+        ("close_at", it.close_at.into()),
+        ("shed_at", it.shed_at.into()),
+    ])
 }
 
 fn listener(it: &Listener) -> Value {
@@ -109,7 +120,9 @@ fn tls(it: &ListenerTls) -> Value {
 fn limits(it: &Limits) -> Value {
     mapping([
         ("tls_handshake_timeout", time(it.tls_handshake_timeout)),
+        ("first_byte_timeout", time(it.first_byte_timeout)),
         ("header_timeout", time(it.header_timeout)),
+        ("request_timeout", time(it.request_timeout)),
         ("idle_timeout", time(it.idle_timeout)),
         ("body_idle_timeout", time(it.body_idle_timeout)),
         ("max_header_bytes", shown_size(it.max_header_bytes).into()),
@@ -117,6 +130,10 @@ fn limits(it: &Limits) -> Value {
         ("max_headers", it.max_headers.into()),
         ("max_connections", it.max_connections.into()),
         ("max_streams", it.max_streams.into()),
+        ("max_requests", it.max_requests.into()),
+        ("max_glitches", it.max_glitches.into()),
+        ("max_header_memory", shown_size(it.max_header_memory).into()),
+        ("max_body", shown_size(usize::try_from(it.max_body).unwrap_or(usize::MAX)).into()),
     ])
 }
 

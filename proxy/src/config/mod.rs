@@ -86,6 +86,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Addresses whose `X-Forwarded-*` and `x-request-id` are believed. Default none.
     pub trusted_proxies: Vec<Cidr>,
+    /// What all listeners together may use.
+    pub overload: Overload,
     /// At least one.
     pub listeners: Vec<Listener>,
     /// In the order of the file; the first that matches wins.
@@ -120,6 +122,19 @@ pub struct Listener {
     pub limits: Limits,
     /// How requests are read where there is more than one way.
     pub requests: Requests,
+}
+
+/// What all listeners together may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overload {
+    /// Open connections of clients; more wait in the accept queues. Default: half of what file descriptors allow.
+    pub max_connections: Option<usize>,
+    /// Bytes of memory that the marks are percentages of. Default none: no mark.
+    pub memory: Option<usize>,
+    /// Percent of memory or descriptors from which connections end with their next response. Default 85.
+    pub close_at: u8,
+    /// Percent from which requests are answered 503. Default 95.
+    pub shed_at: u8,
 }
 
 /// How a listener reads requests where servers differ. The defaults are strict.
@@ -176,8 +191,12 @@ pub enum DoubleSlashes {
 pub struct Limits {
     /// From accept to the end of the TLS handshake. Default 10 s.
     pub tls_handshake_timeout: Duration,
-    /// From the first to the last byte of an HTTP/1.1 request's head. Default 10 s.
+    /// From accept, or the end of the TLS handshake, to the first byte. Default 15 s.
+    pub first_byte_timeout: Duration,
+    /// From the first to the last byte of a request's head. Default 10 s.
     pub header_timeout: Duration,
+    /// From a request's head to its response's. Default 30 min.
+    pub request_timeout: Duration,
     /// How long a connection may stay without a request. Default 60 s.
     pub idle_timeout: Duration,
     /// How long a request's body may stand still until the response begins, and a client may leave responses
@@ -193,6 +212,14 @@ pub struct Limits {
     pub max_connections: usize,
     /// Concurrent streams of one HTTP/2 connection. Default 100.
     pub max_streams: u32,
+    /// Requests of one connection, after which it ends. Default 1 000 000.
+    pub max_requests: u64,
+    /// Frames of one HTTP/2 connection that carry nothing, each minute. Default 1000.
+    pub max_glitches: u32,
+    /// Bytes that the headers of one connection's requests in flight may take up. Default 1 MiB.
+    pub max_header_memory: usize,
+    /// Bytes of a request's body. Default 1 GiB.
+    pub max_body: u64,
 }
 
 /// An address to listen on or to connect to.

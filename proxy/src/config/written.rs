@@ -24,6 +24,8 @@ pub(super) struct File {
     pub(super) drain_timeout: Slot<Span>,
     /// Addresses and networks (`10.0.0.0/8`, `::1`) whose `X-Forwarded-*` and `x-request-id` are believed. Default none.
     pub(super) trusted_proxies: List<String>,
+    /// What all listeners together may use.
+    pub(super) overload: Slot<Overload>,
     /// Where connections are taken; at least one.
     pub(super) listeners: List<Listener>,
     /// Which requests go where; the first that matches wins.
@@ -51,6 +53,21 @@ pub(super) struct Listener {
     pub(super) limits: Slot<Limits>,
     /// How requests are read where servers differ.
     pub(super) requests: Slot<Requests>,
+}
+
+/// What all listeners together may use before connections end early, and requests are refused.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Overload {
+    /// Open connections of clients, 1 to 1000000; more wait in the accept queues. Default, and most: half of what the
+    /// limit of file descriptors allows.
+    pub(super) max_connections: Slot<u64>,
+    /// Memory of which the marks are percentages, 32MiB to 1024GiB. Default: no mark.
+    pub(super) memory: Slot<Size>,
+    /// Percent of memory or file descriptors from which connections end with their next response. Default 85.
+    pub(super) close_at: Slot<u64>,
+    /// Percent of memory or file descriptors from which requests are answered 503. Default 95.
+    pub(super) shed_at: Slot<u64>,
 }
 
 /// How requests are read where servers differ. The defaults are strict.
@@ -188,7 +205,19 @@ pub(super) enum OnFailure {
 pub(super) struct Limits {
     /// From accept to the end of the TLS handshake. Default 10s.
     pub(super) tls_handshake_timeout: Slot<Span>,
-    /// From the first to the last byte of an HTTP/1.1 request's head. Default 10s.
+    /// From accept, or the end of the TLS handshake, to the first byte. Default 15s.
+    pub(super) first_byte_timeout: Slot<Span>,
+    /// From a request's head to its response's. Default 30m.
+    pub(super) request_timeout: Slot<Span>,
+    /// Requests of one connection, after which it ends, 1 to 1000000000. Default 1000000.
+    pub(super) max_requests: Slot<u64>,
+    /// Frames of one HTTP/2 connection that carry nothing, each minute, 10 to 1000000. Default 1000.
+    pub(super) max_glitches: Slot<u64>,
+    /// Memory that the headers of one connection's requests in flight may take up, 64KiB to 1GiB. Default 1MiB.
+    pub(super) max_header_memory: Slot<Size>,
+    /// Size of a request's body, 0 to 16384GiB. Default 1GiB.
+    pub(super) max_body: Slot<Size>,
+    /// From the first to the last byte of a request's head. Default 10s.
     pub(super) header_timeout: Slot<Span>,
     /// How long a connection may stay without a request. Default 60s.
     pub(super) idle_timeout: Slot<Span>,

@@ -55,6 +55,12 @@ pub(crate) enum Stop {
     Failed(Failure),
 }
 
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 /// What the filters that let a request pass want of its response.
 #[derive(Debug, Default)]
 pub(crate) struct Passed(Vec<Later>);

@@ -1,7 +1,7 @@
 //! What one connection is doing: whether it may be ended, and whether its client still takes what it asked for.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Context;
 use std::time::Duration;
 
@@ -35,8 +35,57 @@ struct Counters {
     wrote: AtomicU64,
     /// Set when the connection has switched protocols.
     switched: AtomicBool,
+    /// Whether any byte has come.
+    heard: AtomicBool,
+    /// Estimated bytes of the headers of requests in flight.
+    headers: AtomicUsize,
+    /// Set once the connection is to end for a limit's sake.
+    closed: OnceLock<Closed>,
     /// Who waits for the requests in flight to end: hyper does not ask again by itself.
     waiting: AtomicWaker,
+}
+
+/// Why a connection was closed by the proxy though its client had not asked for it: each is a limit's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// `tls_handshake_timeout`
+    TlsHandshake,
+    /// `first_byte_timeout`
+    FirstByte,
+    /// `header_timeout`
+    Header,
+    /// `idle_timeout`
+    Idle,
+    /// `body_idle_timeout`, of a client that reads nothing.
+    Unread,
+    /// `max_glitches`
+    Glitches,
+    /// `max_requests`
+    Requests,
+    /// `overload`
+    Overload,
+    /// No file descriptor was left.
+    Descriptors,
+    /// It speaks another protocol.
+    NotHttp,
+}
+
+impl Closed {
+    /// As metrics call it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::TlsHandshake => "tls_handshake_timeout",
+            Self::FirstByte => "first_byte_timeout",
+            Self::Header => "header_timeout",
+            Self::Idle => "idle_timeout",
+            Self::Unread => "body_idle_timeout",
+            Self::Glitches => "max_glitches",
+            Self::Requests => "max_requests",
+            Self::Overload => "overload",
+            Self::Descriptors => "descriptors",
+            Self::NotHttp => "not_http",
+        }
+    }
 }
 
 /// What a connection is doing.
@@ -65,12 +114,40 @@ impl Activity {
             blocked: AtomicBool::new(false),
             wrote: AtomicU64::new(0),
             switched: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+            headers: AtomicUsize::new(0),
+            closed: OnceLock::new(),
             waiting: AtomicWaker::new(),
         }))
     }
 
     pub(super) fn count(&self) -> usize {
         self.0.count.load(Ordering::Relaxed)
+    }
+
+    /// Estimated bytes of the headers of requests in flight.
+    pub(super) fn headers(&self) -> usize {
+        self.0.headers.load(Ordering::Relaxed)
+    }
+
+    /// A byte has come.
+    pub(super) fn hear(&self) {
+        self.0.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether any byte has come.
+    pub(super) fn heard(&self) -> bool {
+        self.0.heard.load(Ordering::Relaxed)
+    }
+
+    /// The connection ends for this.
+    pub(super) fn close_for(&self, reason: Closed) {
+        self.0.closed.set(reason).ok();
+    }
+
+    /// Why the connection ends, if that is a limit's doing.
+    pub(super) fn closed(&self) -> Option<Closed> {
+        self.0.closed.get().copied()
     }
 
     /// Requests that were ever begun.
@@ -116,11 +193,12 @@ impl Activity {
         self.0.switched.load(Ordering::Relaxed)
     }
 
-    /// Counts one more request, for as long as the guard lives.
-    pub(super) fn begin(&self) -> InFlight {
+    /// Counts one more request with so many bytes of headers, for as long as the guard lives.
+    pub(super) fn begin(&self, headers: usize) -> InFlight {
+        self.0.headers.fetch_add(headers, Ordering::Relaxed);
         self.0.count.fetch_add(1, Ordering::Relaxed);
         self.0.begun.fetch_add(1, Ordering::Relaxed);
-        InFlight { activity: self.clone(), unread: false }
+        InFlight { activity: self.clone(), headers, unread: false }
     }
 }
 
@@ -135,6 +213,7 @@ impl Counters {
 #[derive(Debug)]
 pub(super) struct InFlight {
     activity: Activity,
+    headers: usize,
     unread: bool,
 }
 
@@ -165,6 +244,7 @@ impl Drop for InFlight {
             counters.unread.fetch_sub(1, Ordering::Relaxed);
         }
         counters.mark(&counters.ended);
+        counters.headers.fetch_sub(self.headers, Ordering::Relaxed);
         if counters.count.fetch_sub(1, Ordering::Relaxed) == 1 {
             counters.waiting.wake();
         }
@@ -214,8 +294,8 @@ mod tests {
     fn what_a_connection_does() {
         let activity = Activity::new();
         assert!(matches!(activity.doing(), Doing::Idle(_)));
-        let mut one = activity.begin();
-        let mut other = activity.begin();
+        let mut one = activity.begin(10);
+        let mut other = activity.begin(10);
         assert_eq!(activity.doing(), Doing::Working);
         let mut first = one.taken(Bytes::from_static(b"first"));
         assert_eq!(activity.doing(), Doing::Working);

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::headers;
+use crate::config::Limits;
 use crate::respond::{Failure, Reason};
 
 /// Any error of a body.
@@ -38,6 +39,11 @@ pub(crate) fn full(bytes: Bytes) -> Body {
 #[derive(Debug, thiserror::Error)]
 #[error("no byte of the body arrived for {0:?}")]
 pub(crate) struct BodyStalled(Duration);
+
+/// More of the request's body came than the listener takes.
+#[derive(Debug, thiserror::Error)]
+#[error("the body is larger than the listener takes")]
+pub(crate) struct BodyTooLarge;
 
 /// When a request's body last moved, and whether the response has begun.
 #[derive(Debug)]
@@ -105,7 +111,7 @@ impl RequestBody {
     /// Of its trailers, `trailers` are passed on.
     pub(crate) fn new(
         incoming: Incoming,
-        idle: Duration,
+        limits: &Limits,
         trailers: &Arc<[HeaderName]>,
         progress: &Arc<Progress>,
     ) -> Self {
@@ -113,7 +119,18 @@ impl RequestBody {
             return Self::Whole { bytes: Bytes::new(), trailers: None };
         }
         let (trailers, progress) = (Arc::clone(trailers), Arc::clone(progress));
-        Self::Streaming(Streaming { incoming, idle, trailers, progress, timer: None })
+        let (idle, left) = (limits.body_idle_timeout, limits.max_body);
+        Self::Streaming(Streaming { incoming, idle, left, trailers, progress, timer: None })
+    }
+
+    /// Refuses a body that says itself that it is too large.
+    pub(crate) fn check_length(&self) -> Result<(), Failure> {
+        let Self::Streaming(streaming) = self else { return Ok(()) };
+        let size = http_body::Body::size_hint(streaming).lower();
+        if size > streaming.left {
+            return Err(Failure::new(Reason::RequestTooLarge).with(format!("{size} bytes, at most {}", streaming.left)));
+        }
+        Ok(())
     }
 
     /// Whether nothing needs to be sent, so that sending it again is as good as sending it once.
@@ -143,6 +160,8 @@ impl RequestBody {
                     Failure::new(Reason::BodyTooLarge).with(format!("more than {limit} bytes"))
                 } else if error.is::<BodyStalled>() {
                     Failure::new(Reason::BodyTimeout).with(error)
+                } else if error.is::<BodyTooLarge>() {
+                    Failure::new(Reason::RequestTooLarge).with(error)
                 } else {
                     Failure::new(Reason::BadBody).with(error)
                 }
@@ -197,6 +216,8 @@ impl http_body::Body for RequestBody {
 pub(crate) struct Streaming {
     incoming: Incoming,
     idle: Duration,
+    /// Bytes that may still come.
+    left: u64,
     trailers: Arc<[HeaderName]>,
     progress: Arc<Progress>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -217,7 +238,19 @@ impl http_body::Body for Streaming {
             return Poll::Ready(match frame {
                 Some(Ok(frame)) => match frame.into_trailers() {
                     Ok(trailers) => headers::kept_trailers(trailers, &this.trailers).map(Frame::trailers).map(Ok),
-                    Err(data) => Some(Ok(data)),
+                    Err(data) => {
+                        let length = data.data_ref().map_or(0, Bytes::len) as u64;
+                        match this.left.checked_sub(length) {
+                            Some(left) => {
+                                this.left = left;
+                                Some(Ok(data))
+                            }
+                            None => {
+                                this.progress.fault.set(Reason::RequestTooLarge).ok();
+                                Some(Err(BodyTooLarge.into()))
+                            }
+                        }
+                    }
                 },
                 Some(Err(error)) => Some(Err(error.into())),
                 None => None,

@@ -5,7 +5,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, StatusCode};
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::activity::{Activity, Doing};
+use super::activity::{Activity, Closed, Doing};
 use super::counted::Counted;
 use super::io::{Guarded, Protocol, sniff};
 use super::linger::lend;
@@ -24,6 +25,8 @@ use super::wire::Bounds;
 use super::{BoxError, Client};
 use crate::config::Limits;
 use crate::listener::Slot;
+use crate::overload::{Load, Overload};
+use crate::respond::{Failure, Reason};
 
 /// How long a connection that was asked to end may take to say goodbye when it has no request.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -38,6 +41,17 @@ const STEPS: u32 = 4;
 /// HTTP/2 pings to a silent client, and how long each may take.
 const PING: Duration = Duration::from_secs(20);
 
+/// Bytes of one HTTP/2 response that are taken over before the client takes them.
+const SEND_BUFFER: usize = 32 * 1024;
+
+/// What a field costs in memory beyond its name and value.
+const FIELD: usize = 100;
+
+/// Roughly what a request's headers take up.
+fn memory(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum()
+}
+
 /// Connections: who may still work, and who must end now.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Connections {
@@ -47,12 +61,19 @@ pub(crate) struct Connections {
     pub(crate) drain: CancellationToken,
     /// Cancelled: end now.
     pub(crate) end: CancellationToken,
+    /// What all of them together cost.
+    pub(crate) overload: Arc<Overload>,
 }
 
 impl Connections {
     /// Some of these, that can be asked to end by themselves.
     pub(crate) fn some(&self) -> Self {
-        Self { tasks: self.tasks.clone(), drain: self.drain.child_token(), end: self.end.child_token() }
+        Self {
+            tasks: self.tasks.clone(),
+            drain: self.drain.child_token(),
+            end: self.end.child_token(),
+            overload: Arc::clone(&self.overload),
+        }
     }
 
     /// Returns when a drain has given clients that have asked nothing yet the time to do so: their request may be on its
@@ -80,7 +101,7 @@ pub(crate) async fn serve<I>(
         Some(protocol) => (protocol, Vec::new()),
         None => {
             let sniffed = tokio::select! {
-                sniffed = sniff(&mut io, limits.idle_timeout, limits.header_timeout) => sniffed,
+                sniffed = sniff(&mut io, limits.first_byte_timeout, limits.header_timeout) => sniffed,
                 () = connections.drained_of_silent() => return,
                 () = connections.end.cancelled() => return,
             };
@@ -88,12 +109,17 @@ pub(crate) async fn serve<I>(
                 // Gone, or silent: nothing was asked, so nothing is answered.
                 Ok((_, seen)) if seen.is_empty() => return,
                 Ok(known) => known,
-                Err(_) => return,
+                Err(error) => {
+                    if error.kind() == std::io::ErrorKind::TimedOut {
+                        slot.service().metrics.closed(&client.listener, Closed::FirstByte);
+                    }
+                    return;
+                }
             }
         }
     };
     // Its place among the listener's connections stays taken while it lingers.
-    let _client = Arc::clone(&client);
+    let held = Arc::clone(&client);
     let activity = Activity::new();
     let (io, back) = lend(io);
     let mut io = Guarded::new(io, seen, activity.clone());
@@ -103,11 +129,29 @@ pub(crate) async fn serve<I>(
         let bounds =
             Bounds { bytes: limits.max_header_bytes, fields: limits.max_headers, target: limits.max_target_bytes };
         io = io.framed(bounds, limits.header_timeout, refuse);
+    } else {
+        io = io.counted(limits.max_glitches, limits.header_timeout);
     }
     let io = TokioIo::new(io);
     let counter = activity.clone();
+    let enough = CancellationToken::new();
+    let (stop, overload) = (enough.clone(), Arc::clone(&connections.overload));
+    let metrics = Arc::clone(&slot.service().metrics);
     let service = service_fn(move |request: Request<Incoming>| {
-        let guard = counter.begin();
+        let guard = counter.begin(memory(request.headers()));
+        let load = overload.load();
+        let last = load >= Load::High || counter.begun() >= limits.max_requests;
+        if last {
+            counter.close_for(if load >= Load::High { Closed::Overload } else { Closed::Requests });
+            stop.cancel();
+        }
+        let refused = if load == Load::Over {
+            Some(Failure::new(Reason::Overloaded))
+        } else if counter.headers() > limits.max_header_memory {
+            Some(Failure::new(Reason::HeaderMemory).with(format!("{} bytes", counter.headers())))
+        } else {
+            None
+        };
         // The request's own from its first step to its last, whatever is loaded meanwhile.
         let proxy = slot.proxy();
         let slot = Arc::clone(&slot);
@@ -115,7 +159,10 @@ pub(crate) async fn serve<I>(
         let activity = counter.clone();
         let listener = Arc::clone(&client);
         async move {
-            let response = proxy.handle(request, &client).await;
+            let mut response = proxy.handle(request, &client, refused).await;
+            if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 activity.switch();
             }
@@ -133,7 +180,7 @@ pub(crate) async fn serve<I>(
                 .max_buf_size(limits.max_header_bytes + 8 * 1024)
                 .serve_connection(io, service)
                 .with_upgrades();
-            drive(pin!(connection), &activity, &limits, connections).await
+            drive(pin!(connection), &activity, &limits, &enough, connections).await
         }
         Protocol::Http2 => {
             let connection = http2::Builder::new(TokioExecutor::new())
@@ -142,10 +189,14 @@ pub(crate) async fn serve<I>(
                 .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
                 .keep_alive_interval(PING)
                 .keep_alive_timeout(PING)
+                .max_send_buf_size(SEND_BUFFER)
                 .serve_connection(io, service);
-            drive(pin!(connection), &activity, &limits, connections).await
+            drive(pin!(connection), &activity, &limits, &enough, connections).await
         }
     };
+    if let Some(reason) = activity.closed() {
+        metrics.closed(&held.listener, reason);
+    }
     match served {
         Some(Ok(())) => {}
         Some(Err(error)) => {
@@ -196,15 +247,18 @@ where
 /// Runs a connection to its end; asks it to end when it has been idle for too long, or when everything drains, and ends
 /// it when the client does not read on.
 ///
+/// `enough`: cancelled once there has been enough of it.
+///
 /// Returns how it ended by itself, or nothing when there was no waiting for that.
 async fn drive(
     mut connection: Pin<&mut impl Graceful>,
     activity: &Activity,
     limits: &Limits,
+    enough: &CancellationToken,
     connections: &Connections,
 ) -> Option<hyper::Result<()>> {
     let often = limits.idle_timeout.min(limits.body_idle_timeout);
-    let mut check = Instant::now() + often;
+    let mut check = Instant::now() + often.min(limits.first_byte_timeout);
     let mut ending = false;
     let draining = async {
         connections.drain.cancelled().await;
@@ -222,6 +276,11 @@ async fn drive(
                 ending = true;
                 check = Instant::now() + GOODBYE;
             }
+            () = enough.cancelled(), if !ending => {
+                connection.as_mut().graceful_shutdown();
+                ending = true;
+                check = Instant::now() + GOODBYE;
+            }
             () = tokio::time::sleep_until(check) => {
                 let now = Instant::now();
                 check = match activity.doing() {
@@ -229,13 +288,16 @@ async fn drive(
                     Doing::Unread(since) => since + limits.body_idle_timeout,
                     Doing::Working => now + often,
                     Doing::Idle(_) if ending => return None,
+                    Doing::Idle(since) if !activity.heard() => since + limits.first_byte_timeout,
                     Doing::Idle(since) => since + limits.idle_timeout,
                 };
                 if check <= now {
                     if !matches!(activity.doing(), Doing::Idle(_)) {
                         tracing::debug!(target: "palisade::http", "the client does not read its responses");
+                        activity.close_for(Closed::Unread);
                         return None;
                     }
+                    activity.close_for(if activity.heard() { Closed::Idle } else { Closed::FirstByte });
                     connection.as_mut().graceful_shutdown();
                     ending = true;
                     check = now + GOODBYE;

@@ -9,7 +9,8 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::activity::Activity;
+use super::activity::{Activity, Closed};
+use super::frames::Frames;
 use super::wire::{Bounds, Fault, Framer, Passed, Side};
 use crate::respond::Reason;
 
@@ -74,6 +75,8 @@ pub(super) struct Guarded<I> {
     activity: Activity,
     /// Reads HTTP/1 along.
     framer: Option<Framer>,
+    /// Reads HTTP/2 along.
+    frames: Option<Frames>,
     /// Read, and not handed on.
     pending: Vec<u8>,
     /// How much of it was handed on.
@@ -86,10 +89,12 @@ pub(super) struct Guarded<I> {
     fault: Option<Fault>,
     /// Whether hyper got to know.
     told: bool,
-    /// Bounds each head; unset where heads can't be told from other traffic (HTTP/2).
+    /// Bounds each head.
     head_timeout: Option<Duration>,
     /// Runs while a head is there in part.
     head_timer: Option<Pin<Box<Sleep>>>,
+    /// Which one, in HTTP/2, where the next may have begun already.
+    timed: u64,
     refuse: Option<Refuse>,
     /// Requests whose answers have been written and flushed.
     answered: u64,
@@ -100,10 +105,14 @@ pub(super) struct Guarded<I> {
 impl<I> Guarded<I> {
     /// `seen` are the connection's first bytes.
     pub(super) fn new(io: I, seen: Vec<u8>, activity: Activity) -> Self {
+        if !seen.is_empty() {
+            activity.hear();
+        }
         Self {
             io,
             activity,
             framer: None,
+            frames: None,
             judged: seen.len(),
             pending: seen,
             given: 0,
@@ -112,6 +121,7 @@ impl<I> Guarded<I> {
             told: false,
             head_timeout: None,
             head_timer: None,
+            timed: 0,
             refuse: None,
             answered: 0,
             refusal: None,
@@ -128,6 +138,24 @@ impl<I> Guarded<I> {
             head_timeout: Some(timeout),
             refuse: Some(refuse),
             ..self
+        }
+    }
+
+    /// Reads HTTP/2 along: whatever is no body comes within `timeout`, and there are no more than so many glitches.
+    pub(super) fn counted(self, most_glitches: u32, timeout: Duration) -> Self {
+        let frames = Some(Frames::new(most_glitches));
+        // Its first bytes are looked at like the rest.
+        Self { frames, judged: 0, unseen: true, head_timeout: Some(timeout), ..self }
+    }
+
+    /// Looks at what goes on in HTTP/2.
+    fn look(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.frames.as_mut().map(|frames| frames.pass(bytes)) {
+            Some(Err(glitches)) => {
+                self.activity.close_for(Closed::Glitches);
+                Err(io::Error::new(io::ErrorKind::InvalidData, glitches))
+            }
+            Some(Ok(())) | None => Ok(()),
         }
     }
 
@@ -154,6 +182,9 @@ impl<I> Guarded<I> {
     fn hand_on(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<bool> {
         if self.judged == 0 && self.unseen {
             self.judge();
+            let seen = std::mem::take(&mut self.pending);
+            self.look(&seen)?;
+            self.pending = seen;
         }
         if self.judged > 0 {
             let count = self.judged.min(buf.remaining());
@@ -170,10 +201,17 @@ impl<I> Guarded<I> {
             return Ok(true);
         }
         match self.fault {
-            // Within a body: whoever reads it learns that there is no more.
-            Some(fault) if fault.reason == Reason::BadBody => Err(io::Error::new(io::ErrorKind::InvalidData, fault)),
-            Some(_) => {
-                if !std::mem::replace(&mut self.told, true) {
+            // Within a body, or in HTTP/2: whoever reads it learns that there is no more.
+            Some(fault) if fault.reason == Reason::BadBody || self.frames.is_some() => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, fault))
+            }
+            Some(fault) => {
+                // Another protocol has no use for an answer of this one: hyper sees the end.
+                let foreign = fault.is_foreign() && self.framer.as_ref().is_some_and(|framer| framer.heads() == 0);
+                if foreign {
+                    self.activity.close_for(Closed::NotHttp);
+                }
+                if !std::mem::replace(&mut self.told, true) && !foreign {
                     buf.put_slice(UNREADABLE);
                 }
                 Ok(true)
@@ -200,6 +238,9 @@ impl<I> Guarded<I> {
 
     /// Whether a head is there in part, and nothing else is being worked on.
     fn awaits_head(&self) -> bool {
+        if let Some(frames) = &self.frames {
+            return frames.is_amid();
+        }
         self.framer.as_ref().is_some_and(Framer::is_at_head)
             && self.pending.len() > self.given + self.judged
             && self.activity.count() == 0
@@ -211,9 +252,14 @@ impl<I> Guarded<I> {
             self.head_timer = None;
             return;
         };
+        let whole = self.frames.as_ref().map_or(0, Frames::whole);
+        if std::mem::replace(&mut self.timed, whole) != whole {
+            self.head_timer = None;
+        }
         let timer = self.head_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         if timer.as_mut().poll(cx).is_ready() {
             self.head_timer = None;
+            self.activity.close_for(Closed::Header);
             self.fault = Some(Fault::late());
         }
     }
@@ -275,6 +321,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
             if new.is_empty() {
                 return Poll::Ready(Ok(()));
             }
+            this.activity.hear();
+            this.look(new)?;
             if this.pending.is_empty() {
                 // What is whole goes on where it is.
                 let passed = this.framer.as_mut().map_or(Passed::Some(new.len()), |framer| framer.pass(new));
@@ -403,10 +451,10 @@ mod tests {
         let mut server = framed(server, &activity);
         let bare = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         // An answer whose body has ended before anything of it is written.
-        drop(activity.begin());
+        drop(activity.begin(0));
         server.write_all(bare).await.unwrap();
         server.flush().await.unwrap();
-        let guard = activity.begin();
+        let guard = activity.begin(0);
         server.write_all(bare).await.unwrap();
         server.flush().await.unwrap();
         drop(guard);

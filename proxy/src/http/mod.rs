@@ -4,6 +4,7 @@ mod activity;
 mod body;
 mod connection;
 mod counted;
+mod frames;
 pub(crate) mod headers;
 mod io;
 mod linger;
@@ -11,6 +12,7 @@ pub(crate) mod path;
 mod request;
 pub(crate) mod wire;
 
+pub(crate) use self::activity::Closed;
 pub(crate) use self::body::{Body, BoxError, Progress, RequestBody, empty, full};
 pub(crate) use self::connection::{Connections, serve};
 pub(crate) use self::io::Protocol;

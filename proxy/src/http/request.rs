@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::headers;
 use super::path;
 use crate::config::{Address, Limits, Requests};
+use crate::overload::Share;
 use crate::respond::{Failure, Reason};
 use crate::telemetry;
 
@@ -38,12 +39,13 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
+    _share: Share,
     _counted: telemetry::Connection,
 }
 
 impl Place {
-    pub(crate) fn new(permit: OwnedSemaphorePermit, counted: telemetry::Connection) -> Self {
-        Self { _permit: permit, _counted: counted }
+    pub(crate) fn new(permit: OwnedSemaphorePermit, share: Share, counted: telemetry::Connection) -> Self {
+        Self { _permit: permit, _share: share, _counted: counted }
     }
 }
 

@@ -180,6 +180,7 @@ impl Changes {
             let undone = std::mem::replace(&mut self.current, before);
             self.shift(Vec::new());
             self.house.in_force.set(number, &self.current.config.hash, &self.current.plugins);
+            self.house.connections.overload.set(self.current.config.overload);
             self.close(|key| opened.contains(key)).await;
             self.show_listeners();
             self.leave(&undone);
@@ -273,6 +274,7 @@ impl Changes {
     /// Tells who asks what is in force.
     fn show(&self) {
         self.house.in_force.set(self.number, &self.current.config.hash, &self.current.plugins);
+        self.house.connections.overload.set(self.current.config.overload);
         self.show_listeners();
     }
 

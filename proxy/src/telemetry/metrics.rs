@@ -19,6 +19,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::config::Config;
+use crate::http::Closed;
 
 /// Series of certificates; what a plugin sends beyond them is not shown.
 const MOST_BUNDLES: usize = 1000;
@@ -45,6 +46,7 @@ pub(crate) struct Metrics {
     connections: Family<ListenerLabels, Gauge>,
     accepted: Family<ListenerLabels, Counter>,
     cut: Family<ListenerLabels, Counter>,
+    closed: Family<ClosedLabels, Counter>,
     handshake_failures: Family<ListenerLabels, Counter>,
     changes: Family<ChangeLabels, Counter>,
     /// In seconds since the epoch.
@@ -63,6 +65,7 @@ impl Default for Metrics {
             connections: Family::default(),
             accepted: Family::default(),
             cut: Family::default(),
+            closed: Family::default(),
             handshake_failures: Family::default(),
             changes: Family::default(),
             certificates: Mutex::default(),
@@ -119,6 +122,11 @@ impl Metrics {
         );
         registry.register("palisade_connections", "Open connections of clients", self.connections.clone());
         registry.register("palisade_connections_accepted", "Connections of clients taken", self.accepted.clone());
+        registry.register(
+            "palisade_connections_closed",
+            "Connections that the proxy closed for a limit's sake",
+            self.closed.clone(),
+        );
         registry.register("palisade_responses_cut", "Responses that ended before their end", self.cut.clone());
         registry.register(
             "palisade_tls_handshake_failures",
@@ -171,6 +179,11 @@ impl Metrics {
     /// A response ended before its end: the upstream broke off, or the client left.
     pub(crate) fn cut(&self, listener: &str) {
         self.cut.get_or_create(&ListenerLabels { listener: listener.into() }).inc();
+    }
+
+    /// A connection was closed for a limit's sake.
+    pub(crate) fn closed(&self, listener: &str, reason: Closed) {
+        self.closed.get_or_create(&ClosedLabels { listener: listener.into(), reason: reason.as_str() }).inc();
     }
 
     /// A TLS handshake failed.
@@ -279,6 +292,12 @@ struct RequestLabels {
     route: Name,
     status: u16,
     reason: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClosedLabels {
+    listener: Name,
+    reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::slot::Slot;
 use super::super::written;
-use super::super::{Address, Limits, Listener, ListenerTls};
+use super::super::{Address, Limits, Listener, ListenerTls, Overload};
 use super::{Plugins, Reading};
 
 /// What fits into a `sockaddr_un` with its NUL.
@@ -126,7 +126,9 @@ impl Reading<'_> {
         let default = Limits::default();
         Limits {
             tls_handshake_timeout: self.timeout(&written.tls_handshake_timeout, default.tls_handshake_timeout),
+            first_byte_timeout: self.timeout(&written.first_byte_timeout, default.first_byte_timeout),
             header_timeout: self.timeout(&written.header_timeout, default.header_timeout),
+            request_timeout: self.timeout(&written.request_timeout, default.request_timeout),
             idle_timeout: self.timeout(&written.idle_timeout, default.idle_timeout),
             body_idle_timeout: self.timeout(&written.body_idle_timeout, default.body_idle_timeout),
             // hyper takes no less than 8 KiB.
@@ -135,6 +137,28 @@ impl Reading<'_> {
             max_headers: self.number(&written.max_headers, default.max_headers, 1..=10_000),
             max_connections: self.number(&written.max_connections, default.max_connections, 1..=1_000_000),
             max_streams: self.count(&written.max_streams, default.max_streams, 1..=10_000),
+            max_requests: self.count(&written.max_requests, 1_000_000, 1..=1_000_000_000).into(),
+            max_glitches: self.count(&written.max_glitches, default.max_glitches, 10..=1_000_000),
+            max_header_memory: self.size(&written.max_header_memory, default.max_header_memory, 64 << 10..=1 << 30),
+            max_body: self.size(&written.max_body, 1 << 30, 0..=1 << 44) as u64,
+        }
+    }
+
+    pub(super) fn overload(&mut self, written: &Slot<written::Overload>) -> Overload {
+        let default = Overload::default();
+        let Some((written, node)) = written.given() else { return default };
+        let close_at = self.count(&written.close_at, default.close_at.into(), 1..=100);
+        let shed_at = self.count(&written.shed_at, default.shed_at.into(), 1..=100);
+        if close_at > shed_at {
+            self.push(self.problem(node, "`close_at` is above `shed_at`"));
+        }
+        let given = |slot: &Slot<u64>| !slot.is_missing();
+        Overload {
+            max_connections: given(&written.max_connections)
+                .then(|| self.number(&written.max_connections, 1, 1..=1_000_000)),
+            memory: (!written.memory.is_missing()).then(|| self.size(&written.memory, 1 << 30, 32 << 20..=1 << 40)),
+            close_at: u8::try_from(close_at).unwrap_or(default.close_at),
+            shed_at: u8::try_from(shed_at).unwrap_or(default.shed_at),
         }
     }
 
@@ -152,11 +176,19 @@ fn shown(address: &Address) -> String {
     }
 }
 
+impl Default for Overload {
+    fn default() -> Self {
+        Self { max_connections: None, memory: None, close_at: 85, shed_at: 95 }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             tls_handshake_timeout: Duration::from_secs(10),
+            first_byte_timeout: Duration::from_secs(15),
             header_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30 * 60),
             idle_timeout: Duration::from_secs(60),
             body_idle_timeout: Duration::from_secs(30),
             max_header_bytes: 32 * 1024,
@@ -164,6 +196,10 @@ impl Default for Limits {
             max_headers: 100,
             max_connections: 10_000,
             max_streams: 100,
+            max_requests: 1_000_000,
+            max_glitches: 1000,
+            max_header_memory: 1 << 20,
+            max_body: 1 << 30,
         }
     }
 }

@@ -70,6 +70,7 @@ impl Reading<'_> {
             runtime_dir: self.runtime_dir(&written.runtime_dir),
             drain_timeout: self.delay(&written.drain_timeout, Duration::from_secs(30)),
             trusted_proxies: self.list(&written.trusted_proxies, |reading, text, node| reading.cidr(text, node)),
+            overload: self.overload(&written.overload),
             listeners,
             routes,
             upstreams: upstreams.into_needed(),

@@ -8,6 +8,7 @@
 //! | a start line with anything but single spaces between its parts | refused |
 //! | an empty line before a request | one is skipped (RFC 9112 section 2.2), more are refused |
 //! | HTTP versions other than 1.0 and 1.1 | refused |
+//! | a first line with neither a method nor a version of HTTP | another protocol: closed without an answer |
 //! | a target with bytes that are not visible ASCII, or with a `#` | refused |
 //! | `content-length` twice, even if equal; anything but 1 to 19 digits; leading zeros | refused |
 //! | `transfer-encoding` twice, or with `content-length`, or in HTTP/1.0 | refused |
@@ -26,6 +27,9 @@ pub(crate) struct Bounds {
     /// A request's target, in bytes.
     pub(crate) target: usize,
 }
+
+/// Methods by which a line is known for one of HTTP, whatever else is wrong with it.
+const METHODS: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
 
 /// Where a message ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +162,9 @@ fn request_line(line: &[u8], bounds: &Bounds) -> Result<u8, Fault> {
     };
     if !is_token(method) {
         return Err(Fault::malformed("the method is not a token"));
+    }
+    if !version.contains(&b'/') && !METHODS.contains(&method) {
+        return Err(Fault::foreign());
     }
     let minor = minor(version)?;
     if target.len() > bounds.target {

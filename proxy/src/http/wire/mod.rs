@@ -37,6 +37,16 @@ impl Fault {
         Self::new(Reason::HeaderTimeout, "the head did not come in time")
     }
 
+    /// It is no HTTP at all.
+    const fn foreign() -> Self {
+        Self::malformed("neither a method nor a version of HTTP")
+    }
+
+    /// Whether it is no HTTP at all.
+    pub(crate) fn is_foreign(&self) -> bool {
+        *self == Self::foreign()
+    }
+
     const fn malformed(detail: &'static str) -> Self {
         Self::new(Reason::Malformed, detail)
     }

@@ -1,0 +1,193 @@
+//! When the proxy has too much to do: first connections end with their next response, then requests are answered 503,
+//! so that what is under way comes to its end.
+//!
+//! Two things run out: memory and file descriptors. One task looks at both; everybody else reads one number.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::Notify;
+
+use crate::config;
+
+/// Between looks.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// Descriptors that the proxy needs for itself and its plugins.
+const OWN_DESCRIPTORS: u64 = 32;
+
+/// Client connections that there is always room for.
+const FEWEST: usize = 4;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Load {
+    /// Nothing runs out.
+    Normal,
+    /// Connections end with their next response.
+    High,
+    /// Requests are refused.
+    Over,
+}
+
+/// The load, and the connections of all listeners together.
+#[derive(Debug)]
+pub(crate) struct Overload {
+    load: AtomicU8,
+    open: AtomicUsize,
+    most: AtomicUsize,
+    closed: Notify,
+    marks: Mutex<config::Overload>,
+}
+
+impl Default for Overload {
+    fn default() -> Self {
+        Self {
+            load: AtomicU8::new(0),
+            open: AtomicUsize::new(0),
+            most: AtomicUsize::new(usize::MAX),
+            closed: Notify::new(),
+            marks: Mutex::default(),
+        }
+    }
+}
+
+/// One connection among all.
+#[derive(Debug)]
+pub(crate) struct Share(Arc<Overload>);
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.closed.notify_one();
+    }
+}
+
+impl Overload {
+    pub(crate) fn load(&self) -> Load {
+        match self.load.load(Ordering::Relaxed) {
+            0 => Load::Normal,
+            1 => Load::High,
+            _ => Load::Over,
+        }
+    }
+
+    /// Waits until there is room for another connection. Cancel safe.
+    pub(crate) async fn share(self: &Arc<Self>) -> Share {
+        loop {
+            let closed = self.closed.notified();
+            let most = self.most.load(Ordering::Relaxed);
+            let taken =
+                self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |open| (open < most).then_some(open + 1));
+            if taken.is_ok() {
+                // Another one may have been closed meanwhile, with its only word to us.
+                self.closed.notify_one();
+                return Share(Arc::clone(self));
+            }
+            closed.await;
+        }
+    }
+
+    /// From the next look on, these hold.
+    pub(crate) fn set(&self, marks: config::Overload) {
+        *self.marks.lock().unwrap_or_else(PoisonError::into_inner) = marks;
+    }
+
+    /// Looks at memory and descriptors, without end.
+    pub(crate) async fn watch(&self) {
+        let limit = descriptors();
+        let mut ticks = tokio::time::interval(PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let marks = *self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+            let most = marks.max_connections.unwrap_or(usize::MAX).min(affordable(limit));
+            if self.most.swap(most, Ordering::Relaxed) < most {
+                self.closed.notify_one();
+            }
+            let memory = marks.memory.and_then(|memory| percent(resident()?, memory as u64));
+            let descriptors = open_descriptors().and_then(|open| percent(open, limit));
+            let fullest = memory.into_iter().chain(descriptors).max().unwrap_or(0);
+            let load = if fullest >= marks.shed_at {
+                Load::Over
+            } else if fullest >= marks.close_at {
+                Load::High
+            } else {
+                Load::Normal
+            };
+            let before = self.load();
+            self.load.store(load as u8, Ordering::Relaxed);
+            if load > before {
+                tracing::warn!(target: "palisade", ?memory, ?descriptors, ?load, "load is high (in percent of what there is)");
+            } else if load < before {
+                tracing::info!(target: "palisade", ?memory, ?descriptors, ?load, "load is lower again");
+            }
+        }
+    }
+}
+
+/// As many client connections as can each have a connection to an upstream.
+fn affordable(descriptors: u64) -> usize {
+    usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).unwrap_or(usize::MAX).max(FEWEST)
+}
+
+/// Takes as many file descriptors as the host allows. Where it can't be asked, the other bounds hold.
+fn descriptors() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return u64::MAX };
+    if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
+}
+
+fn percent(part: u64, whole: u64) -> Option<u8> {
+    u8::try_from((part.saturating_mul(100) / whole.max(1)).min(100)).ok()
+}
+
+/// Bytes of memory in use.
+fn resident() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?)
+}
+
+/// Open descriptors. Newer kernels tell as the directory's size (Linux 6.2), others are counted.
+fn open_descriptors() -> Option<u64> {
+    let directory = Path::new("/proc/self/fd");
+    match std::fs::metadata(directory).ok()?.len() {
+        0 => u64::try_from(std::fs::read_dir(directory).ok()?.count()).ok(),
+        open => Some(open),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_share_is_waited_for() {
+        let overload = Arc::new(Overload::default());
+        overload.most.store(1, Ordering::Relaxed);
+        let first = overload.share().await;
+        let waiting = tokio::spawn({
+            let overload = Arc::clone(&overload);
+            async move { overload.share().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(first);
+        drop(waiting.await.unwrap());
+        assert_eq!(overload.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_the_host_tells() {
+        assert!(resident().unwrap() > 1 << 20);
+        assert!(open_descriptors().unwrap() >= 3);
+        assert_eq!((affordable(64), affordable(0), affordable(20_032)), (16, FEWEST, 10_000));
+        assert_eq!((percent(1, 2), percent(5, 2), percent(1, 0)), (Some(50), Some(100), Some(100)));
+    }
+}
