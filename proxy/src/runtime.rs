@@ -143,7 +143,8 @@ pub async fn run(config: Config) -> Result<(), Error> {
         in_force: Arc::new(InForce::default()),
     });
     let (orders, inbox) = mpsc::channel(admin::MOST_ORDERS);
-    let admin = Admin::new(&config, &house.in_force, &house.metrics, &house.readiness, orders.clone());
+    let events = house.plugins.events();
+    let admin = Admin::new(&config, &house.in_force, events, &house.metrics, &house.readiness, orders.clone());
     let stop_admin = CancellationToken::new();
     let admin = tokio::spawn(admin::serve(admin_listener, Arc::new(admin), stop_admin.clone()));
     let end = house.end_background.clone();

@@ -323,6 +323,30 @@ fn a_running_proxy_tells_its_state() {
 }
 
 #[test]
+fn what_has_happened_is_told_and_followed() {
+    let proxy = Running::start(&[]);
+    let mut command = palisade();
+    command.args(["events", "--follow", "--json", "-c", &proxy.path]).stdout(Stdio::piped());
+    let mut follower = command.spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(|line| value(&line.unwrap()));
+    let mut until = |to: &str| lines.find(|event| event["to"] == to).unwrap();
+    let crash = until("backing_off");
+    assert_eq!((&crash["plugin"], &crash["from"]), (&json!("auth"), &json!("await_handshake")));
+    proxy.ask(&["plugin", "stop", "auth"]);
+    assert_eq!(until("stopped")["reason"], "order: stop");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+
+    let Said { code, out, err } = proxy.ask(&["events"]);
+    assert_eq!((code, &*err), (0, ""));
+    assert!(out.contains("Z  auth  stopped -> starting: first start\n"), "{out}");
+    assert!(out.ends_with("Z  auth  backing_off -> stopped: order: stop\n"), "{out}");
+    let Said { out, .. } = proxy.ask(&["status", "auth"]);
+    assert!(out.contains("\n\nexit of auth, ") && out.contains("while awaiting the handshake"), "{out}");
+    assert_eq!(proxy.end(), Some(0));
+}
+
+#[test]
 fn plugins_take_orders_and_the_exit_code_says_what_came_of_them() {
     let proxy = Running::start(&[]);
     let Said { code, out, err } = proxy.ask(&["plugin", "stop", "auth"]);

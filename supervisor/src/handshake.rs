@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use palisade_plugin_proto::handshake::{Handshake, HandshakeError, Protocol};
@@ -132,19 +132,46 @@ pub(crate) struct Accepted {
     pub(crate) certificate: Option<Announced>,
 }
 
-/// The last thing that was printed and is no handshake, for the report of a timeout.
+/// What has been printed so far, up to the handshake: for reports.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Heard(Arc<Mutex<Option<String>>>);
+pub(crate) struct Heard(Arc<Mutex<Lines>>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    /// Not more than may come before the handshake, and itself.
+    whole: Vec<String>,
+    /// The beginning of one more.
+    part: Option<String>,
+}
 
 impl Heard {
-    pub(crate) fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What came last, whole or not.
+    pub(crate) fn last(&self) -> Option<String> {
+        let lines = self.lock();
+        lines.part.as_ref().or(lines.whole.last()).cloned()
     }
 
-    fn set(&self, line: &[u8]) {
+    pub(crate) fn transcript(&self) -> Vec<String> {
+        let lines = self.lock();
+        lines.whole.iter().chain(&lines.part).cloned().collect()
+    }
+
+    fn line(&self, line: &[u8]) {
+        let mut lines = self.lock();
+        lines.part = None;
         if !line.trim_ascii().is_empty() {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown(line));
+            lines.whole.push(shown(line));
         }
+    }
+
+    fn part(&self, line: &[u8]) {
+        let part = (!line.trim_ascii().is_empty()).then(|| shown(line));
+        self.lock().part = part;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        // Whole between its lines: nothing panics under the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,26 +190,26 @@ pub(crate) async fn read(
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let rest = buffer.split_off(end + 1);
             let line = std::mem::replace(&mut buffer, rest);
+            heard.line(&line);
             if line.len() > policy.max_line {
                 return Err(too_long(policy, &line));
             }
             if Handshake::looks_like(&line) {
                 return parse(&line).map(|handshake| (handshake, buffer));
             }
-            heard.set(&line);
             sink.feed(&line);
             stray.add(&line, policy)?;
         }
+        heard.part(&buffer);
         if buffer.len() > policy.max_line {
             return Err(too_long(policy, &buffer));
         }
-        heard.set(&buffer);
         match from.read(&mut chunk).await.map_err(HandshakeFailure::Read)? {
             // The last line needs no end where the stream has one.
             0 if Handshake::looks_like(&buffer) => return parse(&buffer).map(|handshake| (handshake, Vec::new())),
             0 => {
                 sink.feed(&buffer);
-                return Err(HandshakeFailure::Closed { line: heard.get() });
+                return Err(HandshakeFailure::Closed { line: heard.last() });
             }
             count => buffer.extend_from_slice(&chunk[..count]),
         }

@@ -45,9 +45,9 @@ pub use crate::instance::{Adapter, AttachError, InstanceInfo};
 pub use crate::mtls::MtlsError;
 pub use crate::plugin::{Plugin, StartError, Unavailable};
 pub use crate::process::{PrivateDirError, SpawnError, prepare_runtime_dir};
-pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, chain};
+pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, Usage, chain};
 pub use crate::spec::{
     HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
 };
-pub use crate::status::{NotServing, State, Status, WontRetry};
+pub use crate::status::{NotServing, State, Status, Transition, WontRetry};
 pub use crate::trust::peer::PeerError;

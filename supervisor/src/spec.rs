@@ -50,6 +50,8 @@ pub struct PluginSpec {
     pub restart: RestartPolicy,
     /// How it is stopped.
     pub stop: StopPolicy,
+    /// How many reports of ended processes are kept. At least one is.
+    pub exit_reports: usize,
 }
 
 /// Limits of the handshake.
@@ -163,6 +165,7 @@ impl PluginSpec {
             health: HealthPolicy::default(),
             restart: RestartPolicy::default(),
             stop: StopPolicy::default(),
+            exit_reports: 10,
         }
     }
 

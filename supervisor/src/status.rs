@@ -114,6 +114,15 @@ impl State {
 }
 
 impl State {
+    /// Whether it is the same but for times: the next attempt, which is told in a slightly different way each time.
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::NotServing { why }, Self::NotServing { why: other }) => why == other,
+            (Self::Disabled { why }, Self::Disabled { why: other }) => why == other,
+            _ => self.as_str() == other.as_str(),
+        }
+    }
+
     /// Whether nothing changes by itself in the next moment: it serves, or it waits for a later attempt or an operator.
     #[must_use]
     pub fn is_settled(&self) -> bool {
@@ -179,10 +188,36 @@ pub struct Status {
     pub app_version: Option<u32>,
     /// How the last process ended.
     pub last_exit: Option<Arc<ExitReport>>,
+    /// How it and those before it ended, the latest first, as many as [`crate::PluginSpec::exit_reports`] says. Not
+    /// serialised.
+    #[serde(skip)]
+    pub exits: Vec<Arc<ExitReport>>,
     /// Program and arguments.
     pub command: Vec<String>,
     #[serde(skip)]
     pub(crate) outlook: Outlook,
+}
+
+/// From one state to the next.
+#[derive(Debug, Clone, Serialize)]
+pub struct Transition {
+    /// The plugin's name.
+    pub plugin: String,
+    /// When. Serialised as seconds since the epoch.
+    #[serde(serialize_with = "epoch_seconds")]
+    pub at: SystemTime,
+    /// Which of its starts, from 1.
+    pub start: u64,
+    /// The process, while there is one.
+    pub pid: Option<i32>,
+    /// The state that it left. Serialised as one word.
+    #[serde(serialize_with = "word")]
+    pub from: State,
+    /// The state that it entered. Serialised as one word.
+    #[serde(serialize_with = "word")]
+    pub to: State,
+    /// What it comes of, where that does not go without saying.
+    pub reason: Option<String>,
 }
 
 /// When a client may be there, for those who wait.
@@ -207,6 +242,11 @@ fn optional_epoch_seconds<S: Serializer>(time: &Option<SystemTime>, serializer: 
         Some(time) => epoch_seconds(time, serializer),
         None => serializer.serialize_none(),
     }
+}
+
+/// A state in one word, where its details stand elsewhere.
+pub(crate) fn word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(state.as_str())
 }
 
 pub(crate) fn duration_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -4,31 +4,35 @@ use std::process;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use palisade_supervisor::Status;
+use palisade_supervisor::{ExitReport, Status};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::in_force::Generation;
 use super::readiness::{ListenerAddress, Phase};
-use super::{Admin, CHANGE_TIMEOUT, Change, Changed, ORDER_TIMEOUT, Refused};
+use super::{Admin, CHANGE_TIMEOUT, Change, Changed, LONGEST_WAIT, ORDER_TIMEOUT, Refused};
 use crate::config::nearest;
 use crate::plugin::Running;
 
 /// The text form of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub(super) fn routes(admin: Arc<Admin>) -> Router {
+/// `stop` ends what waits.
+pub(super) fn routes(admin: Arc<Admin>, stop: CancellationToken) -> Router {
     Router::new()
         .route("/status", get(status))
+        .route("/events", get(|admin, query| events(admin, query, stop)))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
+        .route("/plugins/{name}", get(plugin))
         .route("/plugins/{name}/restart", post(|admin, name| order(admin, name, Order::Restart)))
         .route("/plugins/{name}/stop", post(|admin, name| order(admin, name, Order::Stop)))
         .route("/plugins/{name}/start", post(|admin, name| order(admin, name, Order::Start)))
@@ -90,6 +94,70 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<ProxyView> {
         plugins: generation.plugins.iter().flat_map(|plugin| views(plugin)).collect(),
         generation,
     })
+}
+
+/// An instance with the reports of all its ends that are kept.
+#[derive(Serialize)]
+struct InstanceView {
+    #[serde(flatten)]
+    view: PluginView,
+    exits: Vec<ExitView>,
+}
+
+#[derive(Serialize)]
+struct ExitView {
+    #[serde(flatten)]
+    exit: Arc<ExitReport>,
+    /// For people, with all details.
+    report: String,
+}
+
+async fn plugin(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
+    let generation = admin.in_force.now();
+    let Some(plugin) = generation.plugins.get(&name) else { return unknown(&generation, &name) };
+    let instance = |view: PluginView| {
+        let exit = |exit: &Arc<ExitReport>| ExitView { exit: Arc::clone(exit), report: format!("{exit:#}") };
+        let exits = view.status.exits.iter().map(exit).collect();
+        InstanceView { view, exits }
+    };
+    let instances: Vec<_> = views(plugin).into_iter().map(instance).collect();
+    Json(json!({"name": name, "instances": instances})).into_response()
+}
+
+/// Which events are asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct EventsQuery {
+    /// Those after this number; 0: all that are kept.
+    after: u64,
+    /// Whether to wait for one, where there is none.
+    wait: bool,
+}
+
+impl EventsQuery {
+    /// Of `after=NUMBER` and `wait`, in any order; `None` where there is anything else.
+    fn parse(query: &str) -> Option<Self> {
+        let mut read = Self::default();
+        for part in query.split('&').filter(|part| !part.is_empty()) {
+            match part.split_once('=') {
+                Some(("after", number)) => read.after = number.parse().ok()?,
+                None if part == "wait" => read.wait = true,
+                _ => return None,
+            }
+        }
+        Some(read)
+    }
+}
+
+async fn events(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery, stop: CancellationToken) -> Response {
+    let Some(EventsQuery { after, wait }) = EventsQuery::parse(query.as_deref().unwrap_or_default()) else {
+        let help = "write it like /events?after=7&wait".to_owned();
+        return refused(StatusCode::BAD_REQUEST, "the query can't be understood", Some(help));
+    };
+    if wait {
+        let next = stop.run_until_cancelled(admin.events.wait_after(after));
+        timeout(LONGEST_WAIT, next).await.ok();
+    }
+    Json(json!({"events": admin.events.after(after)})).into_response()
 }
 
 /// 200 while all listeners are open, else 503 with what is waited for.
@@ -197,4 +265,27 @@ async fn change(admin: &Admin, change: Change) -> Result<Changed, Response> {
 
 fn refused(status: StatusCode, error: &str, help: Option<String>) -> Response {
     (status, Json(json!({"error": error, "help": help}))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_for_events_is_read_whole_or_refused() {
+        let read = |after, wait| Some(EventsQuery { after, wait });
+        let cases = [
+            ("", read(0, false)),
+            ("wait", read(0, true)),
+            ("after=7", read(7, false)),
+            ("wait&after=7", read(7, true)),
+            ("after=-1", None),
+            ("after", None),
+            ("wait=1", None),
+            ("after=7&since=1", None),
+        ];
+        for (query, expected) in cases {
+            assert_eq!(EventsQuery::parse(query), expected, "{query}");
+        }
+    }
 }

@@ -61,7 +61,7 @@ pub(crate) struct Socket {
 /// Answers until `stop`, then ends within [`LAST_ANSWERS`] and removes the socket.
 pub(crate) async fn serve(socket: Socket, admin: Arc<Admin>, stop: CancellationToken) {
     let Socket { listener, file } = socket;
-    let routes = routes::routes(admin);
+    let routes = routes::routes(admin, stop.clone());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {

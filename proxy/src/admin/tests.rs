@@ -56,7 +56,7 @@ impl Proxy {
         let in_force = Arc::new(InForce::default());
         in_force.set(1, &config.hash, &plugins);
         let (orders, inbox) = mpsc::channel(1);
-        let admin = Arc::new(Admin::new(&config, &in_force, &metrics, &readiness, orders));
+        let admin = Arc::new(Admin::new(&config, &in_force, roster.events(), &metrics, &readiness, orders));
         let stop = CancellationToken::new();
         let listener = bind(&dir.path().join(SOCKET)).unwrap();
         let serving = tokio::spawn(serve(listener, admin, stop.clone()));
@@ -202,6 +202,65 @@ async fn a_change_is_answered_with_what_came_of_it() {
     // Nobody is there to carry it out any more.
     proxy.orders = Mutex::new(mpsc::channel(1).1);
     assert_eq!(proxy.json("POST", "/reload").await.0, 503);
+    proxy.end().await;
+}
+
+#[tokio::test]
+async fn events_are_told_and_waited_for() {
+    let proxy = Proxy::start().await;
+    proxy.json("POST", "/plugins/auth/restart").await;
+    proxy.json("POST", "/plugins/auth/stop").await;
+    let (code, told) = proxy.json("GET", "/events").await;
+    let events = told["events"].as_array().unwrap();
+    let find =
+        |from: &str, to: &str| events.iter().find(|event| (&event["from"], &event["to"]) == (&from.into(), &to.into()));
+    assert!(code == 200 && find("stopped", "starting").is_some(), "{told:#}");
+    let crash = find("await_handshake", "backing_off").unwrap_or_else(|| panic!("{told:#}"));
+    assert!(crash["reason"].as_str().unwrap().contains("exit status 3"), "{told:#}");
+    let end = events.last().unwrap();
+    assert_eq!((&end["to"], &end["reason"]), (&"stopped".into(), &"order: stop".into()), "{told:#}");
+
+    let last = events.last().unwrap()["number"].as_u64().unwrap();
+    let later = format!("/events?after={last}");
+    assert_eq!(proxy.json("GET", &later).await.1, json!({"events": []}));
+    let wait = format!("{later}&wait");
+    let (waited, _) = tokio::join!(proxy.json("GET", &wait), proxy.json("POST", "/plugins/auth/start"));
+    assert_eq!(waited.1["events"][0]["from"], "stopped", "{waited:?}");
+    let (code, refused) = proxy.json("GET", "/events?since=1").await;
+    assert_eq!((code, &refused["error"]), (400, &json!("the query can't be understood")));
+
+    proxy.end().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_events_is_answered_at_the_end() {
+    let proxy = Proxy::start().await;
+    let mut waiting = UnixStream::connect(proxy.socket()).await.unwrap();
+    let request = format!("GET /events?after={}&wait HTTP/1.1\r\nhost: x\r\n\r\n", u64::MAX);
+    waiting.write_all(request.as_bytes()).await.unwrap();
+    // Taken after the other.
+    proxy.text("GET", "/ready").await;
+    proxy.end().await;
+    let mut answer = String::new();
+    timeout(LONG, waiting.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("{\"events\":[]}"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_plugin_is_shown_with_the_reports_of_its_ends() {
+    let proxy = Proxy::start().await;
+    proxy.json("POST", "/plugins/auth/restart").await;
+    proxy.json("POST", "/plugins/auth/restart").await;
+    let (code, plugin) = proxy.json("GET", "/plugins/auth").await;
+    let exits = plugin["instances"][0]["exits"].as_array().unwrap();
+    assert!(code == 200 && exits.len() >= 2, "{plugin:#}");
+    for exit in exits {
+        let report = exit["report"].as_str().unwrap();
+        assert!(report.contains("exit status 3") && report.contains("while awaiting the handshake"), "{report}");
+        assert!(exit["usage"]["max_memory"].as_u64() > Some(0), "{exit:#}");
+    }
+    assert!(exits[0]["at"].as_f64() >= exits[1]["at"].as_f64(), "the latest comes first");
+    assert_eq!(proxy.json("GET", "/plugins/auht").await.0, 404);
     proxy.end().await;
 }
 

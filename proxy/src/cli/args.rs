@@ -36,8 +36,13 @@ pub(super) enum Command {
     Validate(Validate),
     /// Show a running proxy and its plugins
     ///
-    /// For plugins whose process has ended before: how, with its last lines on stderr.
+    /// For plugins whose process has ended before: how, with its last lines on stderr. With a plugin's name: all that
+    /// is known of its last ends.
     Status(Status),
+    /// Show what has happened to the plugins of a running proxy
+    ///
+    /// Each step from one state to the next, as far as the last thousand go.
+    Events(Events),
     /// Have a running proxy read its configuration again
     ///
     /// A valid one takes over without a gap: unchanged plugins, connections to upstreams and sockets stay. One that is
@@ -114,6 +119,18 @@ pub(super) struct Status {
     #[arg(value_parser = plugin_name)]
     pub(super) name: Option<String>,
     /// Print the answer of the proxy as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// Go on with what happens from now on, until interrupted
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Print each event as JSON, in a line of its own
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]

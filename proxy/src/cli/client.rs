@@ -82,6 +82,11 @@ impl Admin {
         self.exchange(Method::GET, path, ANSWER_TIMEOUT).await
     }
 
+    /// Asks for what the proxy may let wait for as long as [`admin::LONGEST_WAIT`].
+    pub(super) async fn wait<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.exchange(Method::GET, path, admin::LONGEST_WAIT + ANSWER_TIMEOUT).await
+    }
+
     /// Gives an order.
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         self.exchange(Method::POST, path, ORDER_TIMEOUT).await

@@ -2,6 +2,7 @@
 
 mod args;
 mod client;
+mod events;
 mod output;
 mod plugin;
 mod reload;
@@ -45,6 +46,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Validate(args) => validate::validate(args),
         Command::Status(args) => status::status(args),
         Command::Reload(args) => reload::reload(&args),
+        Command::Events(args) => events::events(args),
         Command::Plugin(args) => plugin::order(args),
         Command::Schema => print(format_args!("{:#}", config::schema())),
         Command::Completions { shell } => {

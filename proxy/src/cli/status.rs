@@ -9,7 +9,6 @@ use super::Failure;
 use super::args;
 use super::client::{Admin, converse};
 use super::output::{print, table};
-use crate::config::nearest;
 
 /// What is shown of `GET /status`.
 #[derive(Debug, Deserialize)]
@@ -47,6 +46,9 @@ pub(super) struct Plugin {
     last_exit: Option<LastExit>,
     /// As the proxy words it.
     pub(super) last_exit_report: Option<String>,
+    /// Only where one plugin is asked about.
+    #[serde(default)]
+    exits: Vec<Exit>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -54,17 +56,30 @@ struct LastExit {
     at: f64,
 }
 
+/// What `GET /plugins/NAME` answers.
+#[derive(Debug, Deserialize)]
+struct Detail {
+    instances: Value,
+}
+
+/// How a process ended, as the proxy words it.
+#[derive(Debug, Deserialize)]
+struct Exit {
+    at: f64,
+    report: String,
+}
+
 pub(super) fn status(args: args::Status) -> Result<(), Failure> {
     let admin = Admin::of(&args.target)?;
-    let mut answer: Value = converse(admin.get("/status"))?;
     if let Some(name) = &args.name {
-        let instances = take_instances(&mut answer, name)?;
+        let Detail { instances } = converse(admin.get(&format!("/plugins/{name}")))?;
         return if args.json {
             print(format_args!("{instances:#}"))
         } else {
-            print(plugins(&understood::<Vec<_>>(instances)?, now()))
+            print(details(&understood::<Vec<_>>(instances)?, now()))
         };
     }
+    let answer: Value = converse(admin.get("/status"))?;
     if args.json { print(format_args!("{answer:#}")) } else { print(proxy(&understood(answer)?, now())) }
 }
 
@@ -72,22 +87,6 @@ pub(super) fn understood<T: serde::de::DeserializeOwned>(answer: Value) -> Resul
     serde_json::from_value(answer).map_err(|error| {
         Failure::failed(format_args!("the answer of the proxy can't be understood: {error}"))
             .help("is it of the same version as this command?")
-    })
-}
-
-/// All instances of a plugin, as a list.
-fn take_instances(answer: &mut Value, name: &str) -> Result<Value, Failure> {
-    let empty = &mut Vec::new();
-    let plugins = answer.get_mut("plugins").and_then(Value::as_array_mut).unwrap_or(empty);
-    let instances: Vec<_> = plugins.iter().filter(|plugin| plugin["name"] == name).cloned().collect();
-    if !instances.is_empty() {
-        return Ok(instances.into());
-    }
-    let failure = Failure::failed(format_args!("no plugin is called `{name}`"));
-    let names = plugins.iter().filter_map(|plugin| plugin["name"].as_str());
-    Err(match nearest(name, names) {
-        Some(near) => failure.help(format_args!("did you mean `{near}`?")),
-        None => failure,
     })
 }
 
@@ -117,6 +116,27 @@ fn proxy(proxy: &Proxy, now: f64) -> String {
 
 /// A table of all, then a report for each whose process has ended before.
 fn plugins(plugins: &[Plugin], now: f64) -> String {
+    let mut text = overview(plugins, now);
+    for plugin in plugins {
+        if let (Some(exit), Some(report)) = (&plugin.last_exit, &plugin.last_exit_report) {
+            text += &format!("\n\nlast exit of {}, {} ago:\n{report}", plugin.label(), between(exit.at, now));
+        }
+    }
+    text
+}
+
+/// A table of a plugin's instances, then all reports that are kept, the latest first.
+fn details(instances: &[Plugin], now: f64) -> String {
+    let mut text = overview(instances, now);
+    for instance in instances {
+        for exit in &instance.exits {
+            text += &format!("\n\nexit of {}, {} ago:\n{}", instance.label(), between(exit.at, now), exit.report);
+        }
+    }
+    text
+}
+
+fn overview(plugins: &[Plugin], now: f64) -> String {
     let rows: Vec<_> = plugins
         .iter()
         .map(|plugin| {
@@ -125,13 +145,7 @@ fn plugins(plugins: &[Plugin], now: f64) -> String {
             [plugin.label(), plugin.condition(now), pid, plugin.restarts.to_string(), since]
         })
         .collect();
-    let mut text = table(["PLUGIN", "STATE", "PID", "RESTARTS", "SERVING SINCE"], &rows);
-    for plugin in plugins {
-        if let (Some(exit), Some(report)) = (&plugin.last_exit, &plugin.last_exit_report) {
-            text += &format!("\n\nlast exit of {}, {} ago:\n{report}", plugin.label(), between(exit.at, now));
-        }
-    }
-    text
+    table(["PLUGIN", "STATE", "PID", "RESTARTS", "SERVING SINCE"], &rows)
 }
 
 impl Plugin {
@@ -260,11 +274,21 @@ error: plugin `certs` exited (exit status 1, after 212 ms)
     }
 
     #[test]
-    fn a_plugin_is_found_by_its_name_or_a_near_one_is_named() {
-        assert_eq!(take_instances(&mut answer(), "auth").unwrap()[0]["pid"], 42);
-        let Err(Failure::Told { message, help, .. }) = take_instances(&mut answer(), "auht") else { panic!() };
-        assert_eq!(message, "no plugin is called `auht`");
-        assert_eq!(help.as_deref(), Some("did you mean `auth`?"));
+    fn the_ends_of_a_plugin_are_told_one_after_the_other() {
+        let mut plugin = answer()["plugins"][1].clone();
+        plugin["exits"] =
+            json!([{"at": 8258.0, "report": "error: second\n  x"}, {"at": 8200.0, "report": "error: first"}]);
+        let expected = "\
+PLUGIN  STATE                               PID  RESTARTS  SERVING SINCE
+certs   crash looped, next attempt in 10 s  -    9         -
+
+exit of certs, 2 s ago:
+error: second
+  x
+
+exit of certs, 1 min 0 s ago:
+error: first";
+        assert_eq!(details(&[understood(plugin).unwrap()], 8260.0), expected);
     }
 
     #[test]

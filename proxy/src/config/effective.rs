@@ -281,6 +281,7 @@ fn plugin(it: &Plugin) -> Value {
         ("drain_timeout", time(it.drain_timeout)),
         ("stop_timeout", time(it.stop_timeout)),
         ("probation", time(it.probation)),
+        ("exit_reports", it.exit_reports.into()),
     ])
 }
 

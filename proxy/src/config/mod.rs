@@ -461,6 +461,8 @@ pub struct Plugin {
     /// How long processes that took over in an upgrade or a reload have to last, else those before them are back.
     /// Default 5 s.
     pub probation: Duration,
+    /// Reports of ended processes that are kept for each instance: 1 to 100, default 10.
+    pub exit_reports: usize,
     /// The program, and what an interpreter is told to run, as they were when the configuration was read: where they
     /// are replaced, the next reading is a different plugin.
     pub files: Vec<SourceFile>,

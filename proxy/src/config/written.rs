@@ -411,6 +411,8 @@ pub(super) struct Plugin {
     /// How long processes that took over in an upgrade or a reload have to last, else those before them are back.
     /// Default 5s.
     pub(super) probation: Slot<Span>,
+    /// Reports of ended processes that are kept for each instance, 1 to 100. Default 10.
+    pub(super) exit_reports: Slot<u64>,
 }
 
 /// Program and arguments, each an entry of its own.

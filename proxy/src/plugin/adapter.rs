@@ -4,14 +4,16 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use palisade_plugin_proto::env;
-use palisade_supervisor::{Adapter, AttachError, HealthPolicy, InstanceInfo, PluginSpec, RestartPolicy, TcpPolicy};
+use palisade_supervisor::{
+    Adapter, AttachError, HealthPolicy, InstanceInfo, PluginSpec, RestartPolicy, TcpPolicy, Transition,
+};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::Value as Json;
 use tonic::transport::Channel;
 
 use super::mosn::Mosn;
 use super::native::Native;
-use super::{Client, Speaks};
+use super::{Client, Events, Speaks};
 use crate::config::{self, Contract};
 
 /// What a configuration uses a plugin for.
@@ -35,15 +37,20 @@ pub(crate) struct Contracts {
     roles: Roles,
     config: Struct,
     config_hash: String,
+    /// Which instance, from 1, where there are several.
+    instance: Option<usize>,
+    events: Events,
 }
 
 impl Contracts {
-    pub(super) fn new(plugin: &config::Plugin, roles: Roles) -> Self {
+    pub(super) fn new(plugin: &config::Plugin, roles: Roles, instance: Option<usize>, events: Events) -> Self {
         Self {
             contract: plugin.contract,
             roles,
             config: message(config::to_json(&plugin.config)),
             config_hash: config::hash(&plugin.config),
+            instance,
+            events,
         }
     }
 }
@@ -60,6 +67,10 @@ impl Adapter for Contracts {
             Contract::Mosn => Speaks::Mosn(Mosn::new(channel)),
         };
         Ok(Client { speaks, calls: instance.calls })
+    }
+
+    fn observe(&self, transition: &Transition) {
+        self.events.record(self.instance, transition);
     }
 }
 
@@ -98,6 +109,7 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
         max_restarts: plugin.restart.max_restarts,
         window: plugin.restart.window,
     };
+    spec.exit_reports = plugin.exit_reports;
     spec.stop.drain_timeout = plugin.drain_timeout;
     spec.stop.term_timeout = plugin.stop_timeout;
     spec

@@ -1,6 +1,7 @@
 //! Plugins as the proxy uses them: one adapter for each contract, behind one set of types.
 
 mod adapter;
+mod events;
 mod mosn;
 mod mutation;
 mod native;
@@ -17,6 +18,7 @@ use palisade_supervisor::{Calls, StartError};
 use tokio::time::Instant;
 
 pub(crate) use self::adapter::{Contracts, Roles};
+pub(crate) use self::events::Events;
 pub(crate) use self::mutation::{HeaderOp, apply};
 pub(crate) use self::pool::{Lease, Running};
 use crate::config::{self, Config, Filter};
@@ -40,7 +42,7 @@ impl Plugins {
                 Some(running) => Arc::clone(running),
                 None => {
                     let spec = adapter::spec(name, plugin, &config.runtime_dir);
-                    Arc::new(Running::start(&spec, plugin, roles(config, name))?)
+                    Arc::new(Running::start(&spec, plugin, roles(config, name), &roster.events)?)
                 }
             };
             Ok((name.clone(), running))
@@ -73,9 +75,17 @@ impl Plugins {
 
 /// Every plugin that has processes, whichever configuration it is of: what is to be stopped in the end.
 #[derive(Debug, Default)]
-pub(crate) struct Roster(Mutex<Vec<Arc<Running>>>);
+pub(crate) struct Roster {
+    plugins: Mutex<Vec<Arc<Running>>>,
+    /// What has happened to any of them.
+    events: Events,
+}
 
 impl Roster {
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// Stops one for good, within its bounds.
     pub(crate) async fn dismiss(&self, plugin: &Arc<Running>) {
         plugin.shutdown().await;
@@ -90,7 +100,7 @@ impl Roster {
 
     fn plugins(&self) -> MutexGuard<'_, Vec<Arc<Running>>> {
         // A list is whole between its calls.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.plugins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

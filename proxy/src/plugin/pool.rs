@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{CallError, Client, Contracts, Roles};
+use super::{CallError, Client, Contracts, Events, Roles};
 use crate::config;
 
 /// How long a client whose connection broke may still be its instance's client before it is tried again: the time that
@@ -77,12 +77,19 @@ impl Drop for Counted {
 
 impl Running {
     /// Starts its processes, each with an adapter of its own.
-    pub(super) fn start(spec: &PluginSpec, plugin: &config::Plugin, roles: Roles) -> Result<Self, StartError> {
-        let start = |_| {
-            let supervised = Plugin::start(spec.clone(), Contracts::new(plugin, roles))?;
+    pub(super) fn start(
+        spec: &PluginSpec,
+        plugin: &config::Plugin,
+        roles: Roles,
+        events: &Events,
+    ) -> Result<Self, StartError> {
+        let several = plugin.instances > 1;
+        let start = |instance| {
+            let contracts = Contracts::new(plugin, roles, several.then_some(instance), events.clone());
+            let supervised = Plugin::start(spec.clone(), contracts)?;
             Ok(Instance { supervised, in_flight: Arc::default() })
         };
-        let instances = (0..plugin.instances.max(1)).map(start).collect::<Result<_, StartError>>()?;
+        let instances = (1..=plugin.instances.max(1)).map(start).collect::<Result<_, StartError>>()?;
         Ok(Self {
             name: spec.name.clone(),
             made_of: plugin.clone(),

@@ -20,7 +20,7 @@ use crate::lifecycle::{Action, Blame, Event, Exit, Lifecycle, Next, Order, Phase
 use crate::process::{Process, SpawnError};
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure};
 use crate::spec::PluginSpec;
-use crate::status::{Outlook, State, Status};
+use crate::status::{Outlook, State, Status, Transition};
 
 mod run;
 
@@ -36,6 +36,9 @@ pub trait Adapter: Send + Sync + 'static {
         channel: Channel,
         instance: InstanceInfo,
     ) -> impl Future<Output = Result<Self::Client, AttachError>> + Send;
+
+    /// Told of every transition, in order, none skipped. Called by the plugin's one task, so it must not block.
+    fn observe(&self, _transition: &Transition) {}
 }
 
 /// One start of a plugin.
@@ -88,6 +91,10 @@ pub(crate) struct Instance<A: Adapter> {
     offered: Offered<A::Client>,
     status: watch::Sender<Status>,
     orders: mpsc::Receiver<Request>,
+    /// The state that was shown last.
+    last_shown: State,
+    /// What the next transition comes of, where the machine does not say.
+    reason: Option<String>,
     /// Whom to tell when the orders so far have been carried out.
     waiting: Vec<oneshot::Sender<()>>,
     starts: u64,
@@ -128,6 +135,7 @@ impl<A: Adapter> Instance<A> {
             endpoint: None,
             app_version: None,
             last_exit: None,
+            exits: Vec::new(),
             command: written(&spec),
             outlook: Outlook::Soon,
         };
@@ -144,6 +152,8 @@ impl<A: Adapter> Instance<A> {
             offered: Offered(slot),
             status,
             orders,
+            last_shown: State::Stopped,
+            reason: None,
             waiting: vec![],
             starts: 0,
             spawned,
@@ -158,6 +168,7 @@ impl<A: Adapter> Instance<A> {
 
     /// The whole life of the plugin. Ends when an order says so, or when nobody is left to give orders.
     pub(crate) async fn run(mut self) {
+        self.reason = Some("first start".to_owned());
         self.feed(Event::Order(Order::Start)).await;
         let mut open = true;
         while self.machine.phase() != Phase::Finished {
@@ -167,10 +178,12 @@ impl<A: Adapter> Instance<A> {
                 request = self.orders.recv(), if open => match request {
                     Some(Request { order, done }) => {
                         self.waiting.push(done);
+                        self.reason = Some(format!("order: {order}"));
                         self.feed(Event::Order(order)).await;
                     }
                     None => {
                         open = false;
+                        self.reason = Some("its host dropped it".to_owned());
                         self.feed(Event::Order(Order::Discard)).await;
                     }
                 },
@@ -206,8 +219,8 @@ impl<A: Adapter> Instance<A> {
             }
             Err(error) => {
                 let cause = ExitCause::StartFailure(Arc::new(StartFailure::Spawn(error)));
-                let report = report(&self.spec, None, cause, None, self.spawning_since.elapsed(), vec![]);
-                self.ended(report, Event::SpawnFailed).await;
+                let report = report(&self.spec, None, State::Starting, cause, None, self.spawning_since.elapsed());
+                self.ended(report.with_hint(), Event::SpawnFailed).await;
             }
         }
     }
@@ -263,6 +276,7 @@ impl<A: Adapter> Instance<A> {
         // What it said before it went may still be on the way.
         let start = run.start();
         let phase = self.machine.phase();
+        run.ends_in(self.shown().0);
         run.drain().await;
         while let Ok((of, news)) = self.news.try_recv() {
             match news {
@@ -296,7 +310,8 @@ impl<A: Adapter> Instance<A> {
     /// There is no process any more, or there was none: says so, and goes on.
     async fn ended(&mut self, report: ExitReport, event: Event) {
         let report = Arc::new(report);
-        self.status.send_modify(|status| status.last_exit = Some(report.clone()));
+        self.keep(report.clone());
+        self.reason = Some(report.headline());
         Box::pin(self.feed(event)).await;
         let next = match self.machine.phase() {
             Phase::Starting { .. } => Some(Duration::ZERO),
@@ -437,14 +452,31 @@ impl<A: Adapter> Instance<A> {
         let Some(run) = self.run.take() else { return };
         error!(plugin = %self.name, pid = run.pid(), "the process outlived SIGKILL; it is stuck in the kernel");
         let report = Arc::new(run.abandon(&self.background).await);
-        self.status.send_modify(|status| status.last_exit = Some(report));
+        self.keep(report);
     }
 
-    fn publish(&self) {
+    /// Keeps a report, for as long as there are not enough later ones.
+    fn keep(&self, report: Arc<ExitReport>) {
+        self.status.send_modify(|status| {
+            status.exits.insert(0, report.clone());
+            status.exits.truncate(self.spec.exit_reports.max(1));
+            status.last_exit = Some(report);
+        });
+    }
+
+    fn publish(&mut self) {
         let (state, outlook) = self.shown();
+        let from = std::mem::replace(&mut self.last_shown, state);
+        let moved = !from.is_alike(&state);
+        if moved
+            && state == State::Stopping
+            && let Some(run) = self.run.as_mut()
+        {
+            run.ends_in(from);
+        }
         let run = self.run.as_ref();
         self.status.send_modify(|status| {
-            if status.state.as_str() != state.as_str() {
+            if moved {
                 status.since = SystemTime::now();
             }
             status.state = state;
@@ -457,6 +489,34 @@ impl<A: Adapter> Instance<A> {
             status.app_version = accepted.map(|accepted| accepted.app_version);
             status.serving_since = run.and_then(|run| run.serving_since);
         });
+        if moved {
+            let transition = Transition {
+                plugin: self.spec.name.clone(),
+                at: SystemTime::now(),
+                start: self.starts,
+                pid: run.map(Run::pid),
+                from,
+                to: state,
+                reason: self.reason_of(&state),
+            };
+            self.adapter.observe(&transition);
+        }
+        self.reason = None;
+    }
+
+    /// Why it is in this state now, where that does not go without saying.
+    fn reason_of(&self, state: &State) -> Option<String> {
+        let run = self.run.as_ref();
+        match state {
+            State::NotServing { why } => Some(why.to_string()),
+            State::Disabled { why } => Some(match &self.reason {
+                Some(reason) => format!("{reason}; {why}"),
+                None => why.to_string(),
+            }),
+            // Decided by the machine, and blamed on something.
+            State::Stopping => run.and_then(Run::cause).map(ToString::to_string).or_else(|| self.reason.clone()),
+            _ => self.reason.clone(),
+        }
     }
 
     fn shown(&self) -> (State, Outlook) {

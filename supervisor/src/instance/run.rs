@@ -1,6 +1,7 @@
 //! One start of a plugin: its process, what reads its output, what talks to it.
 
 use std::future::Future;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -33,6 +34,7 @@ use crate::process::Process;
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, user};
 use crate::restart::Hope;
 use crate::spec::PluginSpec;
+use crate::status::State;
 use crate::trust::peer::Owner;
 
 /// How long output may keep coming after the process has gone: its last lines are on their way, and a stranger that
@@ -100,8 +102,11 @@ pub(super) struct Run<C> {
     pub(super) accepted: Option<Accepted>,
     pub(super) serving_since: Option<SystemTime>,
     pub(super) last_miss: String,
+    /// What it was doing when its end was decided on, or when it ended by itself.
+    ended_in: Option<State>,
     /// What its end has hit.
     hit: CallsHit,
+    core_dumped: bool,
     /// Why it is about to end; the first reason counts.
     cause: Option<ExitCause>,
     pub(super) hope: Hope,
@@ -135,7 +140,9 @@ impl<C: Send + Sync + 'static> Run<C> {
             accepted: None,
             serving_since: None,
             last_miss: String::new(),
+            ended_in: None,
             hit: CallsHit::default(),
+            core_dumped: false,
             cause: None,
             hope: Hope::Transient,
             log,
@@ -194,6 +201,16 @@ impl<C: Send + Sync + 'static> Run<C> {
         self.cause.get_or_insert(cause);
     }
 
+    /// Why it is about to end, where that has been decided.
+    pub(super) fn cause(&self) -> Option<&ExitCause> {
+        self.cause.as_ref()
+    }
+
+    /// It is about to end, or has ended, while it was doing this. The first word counts.
+    pub(super) fn ends_in(&mut self, state: State) {
+        self.ended_in.get_or_insert(state);
+    }
+
     pub(super) fn blame_failure(&mut self, failure: StartFailure) {
         if let StartFailure::Handshake(failure) = &failure {
             self.hope = failure.hope();
@@ -205,7 +222,7 @@ impl<C: Send + Sync + 'static> Run<C> {
     pub(super) fn handshake_overdue(&mut self) {
         let limit = self.spec.handshake.timeout;
         let failure = match self.process.told() {
-            None => HandshakeFailure::Timeout { limit, line: self.heard.get() },
+            None => HandshakeFailure::Timeout { limit, line: self.heard.last() },
             Some(endpoint) => {
                 HandshakeFailure::NotListening { endpoint: endpoint.to_string(), limit, last: self.progress.get() }
             }
@@ -322,7 +339,9 @@ impl<C: Send + Sync + 'static> Run<C> {
         self.alive.end();
         let after = self.started.elapsed();
         // A status that cannot be had counts as a plain end: the process has gone all the same.
-        let end = self.process.reap().await.map_or(ProcessEnd::Exited(-1), ProcessEnd::of);
+        let status = self.process.reap().await.ok();
+        self.core_dumped = status.is_some_and(|status| status.core_dumped());
+        let end = status.map_or(ProcessEnd::Exited(-1), ProcessEnd::of);
         self.end_tasks().await;
         let cause = self.cause.take().unwrap_or_else(|| stage(&end));
         self.clear_remains(background);
@@ -364,36 +383,44 @@ impl<C: Send + Sync + 'static> Run<C> {
     }
 
     fn report(&self, cause: ExitCause, end: Option<ProcessEnd>, after: Duration) -> ExitReport {
-        let mut report = report(&self.spec, Some(self.pid()), cause, end, after, self.log.tail());
+        let state = self.ended_in.unwrap_or(State::Stopping);
+        let mut report = report(&self.spec, Some(self.pid()), state, cause, end, after);
+        report.core_dumped = self.core_dumped;
+        report.usage = self.process.usage();
         report.calls.clone_from(&self.hit);
-        report
+        report.transcript = self.heard.transcript();
+        report.stderr = self.log.tail();
+        report.with_hint()
     }
 }
 
-/// A report of this plugin's; also for starts that made no process.
+/// A report of this plugin's with what is known of every end, also where there was no process.
 pub(super) fn report(
     spec: &PluginSpec,
     pid: Option<i32>,
+    state: State,
     cause: ExitCause,
     end: Option<ProcessEnd>,
     after: Duration,
-    stderr: Vec<String>,
 ) -> ExitReport {
-    let report = ExitReport {
+    ExitReport {
         plugin: spec.name.clone(),
         at: SystemTime::now(),
         pid,
         cause,
         end,
+        core_dumped: false,
+        state,
         after,
         calls: CallsHit::default(),
-        stderr,
+        usage: None,
+        transcript: Vec::new(),
+        stderr: Vec::new(),
         command: written(spec),
         cwd: spec.cwd.clone(),
         user: user(),
         likely: None,
-    };
-    report.with_hint()
+    }
 }
 
 /// The command as an operator wrote it.

@@ -3,6 +3,7 @@
 //! Nothing here waits, spawns or reads a clock. The instance performs the actions, feeds what happens back in, and
 //! wakes the machine when [`Lifecycle::deadline`] has passed.
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -168,6 +169,17 @@ pub(crate) enum Order {
     Finish,
     /// Stop for good without asking: nobody is left to wait.
     Discard,
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::Restart => "restart",
+            Self::Stop => "stop",
+            Self::Finish | Self::Discard => "stop for good",
+        })
+    }
 }
 
 /// What is to be done.

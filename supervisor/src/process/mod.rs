@@ -27,6 +27,7 @@ pub use self::private_dir::check as prepare_runtime_dir;
 pub(crate) use self::private_dir::sweep;
 use crate::connect::Endpoint;
 use crate::mtls::{Identity, MtlsError};
+use crate::report::Usage;
 use crate::spec::PluginSpec;
 use crate::sys;
 use crate::sys::descendants::{self, Scratch, Search};
@@ -97,6 +98,7 @@ pub(crate) struct Process {
     child: Child,
     pidfd: AsyncFd<OwnedFd>,
     reaped: bool,
+    usage: Option<Usage>,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
     dir: Option<PrivateDir>,
@@ -162,10 +164,16 @@ impl Process {
     pub(crate) async fn reap(&mut self) -> io::Result<ExitStatus> {
         // While the leader is a zombie, no new group can have its number.
         self.signal(Signal::SIGKILL);
+        self.usage = sys::usage::of_exited(self.pid).map(Usage::from);
         let status = self.child.wait().await;
         self.reaped = true;
         spawner::forget(self.pid);
         status
+    }
+
+    /// What it had used by its end, once it has been reaped.
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        self.usage
     }
 
     /// What is left to do after the process has gone.
@@ -234,7 +242,18 @@ fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnE
     let pid = pid.ok_or_else(|| SpawnError::Watch(io::ErrorKind::NotFound.into()))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     match sys::pidfd_open(pid) {
-        Ok(pidfd) => Ok(Process { pid, child, pidfd, reaped: false, stdout, stderr, dir: Some(dir), identity, told }),
+        Ok(pidfd) => Ok(Process {
+            pid,
+            child,
+            pidfd,
+            reaped: false,
+            usage: None,
+            stdout,
+            stderr,
+            dir: Some(dir),
+            identity,
+            told,
+        }),
         Err(error) => {
             killpg(Pid::from_raw(pid), Signal::SIGKILL).ok();
             spawner::forget(pid);

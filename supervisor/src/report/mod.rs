@@ -16,9 +16,12 @@ use crate::connect::ConnectError;
 use crate::handshake::HandshakeFailure;
 use crate::instance::AttachError;
 use crate::process::SpawnError;
-use crate::status::{duration_seconds, epoch_seconds};
+use crate::status::{State, duration_seconds, epoch_seconds, word};
 
 mod hints;
+mod usage;
+
+pub use self::usage::Usage;
 
 /// The end of one process, or of the attempt to start one.
 #[derive(Debug, Clone, Serialize)]
@@ -34,11 +37,21 @@ pub struct ExitReport {
     pub cause: ExitCause,
     /// What the kernel said, where there was a process and it has gone.
     pub end: Option<ProcessEnd>,
+    /// Whether the kernel wrote its memory to a core file, or handed it to the program that `core_pattern` names.
+    pub core_dumped: bool,
+    /// What it was doing when it ended, or when its end was decided on. Serialised as one word.
+    #[serde(serialize_with = "word")]
+    pub state: State,
     /// How long it had run. Serialised in seconds.
     #[serde(serialize_with = "duration_seconds")]
     pub after: Duration,
     /// The calls that its end has hit, as far as the host tells of them by [`crate::Calls`].
     pub calls: CallsHit,
+    /// What it had used, where there was a process and it has gone.
+    pub usage: Option<Usage>,
+    /// What it printed to stdout up to its handshake, the line itself included: at most 33 lines, 256 bytes of each,
+    /// control characters escaped.
+    pub transcript: Vec<String>,
     /// Its last lines on stderr, at most 20.
     pub stderr: Vec<String>,
     /// Program and arguments.
@@ -132,6 +145,20 @@ impl fmt::Display for ProcessEnd {
     }
 }
 
+impl fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StartFailure(failure) => f.write_str(&chain(failure.as_ref())),
+            Self::Exited(code) => write!(f, "exited (exit status {code})"),
+            Self::Signalled(signal) => write!(f, "was killed by {signal}"),
+            Self::Unhealthy(detail) => write!(f, "stopped answering health checks: {detail}"),
+            Self::Unresponsive(detail) => write!(f, "left calls unanswered and failed a health check: {detail}"),
+            Self::Frozen(limit) => write!(f, "was stopped by a signal or a debugger for {}", Readable(*limit)),
+            Self::Requested => f.write_str("order"),
+        }
+    }
+}
+
 impl ExitReport {
     /// The first line of the report, without the word `error`.
     #[must_use]
@@ -158,6 +185,28 @@ impl ExitReport {
         }
     }
 
+    fn write_details(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(pid) = self.pid {
+            write!(f, "\n  process {pid}, while {}", self.state)?;
+            let core = if self.core_dumped { ", core dumped" } else { ", no core dump" };
+            f.write_str(if matches!(self.end, Some(ProcessEnd::Signalled(_))) { core } else { "" })?;
+        }
+        if let Some(Usage { user, system, max_memory, major_faults }) = self.usage {
+            let (user, system, memory) = (Readable(user), Readable(system), max_memory >> 20);
+            write!(f, "\n  used: {user} of processor time, {system} of the kernel's, {memory} MiB of memory at most")?;
+            if major_faults > 0 {
+                write!(f, ", {major_faults} waits for memory on disk")?;
+            }
+        }
+        if !self.transcript.is_empty() {
+            write!(f, "\n  stdout up to its handshake:")?;
+            for line in &self.transcript {
+                write!(f, "\n    | {line}")?;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn with_hint(mut self) -> Self {
         self.likely = hints::likely(&self);
         self
@@ -165,12 +214,15 @@ impl ExitReport {
 }
 
 impl fmt::Display for ExitReport {
-    /// Several lines, the last without a line end.
+    /// Several lines, the last without a line end. With `{:#}` all there is, else what usually is enough.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = if matches!(self.cause, ExitCause::Requested) { "" } else { "error: " };
         write!(f, "{error}{}", self.headline())?;
         write!(f, "\n  command: {}", self.command.join(" "))?;
         write!(f, "     cwd: {}     user: {}", self.cwd.display(), self.user)?;
+        if f.alternate() {
+            self.write_details(f)?;
+        }
         if self.calls.count > 0 {
             let CallsHit { count, ids } = &self.calls;
             let more = if *count > ids.len() { ", ..." } else { "" };
@@ -237,31 +289,72 @@ impl fmt::Display for Readable {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
 
-    #[test]
-    fn a_report_reads_as_an_operator_needs_it() {
-        let report = ExitReport {
+    fn example() -> ExitReport {
+        ExitReport {
             plugin: "auth".into(),
             at: SystemTime::UNIX_EPOCH,
             pid: Some(7),
             cause: ExitCause::StartFailure(Arc::new(StartFailure::ExitedBeforeHandshake)),
             end: Some(ProcessEnd::Exited(1)),
+            core_dumped: false,
+            state: State::AwaitHandshake,
             after: Duration::from_millis(212),
             calls: CallsHit { count: 3, ids: vec!["7f".into(), "80".into()] },
+            usage: Some(Usage {
+                user: Duration::from_millis(1_250),
+                system: Duration::from_millis(30),
+                max_memory: 45 << 20,
+                major_faults: 0,
+            }),
+            transcript: vec!["loading".into()],
             stderr: vec!["ModuleNotFoundError: No module named 'grpc'".into()],
             command: vec!["python3".into(), "auth.py".into()],
             cwd: "/srv/app".into(),
             user: "palisade".into(),
             likely: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_report_reads_as_an_operator_needs_it() {
         let expected = "error: plugin `auth` exited before the handshake (exit status 1, after 212 ms)
   command: python3 auth.py     cwd: /srv/app     user: palisade
   calls under way: 3 (7f, 80, ...)
   last lines on stderr:
     | ModuleNotFoundError: No module named 'grpc'
   likely: the interpreter has no `grpcio`; try: pip install palisade-plugin";
-        assert_eq!(report.with_hint().to_string(), expected);
+        assert_eq!(example().with_hint().to_string(), expected);
+    }
+
+    #[test]
+    fn the_details_are_there_for_who_asks() {
+        let details = format!("{:#}", example());
+        let expected = "
+  process 7, while awaiting the handshake
+  used: 1.2 s of processor time, 30 ms of the kernel's, 45 MiB of memory at most
+  stdout up to its handshake:
+    | loading
+  calls under way";
+        assert!(details.contains(expected), "{details}");
+        let mut killed = example();
+        killed.end = Some(ProcessEnd::Signalled("SIGSEGV".into()));
+        assert!(format!("{killed:#}").contains("while awaiting the handshake, no core dump\n"));
+        killed.core_dumped = true;
+        assert!(format!("{killed:#}").contains("while awaiting the handshake, core dumped\n"));
+        killed.usage.as_mut().unwrap().major_faults = 12;
+        assert!(format!("{killed:#}").contains(" at most, 12 waits for memory on disk\n"));
+    }
+
+    #[test]
+    fn programs_get_the_same() {
+        let json = serde_json::to_value(example()).unwrap();
+        assert_eq!((&json["state"], &json["core_dumped"]), (&"await_handshake".into(), &false.into()));
+        assert_eq!(json["usage"]["max_memory"], 45 << 20);
+        assert_eq!(json["transcript"], serde_json::json!(["loading"]));
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl Reading<'_> {
             stop_timeout: Duration::from_secs(5),
             probation: Duration::from_secs(5),
             files: Vec::new(),
+            exit_reports: 10,
         }
     }
 
@@ -98,6 +99,7 @@ impl Reading<'_> {
             stop_timeout: self.delay(&written.stop_timeout, default.stop_timeout),
             probation: self.delay(&written.probation, default.probation),
             files,
+            exit_reports: self.number(&written.exit_reports, default.exit_reports, 1..=100),
         }
     }
 

@@ -238,7 +238,7 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [python3], sandbox: hardened}
 ",
         &[
-            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, contract, owns, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation]",
+            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, contract, owns, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
         ],
     ),
 ];

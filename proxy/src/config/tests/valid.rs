@@ -109,6 +109,7 @@ plugins:
        max_restarts: 7, window: 62s}
     drain_timeout: 6s
     stop_timeout: 0s
+    exit_reports: 11
   audit: &audit {command: [python3, audit.py], cwd: bin/.., config: {}}
   certs: {command: [java, -Xmx64m, -jar, certs.jar]}
   again: *audit
@@ -213,7 +214,7 @@ fn every_field_arrives() {
     assert_eq!(to_json(&auth.config), json);
     assert_eq!((auth.contract, auth.stop_timeout), (Contract::Mosn, Duration::ZERO));
     assert_eq!((auth.health.call_misses, auth.health.stopped_timeout), (0, Duration::ZERO));
-    assert_eq!(auth.drain_timeout, Duration::from_secs(6));
+    assert_eq!((auth.drain_timeout, auth.exit_reports), (Duration::from_secs(6), 11));
     let Restart { policy, multiplier, jitter, max_restarts, window, .. } = auth.restart;
     assert_eq!((policy, multiplier, jitter), (RestartMode::OnFailure, 3, 5));
     assert_eq!((max_restarts, window), (Some(7), Duration::from_secs(62)));
