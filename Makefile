@@ -33,7 +33,7 @@ help:
 	@echo 'make lint       formatting, clippy, types'
 	@echo 'make test-rust, make test-python, make test-java: one language'
 	@echo 'make fuzz       fuzzes what reads untrusted bytes, $(FUZZ_SECONDS) s each (FUZZ_SECONDS=600: longer)'
-	@echo 'make soak       tests that take minutes: changes and crashes under load'
+	@echo 'make soak       tests that take minutes: changes and crashes under load, 10,000 restarts; figures of supervision'
 	@echo 'make clean      removes what was built'
 
 setup: system-packages python java rust go
@@ -117,6 +117,9 @@ fuzz:
 soak: rust
 	$(CARGO) build --locked --workspace --all-targets
 	$(CARGO) test --locked -p palisade-tests -- --ignored --nocapture --test-threads=1
+	$(CARGO) build --locked --release -p palisade-supervisor --examples
+	PALISADE_SOAK_CYCLES=10000 $(CARGO) test --locked --release -p palisade-supervisor --test leaks -- --nocapture
+	$(CARGO) bench --locked -p palisade-supervisor --bench figures
 
 clean:
 	rm -rf target .venv .tools .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache

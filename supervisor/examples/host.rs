@@ -1,4 +1,4 @@
-//! Hosts a plugin: `cargo run --example host -- COMMAND [ARGUMENT...]`. Ends when the plugin is asked to by ctrl-c.
+//! Hosts a plugin: `cargo run --example host -- COMMAND [ARGUMENT...]`. Ends with ctrl-c, and the plugin with it.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt().init();
     let runtime_dir = std::env::temp_dir().join(format!("palisade-host-{}", std::process::id()));
     let plugin = Plugin::start(PluginSpec::new("example", std::env::args_os().skip(1), runtime_dir), Bare)?;
-    let client = plugin.wait_client(Instant::now() + Duration::from_secs(10)).await;
-    tracing::info!(?client, status = ?plugin.status().state, "ready to call");
+    let channel = plugin.wait_client(Instant::now() + Duration::from_secs(10)).await?;
+    tracing::info!(?channel, pid = plugin.status().pid, "ready to call");
     tokio::signal::ctrl_c().await?;
     plugin.shutdown().await;
     Ok(())

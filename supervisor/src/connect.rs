@@ -45,6 +45,7 @@ pub(crate) enum Endpoint {
 
 /// Why an announced address must not be connected to.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EndpointError {
     /// A socket that is not in the directory of this start.
     #[error("socket {path:?} is not in {private:?}; listen in the directory that PLUGIN_UNIX_SOCKET_DIR names")]
@@ -66,6 +67,7 @@ pub enum EndpointError {
 
 /// Why nothing could be connected to.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectError {
     /// A file, a directory, a FIFO, a symbolic link.
     #[error("{0:?} is not a socket")]

@@ -19,6 +19,7 @@ const SHOWN: usize = 256;
 
 /// What is wrong with what a plugin printed, or did not print.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum HandshakeFailure {
     /// Nothing more can come.
     #[error("stdout was closed before the handshake{}", got(.line.as_deref()))]

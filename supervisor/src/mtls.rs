@@ -35,6 +35,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// Why there can be no AutoMTLS.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MtlsError {
     /// Our certificate could not be made.
     #[error("the host's certificate can't be made")]

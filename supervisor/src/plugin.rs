@@ -32,6 +32,7 @@ struct Shared<C> {
 
 /// Why a plugin could not be taken on. What goes wrong later is no error of a call but part of [`Status`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StartError {
     /// The specification.
     #[error("plugin `{plugin}`")]

@@ -287,6 +287,7 @@ impl Default for StopPolicy {
 
 /// What is wrong with a [`PluginSpec`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SpecError {
     /// The name cannot stand in a path or a metric.
     #[error("plugin name {0:?} must be 1 to {MAX_NAME} characters of A-Z a-z 0-9 - _")]

@@ -12,6 +12,7 @@ use crate::report::ExitReport;
 /// What is happening with a plugin, or awaited from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum State {
     /// The process is being made.
     Starting,
@@ -55,6 +56,7 @@ pub enum State {
 /// Why calls are kept from a process that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum NotServing {
     /// Its health service says that it does not serve.
     Reported,
@@ -77,6 +79,7 @@ impl fmt::Display for NotServing {
 /// Why a plugin that failed is not started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum WontRetry {
     /// [`crate::RestartMode::Never`].
     Policy,

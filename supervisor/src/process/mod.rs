@@ -38,6 +38,7 @@ mod spawner;
 
 /// Why there is no process.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SpawnError {
     /// A bare name that no directory of the host's `PATH` has.
     #[error("program {0:?} was not found in PATH")]

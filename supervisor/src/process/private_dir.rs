@@ -24,6 +24,7 @@ const TEMPLATE: &str = "p-XXXXXX";
 
 /// Why a private directory could not be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PrivateDirError {
     /// A socket in it could not be bound.
     #[error(

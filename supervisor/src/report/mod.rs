@@ -67,6 +67,7 @@ pub struct ExitReport {
 /// Why a process ended.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "kind", content = "detail", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ExitCause {
     /// It never came to serve. Serialised as one line.
     #[serde(serialize_with = "one_line")]
@@ -99,6 +100,7 @@ pub enum ProcessEnd {
 
 /// Why a plugin did not come to serve.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StartFailure {
     /// There is no process.
     #[error("could not be started")]

@@ -26,3 +26,15 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd always names the same open descriptor, and closes it only when dropped.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
+
+#[cfg(test)]
+mod tests {
+    /// `forbid` can't be lifted again further down, `deny` can: this file does.
+    #[test]
+    fn every_other_room_forbids_unsafe_code() {
+        let lines: Vec<_> = include_str!("../lib.rs").lines().collect();
+        for pair in lines.windows(2).filter(|pair| pair[1].starts_with("mod ") && pair[1] != "mod sys;") {
+            assert_eq!(pair[0], "#[forbid(unsafe_code)]", "before `{}`", pair[1]);
+        }
+    }
+}

@@ -26,6 +26,7 @@ pub(crate) struct Owner {
 
 /// Why a socket is not a plugin's own.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PeerError {
     /// Somebody else's unix socket.
     #[error("process {pid}{} listens there, which this plugin has not started", named(.name.as_deref()))]
