@@ -82,10 +82,11 @@ pub use crate::init::stand_by_as_pid_1;
 pub use crate::instance::{Adapter, AttachError, InstanceInfo};
 pub use crate::mtls::MtlsError;
 pub use crate::plugin::{Plugin, StartError, Unavailable};
-pub use crate::process::{PrivateDirError, SpawnError, prepare_runtime_dir};
+pub use crate::process::{PrivateDirError, SpawnError, prepare_runtime_dir, resolve_program};
 pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, Usage, chain};
 pub use crate::spec::{
     HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
 };
 pub use crate::status::{NotServing, State, Status, Transition, WontRetry};
+pub use crate::trust::checksum::{Checksum, ChecksumSyntax, Checksums};
 pub use crate::trust::peer::PeerError;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use palisade_plugin_proto::env;
 
+use crate::trust::checksum::Checksums;
+
 /// Longest plugin name: names end up in paths, log fields and metrics.
 const MAX_NAME: usize = 64;
 
@@ -35,6 +37,8 @@ pub struct PluginSpec {
     /// Parent of the private directories that each start gets for its socket and temporary files. Created with mode
     /// 0700 if absent. Keep it short: a socket's path must not be longer than 107 bytes.
     pub runtime_dir: PathBuf,
+    /// What of the command must be as it was pinned. Default: nothing is looked at.
+    pub checksums: Checksums,
     /// The line on stdout.
     pub handshake: HandshakePolicy,
     /// From the handshake line to serving: connection, first health check and [`crate::Adapter::attach`] together.
@@ -158,6 +162,7 @@ impl PluginSpec {
             cookie: (env::COOKIE.0.to_owned(), env::COOKIE.1.to_owned()),
             app_versions: vec![env::APP_VERSION],
             runtime_dir: runtime_dir.into(),
+            checksums: Checksums::default(),
             handshake: HandshakePolicy::default(),
             ready_timeout: Duration::from_secs(15),
             tcp: TcpPolicy::LoopbackOnly,
@@ -184,6 +189,11 @@ impl PluginSpec {
         }
         if self.command.iter().any(|argument| argument.as_bytes().contains(&0)) {
             return Err(SpecError::NulInCommand);
+        }
+        if let Some(file) =
+            self.checksums.files.keys().find(|file| !self.command.iter().skip(1).any(|arg| arg == *file))
+        {
+            return Err(SpecError::ChecksumOfNothing(file.clone()));
         }
         for (name, value) in &self.env {
             check_variable(name)?;
@@ -298,6 +308,9 @@ pub enum SpecError {
     /// An argument that no process can be given.
     #[error("the command contains a NUL byte")]
     NulInCommand,
+    /// A file with a checksum that the command does not name.
+    #[error("there is a checksum of {0:?}, which is no argument of the command")]
+    ChecksumOfNothing(OsString),
     /// A name or value that no environment can hold.
     #[error("environment variable {0:?} has an empty name, a `=` in its name, or a NUL byte")]
     Variable(OsString),
@@ -317,6 +330,8 @@ pub enum SpecError {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
 
     #[test]
@@ -348,6 +363,13 @@ mod tests {
                     spec.command.push("--listen={port}".into());
                 },
                 SpecError::MtlsWithoutHandshake,
+            ),
+            (
+                |spec| {
+                    let sum = crate::Checksum::of("/dev/null".as_ref()).unwrap();
+                    spec.checksums.files.insert("python3".into(), sum);
+                },
+                SpecError::ChecksumOfNothing("python3".into()),
             ),
         ];
         let good = PluginSpec::new("auth", ["python3", "auth.py"], "/run/palisade");

@@ -48,7 +48,7 @@ pub(super) enum Command {
     /// A valid one takes over without a gap: unchanged plugins, connections to upstreams and sockets stay. One that is
     /// invalid, or whose new plugins or listeners don't come up, changes nothing.
     Reload(Reload),
-    /// Restart, upgrade, stop or start a plugin of a running proxy
+    /// Restart, upgrade, stop or start a plugin of a running proxy; pin what a plugin runs
     #[command(subcommand)]
     Plugin(Plugin),
     /// Print the JSON Schema of configuration files, for editors
@@ -159,6 +159,27 @@ pub(super) enum Plugin {
     Stop(PluginOrder),
     /// Start a process where none runs; earlier failures are forgotten
     Start(PluginOrder),
+    /// Write the checksums of what a plugin runs into the configuration
+    ///
+    /// Of its program, and of the script or archive that its interpreter is told to run. From its next start on, the
+    /// plugin runs only if they are the same. The rest of the file stays as it is.
+    Pin(Pin),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Pin {
+    /// The plugin
+    #[arg(value_parser = plugin_name)]
+    pub(super) name: String,
+    /// The configuration to write them into
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+    /// Print the checksums and leave the file alone
+    #[arg(long)]
+    pub(super) print: bool,
+    /// Print the checksums as JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

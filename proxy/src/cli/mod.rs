@@ -47,7 +47,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Status(args) => status::status(args),
         Command::Reload(args) => reload::reload(&args),
         Command::Events(args) => events::events(args),
-        Command::Plugin(args) => plugin::order(args),
+        Command::Plugin(args) => plugin::plugin(args),
         Command::Schema => print(format_args!("{:#}", config::schema())),
         Command::Completions { shell } => {
             let mut script = Vec::new();

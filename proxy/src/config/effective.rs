@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use palisade_supervisor::Checksums;
 use palisade_supervisor::RestartMode;
 use serde_yaml::{Mapping, Value};
 
@@ -265,6 +266,7 @@ fn plugin(it: &Plugin) -> Value {
         ("cwd", path(&it.cwd)),
         ("env", redacted(&table(&it.env))),
         ("env_pass", strings(&it.env_pass)),
+        ("checksum", checksums(&it.checksums)),
         ("contract", contract.into()),
         ("owns", list(&it.owns, |name| name.as_str().into())),
         ("instances", it.instances.into()),
@@ -282,6 +284,18 @@ fn plugin(it: &Plugin) -> Value {
         ("stop_timeout", time(it.stop_timeout)),
         ("probation", time(it.probation)),
         ("exit_reports", it.exit_reports.into()),
+    ])
+}
+
+fn checksums(it: &Checksums) -> Value {
+    if *it == Checksums::default() {
+        return Value::Null;
+    }
+    let files = it.files.iter().map(|(file, sum)| (file.to_string_lossy().into(), sum.to_string().into()));
+    let files: Mapping = files.collect();
+    mapping([
+        ("program", it.program.map_or(Value::Null, |sum| sum.to_string().into())),
+        ("files", if files.is_empty() { Value::Null } else { files.into() }),
     ])
 }
 

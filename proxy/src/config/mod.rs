@@ -12,6 +12,7 @@ mod convert;
 mod decode;
 mod effective;
 mod host;
+pub mod pin;
 mod problem;
 mod slot;
 mod source;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_supervisor::Checksums;
 use palisade_supervisor::RestartMode;
 use regex::Regex;
 
@@ -428,6 +430,8 @@ pub struct Plugin {
     pub env: BTreeMap<String, String>,
     /// Names of the proxy's own variables to hand on. Default none.
     pub env_pass: Vec<String>,
+    /// What of the command must be as it was pinned. Default: nothing is looked at.
+    pub checksums: Checksums,
     /// What it speaks.
     pub contract: Contract,
     /// Headers that only the plugins set: taken out of every client's request. Lower case. Default none.

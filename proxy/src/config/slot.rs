@@ -201,3 +201,7 @@ text!(
     /// `32KiB`, `1MiB`, or a number of bytes.
     Size, { "type": ["string", "integer"], "pattern": "^[0-9]+(B|KiB|MiB|GiB)?$", "minimum": 0 }
 );
+text!(
+    /// `sha256:` and 64 hexadecimal digits.
+    Sha256, { "type": "string", "pattern": "^sha256:[0-9a-fA-F]{64}$" }
+);

@@ -6,7 +6,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::slot::{Percent, Plain, Raw, Size, Slot, Span, SpanOrNone, Table};
+use super::slot::{Percent, Plain, Raw, Sha256, Size, Slot, Span, SpanOrNone, Table};
 
 /// A list whose entries know their places.
 pub(super) type List<T> = Slot<Vec<Slot<T>>>;
@@ -377,6 +377,9 @@ pub(super) struct Plugin {
     pub(super) env: Slot<Table<Plain>>,
     /// Names of the proxy's own variables to hand on. Default none: a plugin inherits nothing.
     pub(super) env_pass: List<String>,
+    /// What the program must be: `sha256:` and 64 hexadecimal digits, or that with files of the command. Default: not
+    /// looked at. `palisade plugin pin` writes it.
+    pub(super) checksum: Slot<Checksum>,
     /// What the plugin speaks. Default `palisade`.
     pub(super) contract: Slot<Contract>,
     /// Names of headers that only plugins set: taken out of every client's request, before any filter. Default none.
@@ -425,6 +428,27 @@ pub(super) enum Command {
     Text(String),
     /// Program and arguments.
     List(Vec<Slot<String>>),
+}
+
+/// The program's checksum, or that with the checksums of files.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(untagged)]
+pub(super) enum Checksum {
+    /// The program's.
+    Text(Sha256),
+    /// The program's, and those of files.
+    Mapping(ChecksumDetails),
+}
+
+/// Checksums of what a plugin runs.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ChecksumDetails {
+    /// The program's. Default: not looked at.
+    pub(super) program: Slot<Sha256>,
+    /// Those of files that the command names, such as a script or an archive, by the argument as written there.
+    pub(super) files: Slot<Table<Sha256>>,
 }
 
 /// What a plugin speaks.

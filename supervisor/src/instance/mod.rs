@@ -218,9 +218,10 @@ impl<A: Adapter> Instance<A> {
                 self.feed(Event::Spawned).await;
             }
             Err(error) => {
+                let hope = error.hope();
                 let cause = ExitCause::StartFailure(Arc::new(StartFailure::Spawn(error)));
                 let report = report(&self.spec, None, State::Starting, cause, None, self.spawning_since.elapsed());
-                self.ended(report.with_hint(), Event::SpawnFailed).await;
+                self.ended(report.with_hint(), Event::SpawnFailed(hope)).await;
             }
         }
     }

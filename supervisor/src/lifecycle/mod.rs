@@ -124,7 +124,7 @@ pub(crate) enum Next {
 pub(crate) enum Event {
     Order(Order),
     Spawned,
-    SpawnFailed,
+    SpawnFailed(Hope),
     /// The line was read and what it says is acceptable.
     Handshaken,
     /// Handshake, connection, health or the host's contract failed while the process still runs.
@@ -272,7 +272,7 @@ impl Lifecycle {
         let actions = match event {
             Event::Order(order) => self.obey(order, now),
             Event::Spawned => self.spawned(now),
-            Event::SpawnFailed => self.spawn_failed(now),
+            Event::SpawnFailed(hope) => self.spawn_failed(hope, now),
             Event::Handshaken => match self.phase {
                 Phase::AwaitHandshake { .. } => {
                     self.phase = Phase::AwaitReady { until: now + self.limits.ready };
@@ -398,11 +398,9 @@ impl Lifecycle {
         }
     }
 
-    fn spawn_failed(&mut self, now: Instant) -> Vec<Action> {
+    fn spawn_failed(&mut self, hope: Hope, now: Instant) -> Vec<Action> {
         match self.phase {
-            Phase::Starting { order: None } => {
-                self.follow(Next::BackOff(Failure { served: None, hope: Hope::Transient }), now)
-            }
+            Phase::Starting { order: None } => self.follow(Next::BackOff(Failure { served: None, hope }), now),
             Phase::Starting { order: Some(next) } => self.follow(next, now),
             _ => vec![],
         }

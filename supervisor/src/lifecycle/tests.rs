@@ -73,15 +73,15 @@ fn every_phase_meets_every_event() {
         (starting(None), E::Order(O::Finish), starting(Some(Finish)), vec![]),
         (starting(None), E::Order(O::Discard), starting(Some(Finish)), vec![]),
         (starting(None), E::Spawned, P::AwaitHandshake { until: now + 1_000 * MS }, vec![]),
-        (starting(None), E::SpawnFailed, paused, vec![]),
+        (starting(None), E::SpawnFailed(Hope::Transient), paused, vec![]),
         (starting(Some(Stay)), E::Order(O::Start), starting(None), vec![]),
         (starting(Some(Stay)), E::Order(O::Restart), starting(None), vec![]),
         (starting(Some(Stay)), E::Order(O::Finish), starting(Some(Finish)), vec![]),
         (starting(Some(Stay)), E::Order(O::Discard), starting(Some(Finish)), vec![]),
         (starting(Some(Stay)), E::Spawned, begun(killed, Stay), vec![blame(Blame::Requested), A::Kill]),
-        (starting(Some(Stay)), E::SpawnFailed, P::Stopped, vec![]),
+        (starting(Some(Stay)), E::SpawnFailed(Hope::Transient), P::Stopped, vec![]),
         (starting(Some(Finish)), E::Spawned, begun(killed, Finish), vec![blame(Blame::Requested), A::Kill]),
-        (starting(Some(Finish)), E::SpawnFailed, P::Finished, vec![]),
+        (starting(Some(Finish)), E::SpawnFailed(Hope::Transient), P::Finished, vec![]),
         // Before it serves.
         (handshake, E::Handshaken, P::AwaitReady { until: now + 2_000 * MS }, vec![A::Prepare]),
         (handshake, E::Deadline, begun(killed, back_off), vec![blame(Blame::HandshakeTimeout), A::Kill]),
@@ -238,7 +238,7 @@ fn every_phase_meets_every_event() {
     let exits = EXITS.map(E::Exited);
     let others = [
         E::Spawned,
-        E::SpawnFailed,
+        E::SpawnFailed(Hope::Transient),
         E::Handshaken,
         E::StartFailed(Hope::Transient),
         E::StartFailed(Hope::Permanent),
@@ -305,7 +305,7 @@ fn a_crash_loop_is_shown_retried_and_forgotten_by_an_operator() {
 fn a_long_healthy_run_forgets_failures() {
     let mut now = Instant::now();
     let machine = Lifecycle::new(&spec(), 1).on(Event::Order(Order::Start), now).0;
-    let machine = machine.on(Event::SpawnFailed, now).0;
+    let machine = machine.on(Event::SpawnFailed(Hope::Transient), now).0;
     now += 100 * MS;
     let machine = machine.on(Event::Deadline, now).0;
     let machine = crash(machine, Duration::from_secs(60), &mut now);

@@ -5,8 +5,9 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -19,18 +20,22 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, ChildStderr, ChildStdout};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tracing::error;
 
 use self::private_dir::PrivateDir;
 pub use self::private_dir::PrivateDirError;
 pub use self::private_dir::check as prepare_runtime_dir;
 pub(crate) use self::private_dir::sweep;
+pub use self::program::resolve as resolve_program;
 use crate::connect::Endpoint;
 use crate::mtls::{Identity, MtlsError};
 use crate::report::Usage;
+use crate::restart::Hope;
 use crate::spec::PluginSpec;
 use crate::sys;
 use crate::sys::descendants::{self, Scratch, Search};
+use crate::trust::checksum::{self, Checksum, Checksums, Verified};
 
 mod private_dir;
 mod program;
@@ -63,6 +68,25 @@ pub enum SpawnError {
         /// What it names.
         interpreter: String,
     },
+    /// A file that is not what was pinned.
+    #[error("{path:?} is not what was pinned: its checksum is {found}, and should be {expected}")]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// What was pinned.
+        expected: Checksum,
+        /// What is there.
+        found: Checksum,
+    },
+    /// A file whose checksum is wanted.
+    #[error("the checksum of {path:?} can't be told")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The working directory.
     #[error("working directory {0:?} is not a directory that can be entered")]
     WorkingDirectory(PathBuf),
@@ -92,6 +116,16 @@ pub enum SpawnError {
     Spawner,
 }
 
+impl SpawnError {
+    /// Whether the same start may do better the next time.
+    pub(crate) fn hope(&self) -> Hope {
+        match self {
+            Self::Checksum { .. } => Hope::Permanent,
+            _ => Hope::Transient,
+        }
+    }
+}
+
 /// A process and what belongs to it. Dropping it kills the group.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -110,13 +144,20 @@ pub(crate) struct Process {
 impl Process {
     /// Makes the process. Cancel safe: a process that nobody waits for any more is killed.
     pub(crate) async fn spawn(spec: Arc<PluginSpec>) -> Result<Self, SpawnError> {
+        // Not on the spawning thread: one large file would hold up all other plugins.
+        let verified = if spec.checksums == Checksums::default() {
+            Verified::default()
+        } else {
+            let spec = spec.clone();
+            spawn_blocking(move || checksum::verify(&spec)).await.map_err(|_| SpawnError::Spawner)??
+        };
         let (reply, answer) = oneshot::channel();
         let runtime = Handle::current();
         let job = move |spawner: &spawner::Spawner| {
             // tokio registers the child and its pipes with the runtime that it finds entered.
             let _entered = runtime.enter();
             // Where nobody waits any more, dropping the process kills it.
-            drop(reply.send(make(&spec, spawner)));
+            drop(reply.send(make(&spec, &verified, spawner)));
         };
         spawner::run(job).map_err(|_| SpawnError::Spawner)?;
         answer.await.map_err(|_| SpawnError::Spawner)?
@@ -211,8 +252,13 @@ impl Remains {
     }
 }
 
+/// What a process calls one of its own descriptors.
+fn by_name(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
 /// Runs on the spawning thread.
-fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnError> {
+fn make(spec: &PluginSpec, verified: &Verified, spawner: &spawner::Spawner) -> Result<Process, SpawnError> {
     let cwd = std::path::absolute(&spec.cwd).unwrap_or_else(|_| spec.cwd.clone());
     if !cwd.is_dir() {
         return Err(SpawnError::WorkingDirectory(cwd));
@@ -223,9 +269,26 @@ fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnE
     let identity = spec.auto_mtls.then(Identity::new).transpose()?.map(Arc::new);
 
     let told = program::place(spec, dir.path())?;
-    let mut command = std::process::Command::new(&path);
+    // Descriptors that stay open beyond exec, because something reads from them by name.
+    let mut kept = Vec::new();
+    let mut command = match &verified.program {
+        Some(image) => {
+            kept.extend(image.script.then(|| image.fd.as_raw_fd()));
+            std::process::Command::new(by_name(&image.fd))
+        }
+        None => std::process::Command::new(&path),
+    };
+    for (index, argument) in arguments.iter().enumerate() {
+        match verified.files.iter().find(|(replaced, _)| *replaced == index + 1) {
+            Some((_, copy)) => {
+                kept.push(copy.as_raw_fd());
+                command.arg(by_name(copy));
+            }
+            None => drop(command.arg(program::filled_in(argument, told.as_ref()))),
+        }
+    }
     command
-        .args(arguments.iter().map(|argument| program::filled_in(argument, told.as_ref())))
+        .arg0(&path)
         .current_dir(&cwd)
         .env_clear()
         .envs(program::environment(spec, dir.path(), identity.as_deref()))
@@ -233,7 +296,7 @@ fn make(spec: &PluginSpec, spawner: &spawner::Spawner) -> Result<Process, SpawnE
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let child = spawner.with_setup(|setup| {
-        sys::child::prepare(&mut command, setup);
+        sys::child::prepare(&mut command, setup, kept);
         tokio::process::Command::from(command).kill_on_drop(true).spawn()
     });
     let mut child = child.map_err(|source| program::explain(path, source))?;

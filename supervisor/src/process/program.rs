@@ -31,7 +31,11 @@ const PORT_ATTEMPTS: usize = 100;
 /// Finds the program as a shell of the host's would: by the host's `PATH` where it is a bare name, from `cwd` where it
 /// is a relative path. The result is absolute and ends in the name as written: Python finds its virtual environment,
 /// and multi-call programs their role, by that.
-pub(super) fn resolve(program: &OsStr, cwd: &Path) -> Result<PathBuf, SpawnError> {
+///
+/// # Errors
+///
+/// Where there is no such file, or this user may not execute it.
+pub fn resolve(program: &OsStr, cwd: &Path) -> Result<PathBuf, SpawnError> {
     if program.as_bytes().contains(&b'/') {
         let path = cwd.join(program);
         return executable(&path).map(|()| path);

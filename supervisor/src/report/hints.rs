@@ -40,6 +40,10 @@ const HINTS: &[(&[&str], &str)] = &[
     (&["\\u{7f}ELF"], "the program is for another architecture"),
     (&["Exec format error"], "the program is for another architecture, or a script without a `#!` line"),
     (&["interpreter", "not found"], "install the interpreter, or correct the `#!` line (mind Windows line ends)"),
+    (
+        &["is not what was pinned"],
+        "it was updated, or somebody has replaced it; if you know by whom, pin it again: palisade plugin pin",
+    ),
     (&["not found in PATH"], "install the program, or write its full path in `command`"),
     (&["is not executable"], "make it executable (chmod +x), or name its interpreter first in `command`"),
     (&["Permission denied"], "the user has no access to the program or one of its directories; check owner and mode"),

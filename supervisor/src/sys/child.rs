@@ -54,10 +54,10 @@ impl Slot {
 }
 
 /// Makes a command set its process up as a plugin's: own session and group, on the guard's list, dying with the host,
-/// private umask, no core files, no inherited descriptors, default signals.
-pub(crate) fn prepare(command: &mut Command, setup: Setup) {
+/// private umask, no core files, no inherited descriptors but `kept`, default signals.
+pub(crate) fn prepare(command: &mut Command, setup: Setup, kept: Vec<RawFd>) {
     // SAFETY: `set_up` keeps to the rules in the module's documentation.
-    unsafe { command.pre_exec(move || set_up(setup)) };
+    unsafe { command.pre_exec(move || set_up(setup, &kept)) };
 }
 
 /// Linux has 64 signals (signal(7)). A zeroed `struct sigaction` of the kernel's, four words on every 64-bit machine,
@@ -66,7 +66,7 @@ const LAST_SIGNAL: i32 = 64;
 
 /// Runs in the child. Signals are all blocked here, since the spawning thread blocks them: a handler of the host's
 /// that ran in the child would write into the host's own pipes.
-fn set_up(setup: Setup) -> io::Result<()> {
+fn set_up(setup: Setup, kept: &[RawFd]) -> io::Result<()> {
     // SAFETY: each call below is async-signal-safe or a bare system call, and gets integers and pointers to locals.
     unsafe {
         // First, so that the group that the guard is told of exists. Also takes the terminal away: ^C reaches the
@@ -100,6 +100,10 @@ fn set_up(setup: Setup) -> io::Result<()> {
 
         // After the descriptors that this function uses. Marked, not closed: std reports a failed exec through one.
         check(libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) as i32)?;
+
+        for fd in kept {
+            check(libc::fcntl(*fd, libc::F_SETFD, 0))?;
+        }
 
         // Last: from here on signals arrive, and their dispositions are the plugin's.
         let (none, old) = (0u64, ptr::null_mut::<u64>());

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(super) use program::script_index;
 pub(super) use value::{pattern, shown_duration, shown_size};
 
 use super::canonical::digest;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use palisade_plugin_proto::env;
 use palisade_supervisor::RestartMode;
+use palisade_supervisor::{Checksum, ChecksumSyntax, Checksums};
 use serde_yaml::{Mapping, Value};
 
-use super::super::slot::{Plain, Raw, Slot, Table};
+use super::super::slot::{Plain, Raw, Sha256, Slot, Table};
 use super::super::tree::{Meaning, NodeId, Shape};
 use super::super::written;
 use super::super::{Contract, Health, OnFailure, Plugin, Restart};
@@ -46,6 +47,7 @@ impl Reading<'_> {
             cwd: self.dir.to_owned(),
             env: BTreeMap::new(),
             env_pass: Vec::new(),
+            checksums: Checksums::default(),
             contract: Contract::Palisade,
             owns: Vec::new(),
             instances: 1,
@@ -78,10 +80,10 @@ impl Reading<'_> {
         let env_pass = self.env_pass(&written.env_pass, &written.env);
         let choice = |slot: &Slot<bool>, default| slot.value().copied().unwrap_or(default);
         Plugin {
-            command,
             cwd,
             env: self.env(&written.env),
             env_pass,
+            checksums: self.checksums(&written.checksum, &command),
             contract: written.contract.value().map_or(default.contract, |&contract| contract.into()),
             owns: self.header_names(&written.owns),
             instances: self.number(&written.instances, default.instances, 1..=64),
@@ -100,6 +102,7 @@ impl Reading<'_> {
             probation: self.delay(&written.probation, default.probation),
             files,
             exit_reports: self.number(&written.exit_reports, default.exit_reports, 1..=100),
+            command,
         }
     }
 
@@ -165,6 +168,46 @@ impl Reading<'_> {
             return;
         };
         self.push(problem);
+    }
+
+    fn checksums(&mut self, written: &Slot<written::Checksum>, command: &[String]) -> Checksums {
+        let details = match written.given() {
+            None => return Checksums::default(),
+            Some((written::Checksum::Text(text), node)) => {
+                return Checksums { program: self.checksum(text, node), files: BTreeMap::new() };
+            }
+            Some((written::Checksum::Mapping(details), node)) => {
+                let none = details.program.is_missing() && details.files.is_missing();
+                if none && !self.has_unknown_fields(node) {
+                    self.push(self.problem(node, "`checksum` names nothing").label("`program`, `files`, or both"));
+                }
+                details
+            }
+        };
+        let program = details.program.given().and_then(|(text, node)| self.checksum(text, node));
+        let mut files = BTreeMap::new();
+        for (key, sum) in details.files.value().map_or(&[][..], |table| &table.0) {
+            let Some((file, node)) = key.given() else { continue };
+            if !command.is_empty() && !command.iter().skip(1).any(|argument| argument == file) {
+                let problem = self.problem(node, format!("`{file}` is not an argument of `command`"));
+                self.push(problem.label("write it as it is written there"));
+            }
+            if let Some((sum, node)) = sum.given()
+                && let Some(sum) = self.checksum(sum, node)
+            {
+                files.insert(file.into(), sum);
+            }
+        }
+        Checksums { program, files }
+    }
+
+    fn checksum(&mut self, written: &Sha256, node: u64) -> Option<Checksum> {
+        let sum = written.0.parse();
+        if let Err(error) = &sum {
+            let error: &ChecksumSyntax = error;
+            self.push(self.problem(node, error.to_string()).label("`palisade plugin pin` finds it out"));
+        }
+        sum.ok()
     }
 
     fn health(&mut self, written: &written::Health) -> Health {

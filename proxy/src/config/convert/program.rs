@@ -84,23 +84,25 @@ impl Reading<'_> {
 
     /// The file that an interpreter is told to run.
     fn script(&mut self, program: &str, arguments: &[Option<(&String, u64)>], cwd: &Path) -> Option<SourceFile> {
-        let name = program.rsplit('/').next().unwrap_or(program);
-        let name = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
-        let file = match name {
-            "python" | "pypy" | "ruby" | "perl" | "node" | "sh" | "bash" => arguments.first().copied().flatten(),
-            "java" => {
-                let jar = arguments.iter().position(|argument| argument.is_some_and(|(text, _)| text == "-jar"));
-                jar.and_then(|index| arguments.get(index + 1)).copied().flatten()
-            }
-            _ => None,
-        };
-        let (file, node) = file.filter(|(file, _)| !file.starts_with('-'))?;
+        let written: Vec<_> = arguments.iter().map(|argument| argument.map(|(text, _)| text.as_str())).collect();
+        let (file, node) = arguments[script_index(program, &written)?]?;
         let path = joined(cwd, file);
         if !path.exists() {
             self.push(self.problem(node, format!("`{}` does not exist", path.display())));
         }
         SourceFile::at(path)
     }
+}
+
+/// Which argument is the file that an interpreter is told to run. Arguments that could not be read are `None`.
+pub(in super::super) fn script_index(program: &str, arguments: &[Option<&str>]) -> Option<usize> {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    let index = match name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.') {
+        "python" | "pypy" | "ruby" | "perl" | "node" | "sh" | "bash" => 0,
+        "java" => arguments.iter().position(|argument| *argument == Some("-jar"))? + 1,
+        _ => return None,
+    };
+    arguments.get(index).copied().flatten().filter(|file| !file.starts_with('-')).map(|_| index)
 }
 
 /// Without a `.` on the way, which would only be in the way in messages.

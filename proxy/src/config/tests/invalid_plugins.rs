@@ -235,10 +235,28 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         r"plugins:
+  a: {command: [python3, auth.py], checksum: md5:1}
+  b: {command: [python3, auth.py], checksum: {program: sha256:12, files: {audit.py: x, python3: x}}}
+  c: {command: [python3, auth.py], checksum: {}}
+  d: {command: [python3, auth.py], checksum: {programm: x}}
+",
+        &[
+            "3:46 a checksum is `sha256:` and 64 hexadecimal digits (`palisade plugin pin` finds it out)",
+            "4:56 a checksum is `sha256:` and 64 hexadecimal digits (`palisade plugin pin` finds it out)",
+            "4:75 `audit.py` is not an argument of `command` (write it as it is written there)",
+            "4:85 a checksum is `sha256:` and 64 hexadecimal digits (`palisade plugin pin` finds it out)",
+            "4:88 `python3` is not an argument of `command` (write it as it is written there)",
+            "4:97 a checksum is `sha256:` and 64 hexadecimal digits (`palisade plugin pin` finds it out)",
+            "5:46 `checksum` names nothing (`program`, `files`, or both)",
+            "6:47 unknown field `programm` (did you mean `program`?)",
+        ],
+    ),
+    (
+        r"plugins:
   a: {command: [python3], sandbox: hardened}
 ",
         &[
-            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, contract, owns, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
+            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, checksum, contract, owns, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
         ],
     ),
 ];

@@ -268,6 +268,20 @@ fn the_effective_configuration_reads_as_the_same() {
 }
 
 #[test]
+fn checksums_are_read_and_written_out_again() {
+    let place = Place::new();
+    let sum = format!("sha256:{}", "0f".repeat(32));
+    for checksum in [sum.clone(), format!("{{program: {sum}, files: {{auth.py: {sum}}}}}")] {
+        let text = format!("{LISTENER}plugins: {{a: {{command: [python3, auth.py], checksum: {checksum}}}}}");
+        let config = place.parse(&text).unwrap();
+        let checksums = &config.plugins["a"].checksums;
+        assert_eq!(checksums.program.unwrap().to_string(), sum);
+        let again = place.parse(&config.effective_yaml()).unwrap();
+        assert_eq!(again.plugins["a"].checksums, *checksums);
+    }
+}
+
+#[test]
 fn the_effective_configuration_keeps_secrets() {
     let text = format!(
         "{LISTENER}plugins:\n  a:\n    command: [python3]\n    env: {{API_KEY: hunter2, A: b}}\n    \
