@@ -52,6 +52,8 @@ mod health;
 #[forbid(unsafe_code)]
 mod init;
 #[forbid(unsafe_code)]
+mod inspect;
+#[forbid(unsafe_code)]
 mod instance;
 #[forbid(unsafe_code)]
 mod lifecycle;
@@ -68,6 +70,8 @@ mod report;
 #[forbid(unsafe_code)]
 mod restart;
 #[forbid(unsafe_code)]
+mod sandbox;
+#[forbid(unsafe_code)]
 mod spec;
 #[forbid(unsafe_code)]
 mod status;
@@ -79,11 +83,15 @@ pub use crate::calls::{Call, Calls, CallsHit};
 pub use crate::connect::{ConnectError, EndpointError};
 pub use crate::handshake::HandshakeFailure;
 pub use crate::init::stand_by_as_pid_1;
+pub use crate::inspect::Facts;
 pub use crate::instance::{Adapter, AttachError, InstanceInfo};
 pub use crate::mtls::MtlsError;
 pub use crate::plugin::{Plugin, StartError, Unavailable};
 pub use crate::process::{PrivateDirError, SpawnError, prepare_runtime_dir, resolve_program};
 pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, Usage, chain};
+pub use crate::sandbox::{
+    Confinement, Files, Helper, Limits, Network, OnMissing, Probe, Sandbox, SyscallClass, Tcp, User, sandbox_exec,
+};
 pub use crate::spec::{
     HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
 };

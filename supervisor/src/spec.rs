@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use palisade_plugin_proto::env;
 
+use crate::sandbox::{Helper, Sandbox};
 use crate::trust::checksum::Checksums;
 
 /// Longest plugin name: names end up in paths, log fields and metrics.
@@ -39,6 +40,10 @@ pub struct PluginSpec {
     pub runtime_dir: PathBuf,
     /// What of the command must be as it was pinned. Default: nothing is looked at.
     pub checksums: Checksums,
+    /// What the plugin's processes may do.
+    pub sandbox: Sandbox,
+    /// What applies a sandbox that needs it, see [`Sandbox::needs_helper`]. Default: nothing.
+    pub helper: Option<Helper>,
     /// The line on stdout.
     pub handshake: HandshakePolicy,
     /// From the handshake line to serving: connection, first health check and [`crate::Adapter::attach`] together.
@@ -163,6 +168,8 @@ impl PluginSpec {
             app_versions: vec![env::APP_VERSION],
             runtime_dir: runtime_dir.into(),
             checksums: Checksums::default(),
+            sandbox: Sandbox::default(),
+            helper: None,
             handshake: HandshakePolicy::default(),
             ready_timeout: Duration::from_secs(15),
             tcp: TcpPolicy::LoopbackOnly,
@@ -194,6 +201,9 @@ impl PluginSpec {
             self.checksums.files.keys().find(|file| !self.command.iter().skip(1).any(|arg| arg == *file))
         {
             return Err(SpecError::ChecksumOfNothing(file.clone()));
+        }
+        if self.sandbox.needs_helper() && self.helper.is_none() {
+            return Err(SpecError::NoHelper);
         }
         for (name, value) in &self.env {
             check_variable(name)?;
@@ -308,6 +318,9 @@ pub enum SpecError {
     /// An argument that no process can be given.
     #[error("the command contains a NUL byte")]
     NulInCommand,
+    /// A sandbox that nothing can apply.
+    #[error("the sandbox needs a helper")]
+    NoHelper,
     /// A file with a checksum that the command does not name.
     #[error("there is a checksum of {0:?}, which is no argument of the command")]
     ChecksumOfNothing(OsString),

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::report::ExitReport;
+use crate::sandbox::Confinement;
 
 /// What is happening with a plugin, or awaited from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -189,6 +190,8 @@ pub struct Status {
     pub endpoint: Option<String>,
     /// The application version that the running process chose.
     pub app_version: Option<u32>,
+    /// What the helper of its sandbox has found out about the running process, where there was one.
+    pub confinement: Option<Arc<Confinement>>,
     /// How the last process ended.
     pub last_exit: Option<Arc<ExitReport>>,
     /// How it and those before it ended, the latest first, as many as [`crate::PluginSpec::exit_reports`] says. Not

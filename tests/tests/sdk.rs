@@ -33,12 +33,12 @@ fn command(parts: &[&Path]) -> String {
     serde_json::to_string(parts).unwrap()
 }
 
-async fn a_filter_decides(command: &str) {
+async fn a_filter_decides(command: &str, sandbox: &str) {
     let upstream = Upstream::http1("app").await;
     let yaml = format!(
         "listeners: [{{name: web, address: 127.0.0.1:0}}]
 routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: {command}, timeout: 20s, handshake_timeout: 25s, config: {{header: user, value: admin}}}}}}
+plugins: {{auth: {{command: {command}, sandbox: {sandbox}, timeout: 20s, handshake_timeout: 25s, config: {{header: user, value: admin}}}}}}
 ",
         upstream.address()
     );
@@ -96,12 +96,12 @@ plugins: {{certs: {{command: {command}, handshake_timeout: 25s, ready_timeout: 2
 
 #[tokio::test]
 async fn python_header_auth() {
-    a_filter_decides(&python("header_auth")).await;
+    a_filter_decides(&python("header_auth"), "default").await;
 }
 
 #[tokio::test]
 async fn java_header_auth() {
-    a_filter_decides(&java("header-auth")).await;
+    a_filter_decides(&java("header-auth"), "default").await;
 }
 
 #[tokio::test]
@@ -112,4 +112,20 @@ async fn python_cert_loader() {
 #[tokio::test]
 async fn java_cert_loader() {
     a_loader_supplies_and_rotates(&java("cert-loader")).await;
+}
+
+/// The set-up installs the SDK for development, outside of the virtual environment. Under root that may be where only
+/// root gets to.
+#[tokio::test]
+async fn python_hardened() {
+    let user = if nix::unistd::geteuid().is_root() { ", user: root, on_missing: warn" } else { "" };
+    let sources = there("plugins-python/src");
+    let sandbox = format!("{{profile: hardened, read: ['{}']{user}}}", sources.display());
+    a_filter_decides(&python("header_auth"), &sandbox).await;
+}
+
+#[tokio::test]
+async fn java_hardened() {
+    let user = if nix::unistd::geteuid().is_root() { ", user: root, on_missing: warn" } else { "" };
+    a_filter_decides(&java("header-auth"), &format!("{{profile: hardened{user}}}")).await;
 }

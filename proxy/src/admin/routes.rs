@@ -9,10 +9,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use palisade_supervisor::{ExitReport, Status};
+use palisade_supervisor::{ExitReport, Facts, Status};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,7 @@ pub(super) fn routes(admin: Arc<Admin>, stop: CancellationToken) -> Router {
         .route("/plugins/{name}/stop", post(|admin, name| order(admin, name, Order::Stop)))
         .route("/plugins/{name}/start", post(|admin, name| order(admin, name, Order::Start)))
         .route("/plugins/{name}/upgrade", post(upgrade))
+        .route("/plugins/{name}/inspect", get(inspect))
         .route("/reload", post(reload))
         .fallback(|| async { refused(StatusCode::NOT_FOUND, "there is nothing here", None) })
         .method_not_allowed_fallback(|| async {
@@ -261,6 +263,33 @@ async fn change(admin: &Admin, change: Change) -> Result<Changed, Response> {
             Err(refused(StatusCode::GATEWAY_TIMEOUT, &error, Some("see `palisade status` and the log".to_owned())))
         }
     }
+}
+
+/// What the plugin's processes may do, each as the kernel has it now and as its helper found it.
+async fn inspect(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
+    let generation = admin.in_force.now();
+    let Some(plugin) = generation.plugins.get(&name) else { return unknown(&generation, &name) };
+    let several = plugin.instances().len() > 1;
+    let mut instances = Vec::new();
+    for (index, status) in plugin.statuses().into_iter().enumerate() {
+        let facts = match status.pid {
+            Some(pid) => spawn_blocking(move || Facts::of(pid)).await.ok(),
+            None => None,
+        };
+        let (facts, error) = match facts {
+            Some(Ok(facts)) => (Some(facts), None),
+            Some(Err(error)) => (None, Some(error.to_string())),
+            None => (None, Some("no process runs".to_owned())),
+        };
+        instances.push(json!({
+            "instance": several.then_some(index + 1),
+            "state": status.state.as_str(),
+            "facts": facts,
+            "error": error,
+            "confinement": status.confinement,
+        }));
+    }
+    Json(json!({"name": name, "instances": instances})).into_response()
 }
 
 fn refused(status: StatusCode, error: &str, help: Option<String>) -> Response {

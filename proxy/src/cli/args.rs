@@ -159,6 +159,8 @@ pub(super) enum Plugin {
     Stop(PluginOrder),
     /// Start a process where none runs; earlier failures are forgotten
     Start(PluginOrder),
+    /// Show what a running plugin may do: from the kernel, not from the configuration
+    Inspect(PluginOrder),
     /// Write the checksums of what a plugin runs into the configuration
     ///
     /// Of its program, and of the script or archive that its interpreter is told to run. From its next start on, the
@@ -187,7 +189,7 @@ pub(super) struct PluginOrder {
     /// The plugin
     #[arg(value_parser = plugin_name)]
     pub(super) name: String,
-    /// Print the plugin's state afterwards as JSON
+    /// Print the answer of the proxy as JSON
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]

@@ -3,6 +3,7 @@
 mod args;
 mod client;
 mod events;
+mod inspect;
 mod output;
 mod plugin;
 mod reload;
@@ -20,9 +21,18 @@ use self::args::{Cli, Command};
 use self::output::{complain, print};
 use crate::config::{self, Problems};
 
+/// The command with which this program, started by itself, becomes a plugin. Not for people, so not among the others.
+pub(crate) const SANDBOX_EXEC: &str = "sandbox-exec";
+
 /// Does what the command line of this process says.
 #[must_use]
 pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|command| command == SANDBOX_EXEC) {
+        let plan = arguments.next().unwrap_or_default();
+        complain(palisade_supervisor::sandbox_exec(&plan.to_string_lossy()));
+        return ExitCode::from(Exit::Failed as u8);
+    }
     let done = match Cli::try_parse() {
         Ok(cli) => carry_out(cli.command),
         Err(error) => {

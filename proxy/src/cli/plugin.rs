@@ -15,6 +15,7 @@ pub(super) fn plugin(command: args::Plugin) -> Result<(), Failure> {
         args::Plugin::Restart(order) => ("restart", "serving", order),
         args::Plugin::Stop(order) => ("stop", "stopped", order),
         args::Plugin::Start(order) => ("start", "serving", order),
+        args::Plugin::Inspect(asked) => return super::inspect::inspect(&asked),
         args::Plugin::Pin(pin) => return self::pin(&pin),
     };
     self::order(verb, wanted, order)

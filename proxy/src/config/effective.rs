@@ -1,18 +1,18 @@
 //! A configuration written out again, with every default filled in and secrets left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use palisade_supervisor::Checksums;
 use palisade_supervisor::RestartMode;
+use palisade_supervisor::{self as supervisor, Checksums, Network, OnMissing};
 use serde_yaml::{Mapping, Value};
 
 use super::convert::{pattern, shown_duration, shown_size};
 use super::{
     Address, Ambiguous, Balance, Config, Contract, DoubleSlashes, Filter, HeaderMatch, HeaderRule, HostPattern, Limits,
-    Listener, ListenerTls, OnFailure, Overload, PathPattern, Plugin, Requests, Route, Underscores, Upstream,
-    UpstreamProtocol,
+    Listener, ListenerTls, OnFailure, Overload, PathPattern, Plugin, Profile, Requests, Route, Sandbox, Underscores,
+    Upstream, UpstreamProtocol,
 };
 
 /// What stands for a secret.
@@ -267,6 +267,7 @@ fn plugin(it: &Plugin) -> Value {
         ("env", redacted(&table(&it.env))),
         ("env_pass", strings(&it.env_pass)),
         ("checksum", checksums(&it.checksums)),
+        ("sandbox", sandbox(&it.sandbox)),
         ("contract", contract.into()),
         ("owns", list(&it.owns, |name| name.as_str().into())),
         ("instances", it.instances.into()),
@@ -284,6 +285,55 @@ fn plugin(it: &Plugin) -> Value {
         ("stop_timeout", time(it.stop_timeout)),
         ("probation", time(it.probation)),
         ("exit_reports", it.exit_reports.into()),
+    ])
+}
+
+fn sandbox(it: &Sandbox) -> Value {
+    let Sandbox { profile, policy } = it;
+    let profile = match profile {
+        Profile::None => "none",
+        Profile::Default => "default",
+        Profile::Hardened => "hardened",
+    };
+    let on_missing = match policy.on_missing {
+        OnMissing::Fail => "fail",
+        OnMissing::Warn => "warn",
+    };
+    let network = match policy.network {
+        Network::Host => "host",
+        Network::None => "none",
+    };
+    let paths = |paths: &[std::ffi::OsString]| list(paths, |path| path.to_string_lossy().into_owned().into());
+    let ports = |ports: &BTreeSet<u16>| ports.iter().map(|port| Value::from(*port)).collect::<Vec<_>>().into();
+    let files = policy.files.as_ref();
+    let tcp = policy.tcp.as_ref();
+    let most = &policy.limits;
+    let bytes = |limit: Option<u64>| limit.map_or(Value::Null, |limit| shown_size(limit as usize).into());
+    let shown = mapping([
+        ("memory", bytes(most.memory)),
+        ("open_files", most.open_files.map_or(Value::Null, Value::from)),
+        ("processes", most.processes.map_or(Value::Null, Value::from)),
+        ("file_size", bytes(most.file_size)),
+        ("cpu_time", most.cpu_time.map_or(Value::Null, time)),
+    ]);
+    let capabilities = policy.capabilities.as_ref().map(|kept| kept.iter().map(|name| Value::from(name.as_str())));
+    mapping([
+        ("profile", profile.into()),
+        ("on_missing", on_missing.into()),
+        ("user", policy.user.map_or(Value::Null, |user| user.uid.into())),
+        ("group", policy.user.map_or(Value::Null, |user| user.gid.into())),
+        ("no_new_privs", policy.no_new_privs.into()),
+        ("capabilities", capabilities.map_or(Value::Null, |kept| kept.collect::<Vec<_>>().into())),
+        ("read", files.map_or(Value::Null, |files| paths(&files.read))),
+        ("write", files.map_or(Value::Null, |files| paths(&files.write))),
+        ("execute", files.map_or(Value::Null, |files| paths(&files.execute))),
+        ("isolate", policy.scoped.into()),
+        ("network", network.into()),
+        ("connect", tcp.map_or(Value::Null, |tcp| ports(&tcp.connect))),
+        ("bind", tcp.map_or(Value::Null, |tcp| ports(&tcp.bind))),
+        ("private_tmp", policy.private_tmp.into()),
+        ("deny", policy.deny.iter().map(|class| Value::from(class.as_str())).collect::<Vec<_>>().into()),
+        ("limits", if *most == supervisor::Limits::default() { Value::Null } else { shown }),
     ])
 }
 

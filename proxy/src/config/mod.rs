@@ -432,6 +432,8 @@ pub struct Plugin {
     pub env_pass: Vec<String>,
     /// What of the command must be as it was pinned. Default: nothing is looked at.
     pub checksums: Checksums,
+    /// What its processes may do.
+    pub sandbox: Sandbox,
     /// What it speaks.
     pub contract: Contract,
     /// Headers that only the plugins set: taken out of every client's request. Lower case. Default none.
@@ -508,6 +510,26 @@ impl SourceFile {
         let written = (found.mtime(), found.mtime_nsec());
         Some(Self { path, inode: (found.dev(), found.ino()), size: found.size(), written })
     }
+}
+
+/// What a plugin's processes may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    /// What it was made from.
+    pub profile: Profile,
+    /// The whole of it.
+    pub policy: palisade_supervisor::Sandbox,
+}
+
+/// What a sandbox begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// What every plugin gets.
+    None,
+    /// No new privileges.
+    Default,
+    /// Everything that a filter can do without.
+    Hardened,
 }
 
 /// What a plugin speaks.

@@ -380,6 +380,8 @@ pub(super) struct Plugin {
     /// What the program must be: `sha256:` and 64 hexadecimal digits, or that with files of the command. Default: not
     /// looked at. `palisade plugin pin` writes it.
     pub(super) checksum: Slot<Checksum>,
+    /// What its processes may do: a profile, or that with details. Default `default`.
+    pub(super) sandbox: Slot<Sandbox>,
     /// What the plugin speaks. Default `palisade`.
     pub(super) contract: Slot<Contract>,
     /// Names of headers that only plugins set: taken out of every client's request, before any filter. Default none.
@@ -449,6 +451,127 @@ pub(super) struct ChecksumDetails {
     pub(super) program: Slot<Sha256>,
     /// Those of files that the command names, such as a script or an archive, by the argument as written there.
     pub(super) files: Slot<Table<Sha256>>,
+}
+
+/// A profile, or that with what is different.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(untagged)]
+pub(super) enum Sandbox {
+    /// The profile as it is.
+    Text(Profile),
+    /// The profile, and what is different.
+    Mapping(Box<SandboxDetails>),
+}
+
+/// What a sandbox begins with.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Profile {
+    /// Nothing beyond what every plugin gets: its own session, umask 077, no core files, no descriptors.
+    None,
+    /// No new privileges.
+    Default,
+    /// Everything that a filter can do without.
+    Hardened,
+}
+
+/// Each replaces what the profile says.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct SandboxDetails {
+    /// What it begins with. Default `default`.
+    pub(super) profile: Slot<Profile>,
+    /// What happens where the kernel or the privileges can't give a part of it. Default `fail`.
+    pub(super) on_missing: Slot<OnMissing>,
+    /// The user to run as, by name or number. Default: the proxy's; in `hardened` under root one of its own.
+    pub(super) user: Slot<Plain>,
+    /// The group, by name or number. Default: the user's.
+    pub(super) group: Slot<Plain>,
+    /// Whether set-user-ID programs and file capabilities have no effect.
+    pub(super) no_new_privs: Slot<bool>,
+    /// Capabilities that it keeps, such as `net_bind_service`.
+    pub(super) capabilities: List<String>,
+    /// Files and directories to read, beyond what runtimes and the command need.
+    pub(super) read: List<String>,
+    /// Files and directories to read and write, beyond its private directory.
+    pub(super) write: List<String>,
+    /// Programs and directories of programs to execute, beyond the command.
+    pub(super) execute: List<String>,
+    /// Whether processes outside can neither be signalled nor traced, nor their abstract sockets connected to.
+    pub(super) isolate: Slot<bool>,
+    /// Which network it sees.
+    pub(super) network: Slot<Network>,
+    /// TCP ports that it may connect to, with `network: host`.
+    pub(super) connect: List<u64>,
+    /// TCP ports that it may listen on, with `network: host`.
+    pub(super) bind: List<u64>,
+    /// Whether it has a `/tmp` of its own, and sees nothing of `/run`, `/var/tmp` and `/dev/shm`.
+    pub(super) private_tmp: Slot<bool>,
+    /// Classes of system calls that fail.
+    pub(super) deny: List<SyscallClass>,
+    /// Limits of each of its processes.
+    pub(super) limits: Slot<SandboxLimits>,
+}
+
+/// What happens where a part of a sandbox can't be had.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum OnMissing {
+    /// The plugin is not started.
+    Fail,
+    /// It is started without, and a warning is logged.
+    Warn,
+}
+
+/// Which network a plugin sees.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Network {
+    /// The machine's.
+    Host,
+    /// One without interfaces; unix sockets work.
+    None,
+}
+
+/// System calls that belong together.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum SyscallClass {
+    /// Tracing, and memory and descriptors of other processes.
+    Debug,
+    /// Mounting and changing roots.
+    Mount,
+    /// Modules, kexec, BPF, io_uring, userfaultfd.
+    Kernel,
+    /// New namespaces, and entering others.
+    Namespace,
+    /// Raw sockets, and families of sockets beyond unix, IP and netlink.
+    RawSocket,
+    /// The kernel's keyrings.
+    Keyring,
+    /// Setting the clock.
+    Clock,
+    /// Rebooting, swapping, quotas, host names.
+    Admin,
+    /// Executing any program after the plugin's own; lifted where `execute` names some.
+    Exec,
+}
+
+/// Limits of one process.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct SandboxLimits {
+    /// Writable memory of its own, at least 1MiB. What is only reserved does not count.
+    pub(super) memory: Slot<Size>,
+    /// Open descriptors, at least 8.
+    pub(super) open_files: Slot<u64>,
+    /// Processes and threads of the plugin.
+    pub(super) processes: Slot<u64>,
+    /// Largest file.
+    pub(super) file_size: Slot<Size>,
+    /// Time on a processor, rounded down to seconds.
+    pub(super) cpu_time: Slot<Span>,
 }
 
 /// What a plugin speaks.

@@ -81,6 +81,9 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
     spec.env = plugin.env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
     spec.env_pass = plugin.env_pass.iter().map(OsString::from).collect();
     spec.checksums = plugin.checksums.clone();
+    spec.sandbox = plugin.sandbox.policy.clone();
+    // This very program, even where its file has been replaced since.
+    spec.helper = Some(("/proc/self/exe".into(), vec![crate::cli::SANDBOX_EXEC.into()]));
     if plugin.contract == Contract::Mosn {
         spec.cookie = (env::MOSN_COOKIE.0.to_owned(), env::MOSN_COOKIE.1.to_owned());
         // MOSN tells its plugins how many threads to use; those made with its SDK read it.

@@ -134,6 +134,7 @@ impl<A: Adapter> Instance<A> {
             serving_since: None,
             endpoint: None,
             app_version: None,
+            confinement: None,
             last_exit: None,
             exits: Vec::new(),
             command: written(&spec),
@@ -213,6 +214,9 @@ impl<A: Adapter> Instance<A> {
     async fn process_spawned(&mut self, spawned: Result<Process, SpawnError>) {
         match spawned {
             Ok(process) => {
+                for part in process.confinement().map_or(&[][..], |found| &found.missing) {
+                    warn!(plugin = %self.name, pid = process.pid(), "the plugin starts without a part of its sandbox: {part}");
+                }
                 let reporter = Reporter { start: self.starts, news: self.reporter.clone() };
                 self.run = Some(Run::begin(self.spec.clone(), self.name.clone(), process, reporter));
                 self.feed(Event::Spawned).await;
@@ -488,6 +492,7 @@ impl<A: Adapter> Instance<A> {
             let accepted = run.and_then(|run| run.accepted.as_ref());
             status.endpoint = accepted.map(|accepted| accepted.endpoint.to_string());
             status.app_version = accepted.map(|accepted| accepted.app_version);
+            status.confinement = run.and_then(|run| run.process().confinement().cloned());
             status.serving_since = run.and_then(|run| run.serving_since);
         });
         if moved {

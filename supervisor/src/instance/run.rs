@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
-use nix::unistd::geteuid;
 use palisade_plugin_proto::goplugin::grpc_broker_client::GrpcBrokerClient;
 use palisade_plugin_proto::goplugin::grpc_controller_client::GrpcControllerClient;
 use palisade_plugin_proto::goplugin::grpc_stdio_client::GrpcStdioClient;
@@ -118,7 +117,7 @@ impl<C: Send + Sync + 'static> Run<C> {
         let log = Log::new(name);
         let (stdout, stderr) = process.take_output();
         let cancel = CancellationToken::new();
-        let owner = Owner { pid: process.pid(), uid: geteuid().as_raw() };
+        let owner = Owner { pid: process.pid(), uid: process.uid() };
         let calls = Calls::new(spec.health.call_misses);
         let mut run = Self {
             private_dir: process.private_dir().unwrap_or_default(),

@@ -9,11 +9,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use palisade_plugin_proto::env::UNIX_SOCKET_DIR;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::error;
 
+use self::confined::Answers;
 use self::private_dir::PrivateDir;
 pub use self::private_dir::PrivateDirError;
 pub use self::private_dir::check as prepare_runtime_dir;
@@ -32,11 +33,13 @@ use crate::connect::Endpoint;
 use crate::mtls::{Identity, MtlsError};
 use crate::report::Usage;
 use crate::restart::Hope;
+use crate::sandbox::Confinement;
 use crate::spec::PluginSpec;
 use crate::sys;
 use crate::sys::descendants::{self, Scratch, Search};
 use crate::trust::checksum::{self, Checksum, Checksums, Verified};
 
+mod confined;
 mod private_dir;
 mod program;
 mod spawner;
@@ -108,6 +111,9 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+    /// A part of the sandbox, or the helper that applies it.
+    #[error("the sandbox can't be had: {0}")]
+    Sandbox(String),
     /// What the host needs to watch the process.
     #[error("watch the process")]
     Watch(#[source] io::Error),
@@ -120,7 +126,7 @@ impl SpawnError {
     /// Whether the same start may do better the next time.
     pub(crate) fn hope(&self) -> Hope {
         match self {
-            Self::Checksum { .. } => Hope::Permanent,
+            Self::Checksum { .. } | Self::Sandbox(_) => Hope::Permanent,
             _ => Hope::Transient,
         }
     }
@@ -139,6 +145,9 @@ pub(crate) struct Process {
     dir: Option<PrivateDir>,
     identity: Option<Arc<Identity>>,
     told: Option<Endpoint>,
+    /// The user that it runs as.
+    uid: u32,
+    confinement: Option<Arc<Confinement>>,
 }
 
 impl Process {
@@ -160,7 +169,22 @@ impl Process {
             drop(reply.send(make(&spec, &verified, spawner)));
         };
         spawner::run(job).map_err(|_| SpawnError::Spawner)?;
-        answer.await.map_err(|_| SpawnError::Spawner)?
+        let (mut process, answers) = answer.await.map_err(|_| SpawnError::Spawner)??;
+        if let Some(answers) = answers {
+            let (confinement, uid) = answers.wait().await?;
+            (process.confinement, process.uid) = (Some(Arc::new(confinement)), uid);
+        }
+        Ok(process)
+    }
+
+    /// The user that its processes run as.
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// What its helper has found out; `None` where there was none.
+    pub(crate) fn confinement(&self) -> Option<&Arc<Confinement>> {
+        self.confinement.as_ref()
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -253,12 +277,16 @@ impl Remains {
 }
 
 /// What a process calls one of its own descriptors.
-fn by_name(fd: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
+fn by_name(fd: &OwnedFd) -> OsString {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 /// Runs on the spawning thread.
-fn make(spec: &PluginSpec, verified: &Verified, spawner: &spawner::Spawner) -> Result<Process, SpawnError> {
+fn make(
+    spec: &PluginSpec,
+    verified: &Verified,
+    spawner: &spawner::Spawner,
+) -> Result<(Process, Option<Answers>), SpawnError> {
     let cwd = std::path::absolute(&spec.cwd).unwrap_or_else(|_| spec.cwd.clone());
     if !cwd.is_dir() {
         return Err(SpawnError::WorkingDirectory(cwd));
@@ -269,55 +297,73 @@ fn make(spec: &PluginSpec, verified: &Verified, spawner: &spawner::Spawner) -> R
     let identity = spec.auto_mtls.then(Identity::new).transpose()?.map(Arc::new);
 
     let told = program::place(spec, dir.path())?;
-    // Descriptors that stay open beyond exec, because something reads from them by name.
-    let mut kept = Vec::new();
-    let mut command = match &verified.program {
-        Some(image) => {
-            kept.extend(image.script.then(|| image.fd.as_raw_fd()));
-            std::process::Command::new(by_name(&image.fd))
-        }
-        None => std::process::Command::new(&path),
+    let image = verified.program.as_ref();
+    let copies = verified.files.iter();
+    let replaced = |(index, argument): (usize, &OsString)| {
+        let copy = copies.clone().find(|(replaced, _)| *replaced == index + 1);
+        copy.map_or_else(|| program::filled_in(argument, told.as_ref()), |(_, copy)| by_name(copy))
     };
-    for (index, argument) in arguments.iter().enumerate() {
-        match verified.files.iter().find(|(replaced, _)| *replaced == index + 1) {
-            Some((_, copy)) => {
-                kept.push(copy.as_raw_fd());
-                command.arg(by_name(copy));
-            }
-            None => drop(command.arg(program::filled_in(argument, told.as_ref()))),
+    let arguments: Vec<_> = arguments.iter().enumerate().map(replaced).collect();
+    let executed = image.map_or_else(|| path.clone().into(), |image| by_name(&image.fd));
+    // Descriptors that stay open beyond exec, because something reads from them by name.
+    let mut kept: Vec<_> = copies.map(|(_, copy)| copy.as_raw_fd()).collect();
+    kept.extend(image.filter(|image| image.script).map(|image| image.fd.as_raw_fd()));
+
+    let (mut command, given, answers) = match &spec.helper {
+        Some(helper) if spec.sandbox.needs_helper() => {
+            let close: Vec<_> =
+                image.filter(|image| !image.script).map(|image| image.fd.as_raw_fd()).into_iter().collect();
+            kept.extend(&close);
+            let named = std::iter::once(path.clone().into()).chain(arguments).collect();
+            let (command, given, answers) =
+                confined::command(helper, &spec.sandbox, executed, named, dir.path(), close)?;
+            kept.extend(given.descriptors());
+            (command, Some(given), Some(answers))
         }
-    }
+        _ => {
+            let mut command = Command::new(executed);
+            command.arg0(&path).args(arguments);
+            (command, None, None)
+        }
+    };
     command
-        .arg0(&path)
         .current_dir(&cwd)
         .env_clear()
         .envs(program::environment(spec, dir.path(), identity.as_deref()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let child = spawner.with_setup(|setup| {
+    let child = spawner.with_setup(spec.sandbox.no_new_privs, |setup| {
         sys::child::prepare(&mut command, setup, kept);
         tokio::process::Command::from(command).kill_on_drop(true).spawn()
     });
+    // The helper's end of the pipe is the only one from here on.
+    drop(given);
     let mut child = child.map_err(|source| program::explain(path, source))?;
 
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     // Only a child that has been waited for has none.
     let pid = pid.ok_or_else(|| SpawnError::Watch(io::ErrorKind::NotFound.into()))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let uid = geteuid().as_raw();
     match sys::pidfd_open(pid) {
-        Ok(pidfd) => Ok(Process {
-            pid,
-            child,
-            pidfd,
-            reaped: false,
-            usage: None,
-            stdout,
-            stderr,
-            dir: Some(dir),
-            identity,
-            told,
-        }),
+        Ok(pidfd) => {
+            let process = Process {
+                pid,
+                child,
+                pidfd,
+                reaped: false,
+                usage: None,
+                stdout,
+                stderr,
+                dir: Some(dir),
+                identity,
+                told,
+                uid,
+                confinement: None,
+            };
+            Ok((process, answers))
+        }
         Err(error) => {
             killpg(Pid::from_raw(pid), Signal::SIGKILL).ok();
             spawner::forget(pid);

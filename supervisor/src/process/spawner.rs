@@ -78,10 +78,14 @@ fn serve(slot: Slot, jobs: &Receiver<Job>) {
 
 impl Spawner {
     /// Calls `spawn` with what a child needs to know. The guard runs before, and hears of a child whose exec failed.
-    pub(super) fn with_setup<T>(&self, spawn: impl FnOnce(Setup) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn with_setup<T>(
+        &self,
+        no_new_privs: bool,
+        spawn: impl FnOnce(Setup) -> io::Result<T>,
+    ) -> io::Result<T> {
         let guard = guard_socket()?;
         let host = Pid::this().as_raw();
-        let result = spawn(Setup { guard, host, slot: self.slot });
+        let result = spawn(Setup { guard, host, slot: self.slot, no_new_privs });
         let forked = self.slot.take();
         match (&result, forked) {
             // The guard has it from the child itself; a later guard has it from here.

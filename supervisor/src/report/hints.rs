@@ -44,6 +44,10 @@ const HINTS: &[(&[&str], &str)] = &[
         &["is not what was pinned"],
         "it was updated, or somebody has replaced it; if you know by whom, pin it again: palisade plugin pin",
     ),
+    (
+        &["the sandbox can't be had: execute", "Permission denied"],
+        "under `hardened`, root's plugins run as a user of their own: let others read the program, or name a user (`sandbox.user`)",
+    ),
     (&["not found in PATH"], "install the program, or write its full path in `command`"),
     (&["is not executable"], "make it executable (chmod +x), or name its interpreter first in `command`"),
     (&["Permission denied"], "the user has no access to the program or one of its directories; check owner and mode"),

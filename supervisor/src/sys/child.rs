@@ -20,6 +20,8 @@ pub(crate) struct Setup {
     pub(crate) host: i32,
     /// Memory that host and child share.
     pub(crate) slot: Slot,
+    /// Whether it renounces privileges that exec could give.
+    pub(crate) no_new_privs: bool,
 }
 
 /// One number in memory that parent and children share: the pid of the child that was forked last. It tells the
@@ -54,7 +56,7 @@ impl Slot {
 }
 
 /// Makes a command set its process up as a plugin's: own session and group, on the guard's list, dying with the host,
-/// private umask, no core files, no inherited descriptors but `kept`, default signals.
+/// private umask, no core files, no new privileges, no inherited descriptors but `kept`, default signals.
 pub(crate) fn prepare(command: &mut Command, setup: Setup, kept: Vec<RawFd>) {
     // SAFETY: `set_up` keeps to the rules in the module's documentation.
     unsafe { command.pre_exec(move || set_up(setup, &kept)) };
@@ -82,6 +84,10 @@ fn set_up(setup: Setup, kept: &[RawFd]) -> io::Result<()> {
         // The host may have died before that call, and then no signal comes.
         if libc::getppid() != setup.host {
             libc::_exit(127);
+        }
+
+        if setup.no_new_privs {
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         }
 
         libc::umask(0o077);

@@ -189,7 +189,7 @@ mod tests {
         let empty: Checksum = text.parse().unwrap();
         assert_eq!(empty.to_string(), text);
         assert_eq!(Checksum::of(Path::new("/dev/null")).unwrap(), empty);
-        assert_eq!(text.replace('e', "E").parse(), Err::<Checksum, _>(ChecksumSyntax));
+        assert_eq!(text.replace('e', "E").parse(), Ok(empty));
         for wrong in ["", "sha256:", &text[7..], &text[..70], &format!("{text}0"), &text.replace("e3", "+3")] {
             assert_eq!(wrong.parse::<Checksum>(), Err(ChecksumSyntax), "{wrong}");
         }

@@ -154,6 +154,11 @@ fn kin(pid: i32) -> Option<Kin> {
     Some(Kin { parent, session })
 }
 
+/// The session of a process; `None` where there is no such process.
+pub(crate) fn session(pid: i32) -> Option<i32> {
+    kin(pid).map(|kin| kin.session)
+}
+
 fn name(pid: i32) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(name.trim_end().escape_debug().to_string())

@@ -10,6 +10,7 @@ mod plugin;
 mod program;
 mod requests;
 mod route;
+mod sandbox;
 mod upstream;
 mod value;
 

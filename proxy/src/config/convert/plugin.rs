@@ -12,7 +12,7 @@ use serde_yaml::{Mapping, Value};
 use super::super::slot::{Plain, Raw, Sha256, Slot, Table};
 use super::super::tree::{Meaning, NodeId, Shape};
 use super::super::written;
-use super::super::{Contract, Health, OnFailure, Plugin, Restart};
+use super::super::{Contract, Health, OnFailure, Plugin, Profile, Restart, Sandbox};
 use super::program::joined;
 use super::{Plugins, Reading};
 
@@ -32,7 +32,7 @@ impl Reading<'_> {
                 self.push(problem.label("letters, digits, `-` and `_`, at most 64"));
             }
             let plugin = match plugin.given() {
-                Some((plugin, node)) => self.plugin(plugin, node),
+                Some((plugin, node)) => self.plugin(name, plugin, node),
                 None => self.plugin_without_problems(),
             };
             plugins.insert(name.clone(), plugin);
@@ -48,6 +48,7 @@ impl Reading<'_> {
             env: BTreeMap::new(),
             env_pass: Vec::new(),
             checksums: Checksums::default(),
+            sandbox: Sandbox { profile: Profile::Default, policy: Default::default() },
             contract: Contract::Palisade,
             owns: Vec::new(),
             instances: 1,
@@ -69,7 +70,7 @@ impl Reading<'_> {
         }
     }
 
-    fn plugin(&mut self, written: &written::Plugin, node: u64) -> Plugin {
+    fn plugin(&mut self, name: &str, written: &written::Plugin, node: u64) -> Plugin {
         let default = self.plugin_without_problems();
         self.require(&written.command, "command", node);
         let (cwd, cwd_exists) = self.cwd(&written.cwd);
@@ -84,6 +85,7 @@ impl Reading<'_> {
             env: self.env(&written.env),
             env_pass,
             checksums: self.checksums(&written.checksum, &command),
+            sandbox: self.sandbox(&written.sandbox, name),
             contract: written.contract.value().map_or(default.contract, |&contract| contract.into()),
             owns: self.header_names(&written.owns),
             instances: self.number(&written.instances, default.instances, 1..=64),

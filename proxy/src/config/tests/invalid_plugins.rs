@@ -253,10 +253,34 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         r"plugins:
-  a: {command: [python3], sandbox: hardened}
+  a: {command: [python3], sandbox: hard}
+  b: {command: [python3], sandbox: {profile: hardened, user: nobody-of-that-name, capabilities: [net_bind_servic]}}
+  c: {command: [python3], sandbox: {group: '0', read: [none, ''], connect: [0, 70000], deny: [mounts]}}
+  d: {command: [python3], sandbox: {networks: none, limits: {memory: 1, open_files: 1, cpu_time: 0s, x: 1}}}
 ",
         &[
-            "3:27 unknown field `sandbox` [known here: command, cwd, env, env_pass, checksum, contract, owns, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
+            "3:36 `sandbox` must be `none`, `default` or `hardened`, not `hard`",
+            "4:62 no user is called `nobody-of-that-name`",
+            "4:98 unknown capability `net_bind_servic` (did you mean `CAP_NET_BIND_SERVICE`?)",
+            "5:44 `group` without `user` (name the user as well)",
+            "5:56 `DIR/none` does not exist",
+            "5:62 the path is empty",
+            "5:77 not a port (1 to 65535)",
+            "5:80 not a port (1 to 65535)",
+            "5:95 an entry of `deny` must be `debug`, `mount`, `kernel`, `namespace`, `raw_socket`, `keyring`, `clock`, `admin` or `exec`, not `mounts` (did you mean `mount`?)",
+            "6:37 unknown field `networks` (did you mean `network`?)",
+            "6:70 `memory: 1` is out of range (1MiB to 1024GiB)",
+            "6:85 `open_files: 1` is out of range (8 to 1073741824)",
+            "6:98 `cpu_time: 0s` is no time at all (more than 0)",
+            "6:102 unknown field `x` [known here: memory, open_files, processes, file_size, cpu_time]",
+        ],
+    ),
+    (
+        r"plugins:
+  a: {command: [python3], sand: hardened}
+",
+        &[
+            "3:27 unknown field `sand` [known here: command, cwd, env, env_pass, checksum, sandbox, contract, owns, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
         ],
     ),
 ];

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use palisade_supervisor::RestartMode;
+use palisade_supervisor::{Files, Network, OnMissing, RestartMode, Sandbox, SyscallClass, Tcp, User};
 use proptest::prelude::*;
 use serde_yaml::Value;
 
@@ -265,6 +265,41 @@ fn the_effective_configuration_reads_as_the_same() {
     for text in [SMALLEST, FULL, LISTENER] {
         assert_round_trip(&place, &parsed(&place, text));
     }
+}
+
+#[test]
+fn a_sandbox_is_its_profile_with_what_is_written_over_it() {
+    let place = Place::new();
+    let sandbox = |text: &str| {
+        let text = format!("{LISTENER}plugins: {{a: {{command: [python3, auth.py]{text}}}}}");
+        let config = place.parse(&text).unwrap();
+        let again = place.parse(&config.effective_yaml()).unwrap();
+        assert_eq!(again.plugins["a"].sandbox, config.plugins["a"].sandbox, "{text}");
+        config.plugins["a"].sandbox.policy.clone()
+    };
+    assert_eq!(sandbox(""), Sandbox::default());
+    assert_eq!(sandbox(", sandbox: none"), Sandbox::none());
+    let mut hardened = Sandbox::hardened();
+    hardened.user = nix::unistd::geteuid().is_root().then(|| User::of_its_own("a"));
+    assert_eq!(sandbox(", sandbox: hardened"), hardened);
+    hardened.user = Some(User { uid: 7, gid: 8 });
+    hardened.files = Some(Files {
+        read: vec![place.file().with_file_name("auth.py").into()],
+        write: vec![place.file().parent().unwrap().into()],
+        execute: vec!["/bin".into()],
+    });
+    hardened.network = Network::Host;
+    hardened.tcp = Some(Tcp { connect: [443].into(), bind: Default::default() });
+    hardened.deny = [SyscallClass::Debug, SyscallClass::RawSocket].into();
+    hardened.capabilities = Some(["CAP_KILL".to_owned(), "CAP_NET_RAW".to_owned()].into());
+    hardened.on_missing = OnMissing::Warn;
+    hardened.limits.memory = Some(64 << 20);
+    hardened.limits.cpu_time = Some(Duration::from_secs(90));
+    (hardened.scoped, hardened.private_tmp) = (false, false);
+    let text = "{profile: hardened, user: 7, group: '8', read: [auth.py], write: [.], execute: [/bin], network: host,
+        connect: [443], deny: [debug, raw_socket], capabilities: [net_raw, CAP_KILL], on_missing: warn, isolate: false,
+        private_tmp: false, limits: {memory: 64MiB, cpu_time: 90s}}";
+    assert_eq!(sandbox(&format!(", sandbox: {text}")), hardened);
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! | `exit-after:MS` | exits with 3 after a while, in the background |
 //! | `ignore-term` | lives on after SIGTERM |
 //! | `child`, `child-apart`, `child-bare` | starts a process that holds stderr, `-apart` in a session of its own, `-bare` without an environment; appends its pid to the file `pids` |
+//! | `escape:WAY` | tries to get out of its sandbox, see `escape.rs` |
 //! | `needs:body`, `needs:response` | what it asks for when it describes itself |
 //! | `calls:N` | how many calls it takes at a time |
 //! | `mute` | listens, says so, and never speaks |
@@ -26,6 +27,7 @@
 
 mod bare;
 mod certificates;
+mod escape;
 mod filter;
 
 use std::io::Write;
@@ -79,6 +81,7 @@ async fn main() -> ExitCode {
             "child-apart" => child(&["leave-session", "stay"], false),
             "child-bare" => child(&["stay"], true),
             "leave-session" => drop(nix::unistd::setsid().unwrap()),
+            "escape" => escape::escape(value),
             "needs" => match value {
                 "body" => {
                     needs.request_parts = vec![RequestPart::Headers.into(), RequestPart::Body.into()];

@@ -1,0 +1,131 @@
+//! Namespaces: a network without interfaces, and mounts of its own.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use caps::Capability;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
+use nix::unistd::{getegid, geteuid};
+
+use super::helper::{Plan, Trouble};
+use super::{Network, Sandbox, ids};
+
+/// What is hidden behind an empty directory where temporary files are private. Beyond these, the host's runtime
+/// directory.
+const HIDDEN: &[&str] = &["/tmp", "/var/tmp", "/run", "/dev/shm"];
+
+/// Room for temporary files.
+const TMP_OPTIONS: &str = "mode=1777,size=64m";
+const EMPTY_OPTIONS: &str = "mode=0755,size=1m";
+
+/// Makes the namespaces that a plan asks for. Those who may not do so by themselves get a user namespace, in which they
+/// may, and in which processes are counted apart.
+pub(super) fn enter(sandbox: &Sandbox) -> Result<(), Trouble> {
+    let mut flags = CloneFlags::empty();
+    flags.set(CloneFlags::CLONE_NEWNET, sandbox.network == Network::None);
+    flags.set(CloneFlags::CLONE_NEWNS, sandbox.private_tmp);
+    // Root has no number of processes that is too high, and without a user of its own the host's would count.
+    let counted = sandbox.limits.processes.is_some();
+    let privileged = ids::has(Capability::CAP_SYS_ADMIN);
+    let as_root = sandbox.user.map_or_else(|| geteuid().as_raw(), |user| user.uid) == 0;
+    if counted && as_root {
+        return Err(Trouble::missing("`limits.processes`".to_owned(), "another user than root (`user`)"));
+    }
+    if flags.is_empty() && !(counted && sandbox.user.is_none()) {
+        return Ok(());
+    }
+    if privileged {
+        return unshare(flags).map_err(|errno| failed("make namespaces", errno));
+    }
+    let (uid, gid) = (geteuid(), getegid());
+    unshare(flags | CloneFlags::CLONE_NEWUSER).map_err(|errno| {
+        let what = format!("namespaces ({errno})");
+        Trouble::missing(
+            what,
+            "CAP_SYS_ADMIN, or user namespaces for unprivileged users (user.max_user_namespaces, AppArmor)",
+        )
+    })?;
+    // Without it, nobody but root may map a group.
+    for (file, text) in
+        [("setgroups", "deny".to_owned()), ("uid_map", format!("{uid} {uid} 1")), ("gid_map", format!("{gid} {gid} 1"))]
+    {
+        fs::write(format!("/proc/self/{file}"), text)
+            .map_err(|error| Trouble::failed(format!("write /proc/self/{file}"), error))?;
+    }
+    Ok(())
+}
+
+/// Puts empty directories over what is hidden, and what is given back into them.
+pub(super) fn hide(plan: &Plan, given: &[PathBuf]) -> Result<(), Trouble> {
+    let none: Option<&str> = None;
+    // Nothing of what follows is seen outside.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .map_err(|errno| failed("make mounts private", errno))?;
+    let runtime = Path::new(&plan.dir).parent().map(Path::to_owned);
+    let mut hidden: Vec<PathBuf> = HIDDEN.iter().map(PathBuf::from).filter(|path| is_plain_dir(path)).collect();
+    hidden.extend(runtime.filter(|runtime| !hidden.iter().any(|dir| runtime.starts_with(dir))));
+    // Held open while they are out of sight.
+    let mut held = Vec::new();
+    for path in std::iter::once(PathBuf::from(&plan.dir)).chain(given.iter().cloned()) {
+        if hidden.iter().any(|dir| path.starts_with(dir) && path != *dir) && path.exists() {
+            held.push((path.clone(), hold(&path)?));
+        }
+    }
+    // Parents before what is in them.
+    held.sort_by(|(one, _), (other, _)| one.cmp(other));
+    for dir in &hidden {
+        let (options, flags) = if dir == Path::new("/tmp") { (TMP_OPTIONS, 0) } else { (EMPTY_OPTIONS, 0) };
+        let flags = MsFlags::from_bits_retain(flags) | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options))
+            .map_err(|errno| failed(&format!("hide {}", dir.display()), errno))?;
+    }
+    for (path, fd) in &held {
+        let act = |error: io::Error| Trouble::failed(format!("give {} back", path.display()), error);
+        let source = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        if path.exists() {
+            // In a directory that has been given back.
+            continue;
+        }
+        let is_dir = fs::metadata(&source).map_err(act)?.is_dir();
+        let parent = if is_dir { Some(path.as_path()) } else { path.parent() };
+        if let Some(parent) = parent {
+            make_dirs(parent).map_err(act)?;
+        }
+        if !is_dir {
+            fs::File::create(path).map_err(act)?;
+        }
+        mount(Some(&source), path, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+            .map_err(|errno| act(errno.into()))?;
+    }
+    Ok(())
+}
+
+/// Passable for whoever the plugin runs as, whatever the umask is.
+fn make_dirs(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut missing: Vec<_> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    while let Some(dir) = missing.pop() {
+        fs::create_dir(dir)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// `/var/run` and the like are links to what is hidden already.
+fn is_plain_dir(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
+fn hold(path: &Path) -> Result<OwnedFd, Trouble> {
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| failed(&format!("open {}", path.display()), errno))
+}
+
+fn failed(act: &str, errno: nix::Error) -> Trouble {
+    Trouble::failed(act.to_owned(), io::Error::from(errno))
+}

@@ -1,0 +1,133 @@
+//! A plugin that tries to get out of its sandbox: `escape:WAY`, or `escape:WAY:DETAIL`. What came of it goes to stderr.
+//! Each try does little harm where it succeeds, for it is also made without a sandbox, to see that it could.
+
+#![allow(unsafe_code, reason = "fork(2); its children make system calls only")]
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
+use std::time::Duration;
+
+use nix::kmod::init_module;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::ptrace;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, execve, fork, getppid};
+
+/// Tries it and says what came of it.
+pub(crate) fn escape(way: &str) {
+    let (way, detail) = way.split_once(':').unwrap_or((way, ""));
+    let outcome = attempt(way, detail);
+    let text = match outcome {
+        Ok(()) => format!("escape {way}: got out"),
+        Err(error) => format!("escape {way}: refused: {error}"),
+    };
+    // In one piece, whoever else writes there.
+    let _closed = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+fn attempt(way: &str, detail: &str) -> io::Result<()> {
+    let host = getppid();
+    match way {
+        "read" => File::open(detail).and_then(|mut file| io::copy(&mut file, &mut io::sink())).map(drop),
+        "connect" => {
+            let address: SocketAddr = detail.parse().unwrap();
+            TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(drop)
+        }
+        "ptrace" => {
+            ptrace::seize(host, ptrace::Options::empty())?;
+            // Let go by the exit of the thread that has it; before that, it may go on.
+            ptrace::detach(host, None).or(Ok(()))
+        }
+        "write" => OpenOptions::new().create(true).append(true).open(detail)?.write_all(b"escaped"),
+        "fork-bomb" => fork_bomb(detail.parse().unwrap()),
+        "shell" => in_child(|| execve(c"/bin/sh", &[c"sh", c"-c", c"exit 0"], &[c"PATH=/bin"]).map(drop)),
+        "raw-socket" => {
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), SockProtocol::Icmp).map(drop).map_err(from)
+        }
+        "environ" => File::open(format!("/proc/{host}/environ")).map(drop),
+        // It is ignored where nobody asks for it.
+        "signal" => kill(host, Signal::SIGURG).map_err(from),
+        "mount" => {
+            let none: Option<&str> = None;
+            let dir = crate::socket_dir();
+            mount(Some("none"), &dir, Some("tmpfs"), MsFlags::empty(), none)?;
+            umount2(&dir, MntFlags::MNT_DETACH).map_err(from)
+        }
+        // Whoever may load modules is told that this is none.
+        "module" => match init_module(b"not a module", &CString::default()) {
+            Err(nix::Error::ENOEXEC) => Ok(()),
+            outcome => outcome.map_err(from),
+        },
+        "user-namespace" => in_child(|| unshare(CloneFlags::CLONE_NEWUSER)),
+        "abstract-socket" => UnixStream::connect_addr(&UnixAddress::from_abstract_name(detail)?).map(drop),
+        "core-dump" => {
+            let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
+            if hard == 0 { Err(io::Error::other("no core files")) } else { Ok(()) }
+        }
+        "memory" => memory(detail.parse().unwrap()),
+        "unix-socket" => UnixStream::connect(detail).map(drop),
+        other => panic!("no such way: {other:?}"),
+    }
+}
+
+fn from(errno: nix::Error) -> io::Error {
+    errno.into()
+}
+
+/// As many processes as asked for, all at a time.
+fn fork_bomb(count: usize) -> io::Result<()> {
+    let mut children = Vec::new();
+    let mut refused = None;
+    while children.len() < count && refused.is_none() {
+        // SAFETY: the child only waits for a signal.
+        match unsafe { fork() } {
+            Ok(ForkResult::Child) => loop {
+                nix::unistd::pause();
+            },
+            Ok(ForkResult::Parent { child }) => children.push(child),
+            Err(errno) => refused = Some(errno.into()),
+        }
+    }
+    for child in children {
+        kill(child, Signal::SIGKILL).ok();
+        waitpid(child, None).ok();
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// What changes the process that does it. Its child tells by its exit status.
+fn in_child(act: impl FnOnce() -> nix::Result<()>) -> io::Result<()> {
+    // SAFETY: the child makes one system call and exits.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let errno = act().err().map_or(0, |errno| errno as i32);
+            // SAFETY: ends the child at once; nothing of the parent's is run or flushed twice.
+            unsafe { nix::libc::_exit(errno) }
+        }
+        ForkResult::Parent { child } => match waitpid(child, None)? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
+            other => Err(io::Error::other(format!("{other:?}"))),
+        },
+    }
+}
+
+/// So many MiB that are written to.
+fn memory(mebibytes: usize) -> io::Result<()> {
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..mebibytes {
+        let mut block = Vec::new();
+        block.try_reserve_exact(1 << 20).map_err(io::Error::other)?;
+        block.resize(1 << 20, 1);
+        held.push(block);
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Sandboxes as an operator has them: what is in force, what is missing, and that nothing else suffers.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+use palisade_tests::process::{kill, runs};
+use palisade_tests::{Options, Proxy, eventually, place, programs_in, run_to_exit};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Ids that no account has.
+const ORDINARY: u32 = 54_323;
+const PLUGIN: u32 = 54_324;
+
+/// A configuration with one plugin.
+fn config(program: &Path, actions: &str, sandbox: &str) -> String {
+    format!(
+        "listeners: [{{address: 127.0.0.1:0}}]
+routes: [{{upstream: 'http://127.0.0.1:9', filters: [fake]}}]
+plugins: {{fake: {{command: ['{}', {actions}], sandbox: {sandbox}}}}}
+",
+        program.display()
+    )
+}
+
+/// A directory with the programs, for whoever the plugin runs as.
+fn open_place() -> (TempDir, Options, std::path::PathBuf) {
+    let dir = place();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let [palisade, fake] = programs_in(dir.path());
+    (dir, Options { program: Some(palisade), ..Options::default() }, fake)
+}
+
+async fn start(actions: &str, sandbox: &str) -> Proxy {
+    let (dir, options, fake) = open_place();
+    Proxy::start_with(Arc::new(dir), &config(&fake, actions, sandbox), &options).await
+}
+
+/// What the plugin says about its try.
+async fn outcome(way: &str, sandbox: &str) -> String {
+    let mut proxy = start(&format!("'escape:{way}', serve"), sandbox).await;
+    proxy.wait_for_log("the outcome", |line| line.contains("escape ")).await
+}
+
+async fn inspect(proxy: &Proxy) -> Value {
+    let outcome = proxy.cli(&["plugin", "inspect", "fake", "--json", "-c", "palisade.yaml"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    serde_json::from_str::<Value>(&outcome.stdout).unwrap()["instances"][0].clone()
+}
+
+#[tokio::test]
+async fn inspect_shows_what_the_kernel_has_and_what_was_tried() {
+    let proxy = start("serve", "hardened").await;
+    let seen = inspect(&proxy).await;
+    let facts = &seen["facts"];
+    assert_eq!(facts["pid"].as_i64(), Some(proxy.plugin_pid("fake").await.into()));
+    assert_eq!((&facts["no_new_privs"], &facts["seccomp_mode"]), (&true.into(), &2.into()), "{facts:#}");
+    for set in ["effective", "permitted", "inheritable", "ambient"] {
+        assert_eq!(facts["capabilities"][set].as_array().unwrap().len(), 0, "{facts:#}");
+    }
+    let own = facts["own_namespaces"].as_array().unwrap();
+    assert!(own.contains(&"mnt".into()) && own.contains(&"net".into()), "{facts:#}");
+    assert_eq!(own.contains(&"user".into()), !geteuid().is_root(), "{facts:#}");
+    assert_eq!(
+        (&facts["limits"]["Max processes"], &facts["limits"]["Max core file size"]),
+        (&"512".into(), &"0".into())
+    );
+    assert_ne!(facts["uids"][1], 0, "{facts:#}");
+    let probes = seen["confinement"]["probes"].as_array().unwrap();
+    assert!(probes.len() > 8 && probes.iter().all(|probe| probe["allowed"] == false), "{probes:#?}");
+    let text = proxy.cli(&["plugin", "inspect", "fake", "-c", "palisade.yaml"]).await.stdout;
+    assert!(text.contains("no new privileges yes") && text.contains("execute programs: refused"), "{text}");
+
+    let proxy = start("serve", "none").await;
+    let seen = inspect(&proxy).await;
+    let facts = &seen["facts"];
+    assert_eq!((&facts["no_new_privs"], &facts["seccomp_mode"]), (&false.into(), &0.into()), "{facts:#}");
+    assert_eq!(facts["own_namespaces"].as_array().unwrap().len(), 0, "{facts:#}");
+    assert_eq!(seen["confinement"], Value::Null);
+
+    let unknown = proxy.cli(&["plugin", "inspect", "fakee", "-c", "palisade.yaml"]).await;
+    assert_eq!(unknown.code, Some(1));
+    assert!(unknown.stderr.contains("did you mean `fake`?"), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn what_can_not_be_had_is_an_error_unless_it_may_be_missing() {
+    let (dir, mut options, fake) = open_place();
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    if geteuid().is_root() {
+        chown(&run, Some(ORDINARY), Some(ORDINARY)).unwrap();
+        options.uid = Some(ORDINARY);
+    }
+    let dir = Arc::new(dir);
+    // Only root can become somebody else.
+    let mut proxy = Proxy::spawn(Arc::clone(&dir), &config(&fake, "serve", &format!("{{user: '{PLUGIN}'}}")), &options);
+    assert_eq!(proxy.wait_exit().await.code(), Some(1));
+    let log = proxy.log();
+    let expected = format!("the sandbox can't be had: user {PLUGIN} needs CAP_SETUID and CAP_SETGID");
+    assert!(log.contains(&expected), "{log}");
+    drop(proxy);
+    let sandbox = format!("{{user: '{PLUGIN}', on_missing: warn}}");
+    let proxy = Proxy::start_with(dir, &config(&fake, "serve", &sandbox), &options).await;
+    assert!(proxy.log().contains("the plugin starts without a part of its sandbox: user"), "{}", proxy.log());
+    let seen = inspect_by_socket(&proxy).await;
+    assert!(seen["confinement"]["missing"][0].as_str().unwrap().starts_with("user "), "{seen:#}");
+}
+
+/// For proxies of other users, whose socket only root may use besides.
+async fn inspect_by_socket(proxy: &Proxy) -> Value {
+    let socket = proxy.runtime_dir().join("admin.sock");
+    let outcome = proxy.cli(&["plugin", "inspect", "fake", "--json", "--admin", socket.to_str().unwrap()]).await;
+    serde_json::from_str::<Value>(&outcome.stdout).unwrap()["instances"][0].clone()
+}
+
+#[tokio::test]
+async fn another_user_has_its_socket_and_dies_with_the_proxy() {
+    if !geteuid().is_root() {
+        // Nobody else can become another user.
+        return;
+    }
+    for rest in ["", ", private_tmp: true"] {
+        let mut proxy = start("serve", &format!("{{user: '{PLUGIN}'{rest}}}")).await;
+        let pid = proxy.plugin_pid("fake").await;
+        assert_eq!(std::fs::metadata(format!("/proc/{pid}")).unwrap().uid(), PLUGIN);
+        assert_eq!(std::fs::metadata(proxy.runtime_dir().join("admin.sock")).unwrap().mode() & 0o077, 0);
+        // Without the guard's help: the kernel forgets whom to tell of a parent's death when ids change.
+        let children = palisade_tests::process::descendants(proxy.pid());
+        let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let guard = *children.iter().find(|pid| name(pid).trim() == "palisade-guard").unwrap();
+        kill(guard, Signal::SIGSTOP);
+        proxy.kill9();
+        eventually("the plugin is gone", || !runs(pid)).await;
+        kill(guard, Signal::SIGCONT);
+        proxy.nothing_is_left().await;
+    }
+}
+
+#[tokio::test]
+async fn ports_and_capabilities_that_are_named_can_be_used() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let way = format!("connect:127.0.0.1:{port}");
+    let said = outcome(&way, &format!("{{profile: hardened, network: host, connect: [{port}]}}")).await;
+    assert!(said.contains("got out"), "{said}");
+    let said = outcome(&way, "{profile: hardened, network: host}").await;
+    assert!(said.contains("refused"), "{said}");
+    if geteuid().is_root() {
+        let said = outcome("raw-socket", &format!("{{user: '{PLUGIN}', capabilities: [net_raw]}}")).await;
+        assert!(said.contains("got out"), "{said}");
+        let said = outcome("raw-socket", &format!("{{user: '{PLUGIN}', capabilities: [kill]}}")).await;
+        assert!(said.contains("refused"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn files_and_programs_that_are_named_can_be_used() {
+    let (dir, _, _) = open_place();
+    let file = dir.path().join("data");
+    std::fs::write(&file, "").unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
+    let shown = file.display();
+    for (way, more, expected) in [
+        ("read", "", "refused"),
+        ("read", ", read: [FILE]", "got out"),
+        ("write", ", write: [FILE]", "got out"),
+        ("shell", "", "refused"),
+        ("shell", ", execute: [/bin]", "got out"),
+    ] {
+        let detail = if way == "shell" { String::new() } else { format!(":{shown}") };
+        let more = more.replace("FILE", &shown.to_string());
+        let said = outcome(&format!("{way}{detail}"), &format!("{{profile: hardened{more}}}")).await;
+        assert!(said.contains(expected), "{way}{more}: {said}");
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "escaped");
+}
+
+#[tokio::test]
+async fn what_was_pinned_runs_in_a_sandbox_too_and_nothing_else_does() {
+    let (dir, options, fake) = open_place();
+    let dir = Arc::new(dir);
+    let yaml = format!("# kept\n{}", config(&fake, "serve", "hardened"));
+    let file = dir.path().join("palisade.yaml");
+    std::fs::write(&file, &yaml).unwrap();
+    let proxy = Proxy::start_with(Arc::clone(&dir), &yaml, &options).await;
+    let pinned = proxy.cli(&["plugin", "pin", "fake", "-c", "palisade.yaml"]).await;
+    assert_eq!(pinned.code, Some(0), "{pinned:?}");
+    let sum = pinned.stdout.trim().rsplit(' ').next().unwrap().to_owned();
+    drop(proxy);
+    let edited = std::fs::read_to_string(&file).unwrap();
+    assert!(edited.starts_with("# kept\n") && edited.contains(&format!("checksum: {sum}, command:")), "{edited}");
+
+    let proxy = Proxy::start_with(Arc::clone(&dir), &edited, &options).await;
+    let seen = inspect(&proxy).await;
+    assert_eq!(seen["facts"]["program_checksum"], sum.as_str(), "{seen:#}");
+    assert_eq!(seen["confinement"]["missing"].as_array().unwrap().len(), 0);
+    drop(proxy);
+
+    // Another file at its place, as an update leaves it.
+    let mut bytes = std::fs::read(&fake).unwrap();
+    bytes.push(0);
+    std::fs::remove_file(&fake).unwrap();
+    std::fs::write(&fake, bytes).unwrap();
+    std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
+    let outcome = run_to_exit(dir.path(), &edited).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains("is not what was pinned: its checksum is sha256:"), "{outcome:?}");
+    assert!(outcome.stderr.contains(&format!("and should be {sum}")), "{outcome:?}");
+}
