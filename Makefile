@@ -21,7 +21,7 @@ FUZZ_SECONDS = 60
 
 section = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help setup system-packages python java rust go demo examples test test-rust test-python test-java lint fuzz soak clean
+.PHONY: help setup system-packages python java rust go demo examples test test-rust test-python test-java bench bench-smoke lint fuzz soak clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -32,6 +32,7 @@ help:
 	@echo 'make examples   runs every example and sees that it does what it should'
 	@echo 'make lint       formatting, clippy, types'
 	@echo 'make test-rust, make test-python, make test-java: one language'
+	@echo 'make bench      compares palisade with nginx, HAProxy and Envoy: target/bench (BENCH="--only plain": less)'
 	@echo 'make fuzz       fuzzes what reads untrusted bytes, $(FUZZ_SECONDS) s each (FUZZ_SECONDS=600: longer)'
 	@echo 'make soak       tests that take minutes: changes and crashes under load, 10,000 restarts; figures of supervision'
 	@echo 'make clean      removes what was built'
@@ -73,7 +74,7 @@ examples: setup
 	$(call section,examples)
 	@$(WITH_JDK) $(PYTHON) examples/check.py
 
-test: setup lint test-rust test-python test-java examples demo
+test: setup lint test-rust test-python test-java examples demo bench-smoke
 	$(call section,all tests passed)
 
 test-rust: setup
@@ -106,6 +107,7 @@ lint: setup
 	$(call section,Python: types)
 	cd plugins-python && ../$(PYTHON) -m mypy
 	MYPYPATH=examples $(PYTHON) -m mypy --strict --cache-dir .mypy_cache $(EXAMPLE_SCRIPTS)
+	MYPYPATH=tests/bench $(PYTHON) -m mypy --strict --cache-dir .mypy_cache tests/bench/*.py
 
 fuzz:
 	@cargo fuzz --version >/dev/null 2>&1 || \
@@ -120,6 +122,17 @@ soak: rust
 	$(CARGO) build --locked --release -p palisade-supervisor --examples
 	PALISADE_SOAK_CYCLES=10000 $(CARGO) test --locked --release -p palisade-supervisor --test leaks -- --nocapture
 	$(CARGO) bench --locked -p palisade-supervisor --bench figures
+
+bench: setup
+	$(call section,benchmark)
+	$(CARGO) build --locked --release -p palisade -p example-plugin-filter
+	$(CARGO) build --locked --release -p palisade-tests --bin bench-auth
+	@$(WITH_JDK) $(PYTHON) tests/bench/bench.py $(BENCH)
+
+# Sees that the benchmark works, with what is installed, not how fast anything is.
+bench-smoke: setup
+	$(call section,benchmark: smoke test)
+	@$(WITH_JDK) $(PYTHON) tests/bench/bench.py --smoke --programs target/debug --out target/bench-smoke
 
 clean:
 	rm -rf target .venv .tools .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache

@@ -20,6 +20,7 @@
 //! [`Plugin::serve`] listens on a unix socket in the directory that the host gave, prints the handshake line, answers
 //! health checks, takes its configuration, and ends when the host asks (`Shutdown`, SIGTERM) or is gone.
 
+mod batches;
 mod config;
 mod listen;
 mod services;
@@ -146,7 +147,8 @@ impl Plugin {
 
     /// Serves the Filter contract with this.
     pub fn filter(mut self, filter: impl Filter) -> Self {
-        self.description.filter = Some(filter.needs());
+        self.description.filter = Some(FilterNeeds { batches: true, ..filter.needs() });
+        let filter = Arc::new(filter);
         let service = FilterServer::new(services::FilterService { filter, shared: Arc::clone(&self.shared) })
             .max_decoding_message_size(MAX_MESSAGE);
         self.filter = Some(Box::new(|routes| {

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{Certificates, Config, Filter, REFRESH, report};
+use super::{Certificates, Config, Filter, REFRESH, batches, report};
 use crate::goplugin::{Empty, grpc_controller_server::GrpcController};
 use crate::v1::{
-    self, CallContext, CertificateBundle, CheckRequestRequest, CheckRequestResponse, CheckResponseRequest,
-    CheckResponseResponse, ConfigureRequest, ConfigureResponse, DescribeRequest, DescribeResponse,
-    WatchCertificatesRequest, WatchCertificatesResponse, lifecycle_server::Lifecycle,
+    self, CallContext, CertificateBundle, CheckBatch, CheckBatchAnswer, CheckRequestRequest, CheckRequestResponse,
+    CheckResponseRequest, CheckResponseResponse, ConfigureRequest, ConfigureResponse, DescribeRequest,
+    DescribeResponse, WatchCertificatesRequest, WatchCertificatesResponse, lifecycle_server::Lifecycle,
 };
 
 /// What the services share: the configuration in force, and the end.
@@ -37,16 +38,24 @@ impl Shared {
         let _waited = ended.wait_for(|ended| *ended).await;
     }
 
+    /// Whether the end was asked for.
+    pub(super) fn watch_end(&self) -> watch::Receiver<bool> {
+        self.end.subscribe()
+    }
+
     /// The configuration for one call, if it is the one that the host means.
     fn config_for(&self, context: Option<&CallContext>) -> Result<Arc<Config>, Status> {
+        self.config_by_hash(context.map_or("", |context| &context.config_hash))
+    }
+
+    /// The configuration in force, if it has this hash or none was said.
+    pub(super) fn config_by_hash(&self, hash: &str) -> Result<Arc<Config>, Status> {
         let config = self.config.borrow().clone();
         let config = config.ok_or_else(|| Status::failed_precondition("Configure was not called"))?;
-        match context {
-            Some(context) if !context.config_hash.is_empty() && context.config_hash != config.hash() => {
-                Err(Status::failed_precondition("another configuration is in force"))
-            }
-            _ => Ok(config),
+        if !hash.is_empty() && hash != config.hash() {
+            return Err(Status::failed_precondition("another configuration is in force"));
         }
+        Ok(config)
     }
 }
 
@@ -81,12 +90,22 @@ impl GrpcController for ControllerService {
 }
 
 pub(super) struct FilterService<F> {
-    pub(super) filter: F,
+    pub(super) filter: Arc<F>,
     pub(super) shared: Arc<Shared>,
 }
 
 #[tonic::async_trait]
 impl<F: Filter> v1::filter_server::Filter for FilterService<F> {
+    type CheckBatchesStream = BoxStream<CheckBatchAnswer>;
+
+    async fn check_batches(
+        &self,
+        request: Request<Streaming<CheckBatch>>,
+    ) -> Result<Response<Self::CheckBatchesStream>, Status> {
+        let answers = batches::serve(Arc::clone(&self.filter), Arc::clone(&self.shared), request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
+    }
+
     async fn check_request(
         &self,
         request: Request<CheckRequestRequest>,
@@ -107,7 +126,7 @@ impl<F: Filter> v1::filter_server::Filter for FilterService<F> {
     }
 }
 
-fn internal(error: super::Error) -> Status {
+pub(super) fn internal(error: super::Error) -> Status {
     report(error.as_ref());
     Status::internal(error.to_string())
 }

@@ -25,3 +25,12 @@ class ConfigError(Exception):
 
 class CertificateError(Exception):
     """A loader returned nothing that can be used: no certificate, two of one name, or a key of another one."""
+
+
+class CallError(Exception):
+    """Why a call fails: the name of a gRPC status, and the text for the host. Never leaves this package."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message

@@ -11,8 +11,9 @@ from typing import Any, TypeVar, overload
 from . import _process
 from ._certificates import Certificate, CertificateRequest
 from ._errors import ConfigError
+from ._judgement import Handler
 from ._request import Request, Response
-from ._server import Handler, Registrations, Server
+from ._server import Registrations, Server
 from ._verdicts import ResponseVerdict, Verdict
 from ._wire import Config
 

@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from . import _wire
+from ._batches import Batches
 from ._certificates import CertificateRequest, CertificateStore
-from ._errors import ConfigError
-from ._verdicts import Allow, Deny, Keep, Replace, ResponseVerdict, Verdict
+from ._errors import CallError, ConfigError
+from ._judgement import Handler, Judgement, failure, text_of
 from ._wire import Config
 
 logger = logging.getLogger("palisade")
@@ -39,78 +38,8 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
 )
 _HEALTH_SERVICES = ("", "plugin")
-_MAX_DETAILS = 500
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-@dataclass(frozen=True)
-class Handler:
-    """One of the user's functions."""
-
-    role: str
-    function: Callable[..., Any]
-
-    @classmethod
-    def of(cls, role: str, function: Callable[..., Any], *parameters: str) -> Handler:
-        """Raises TypeError when ``function`` cannot be called with these parameters."""
-        handler = cls(role, function)
-        try:
-            inspect.signature(function).bind(*parameters)
-        except TypeError:
-            raise TypeError(f"{handler} must accept ({', '.join(parameters)})") from None
-        except ValueError:
-            pass  # A builtin without a signature: the first call will tell.
-        return handler
-
-    def __str__(self) -> str:
-        return f"{self.role} `{getattr(self.function, '__name__', type(self.function).__name__)}`"
-
-    @cached_property
-    def is_async(self) -> bool:
-        # An object's class may define an async __call__.
-        call = getattr(self.function, "__call__", None)
-        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
-
-    async def call(self, pool: Executor, *arguments: object) -> Any:
-        """Calls the function where it belongs, and makes plain errors of what would not end as one.
-
-        SystemExit would end the event loop. A CancelledError that nobody asked for would leave the call unanswered.
-        """
-        try:
-            if self.is_async:
-                return await self.function(*arguments)
-            outcome = await asyncio.get_running_loop().run_in_executor(pool, _Outcome.of, self.function, arguments)
-            if outcome.error is not None:
-                raise outcome.error
-            return await outcome.value if inspect.isawaitable(outcome.value) else outcome.value
-        except SystemExit as error:
-            raise RuntimeError(f"{self} tried to exit the process") from error
-        except asyncio.CancelledError as error:
-            if _cancelled_by_others():
-                raise
-            raise RuntimeError(f"{self} cancelled itself") from error
-
-
-def _cancelled_by_others() -> bool:
-    task = asyncio.current_task()
-    # Python 3.10 cannot tell; there, the host's deadline ends the call of a function that cancels itself.
-    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What a function on a thread came to. As a value, because a future does not carry StopIteration."""
-
-    value: Any = None
-    error: BaseException | None = None
-
-    @classmethod
-    def of(cls, function: Callable[..., Any], arguments: Iterable[object]) -> _Outcome:
-        try:
-            return cls(value=function(*arguments))
-        except BaseException as error:
-            return cls(error=error)
 
 
 @dataclass
@@ -159,6 +88,7 @@ class Server:
         self._on_shutdown = on_shutdown
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(registrations.workers, thread_name_prefix="handler")
+        self._judgement = Judgement(registrations.check, registrations.respond, self._pool, self._config)
         # The loader waits for files and networks, and must not wait for a free worker too.
         self._loader_pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._configured: _Configured | None = None
@@ -217,6 +147,7 @@ class Server:
                     "palisade.plugin.v1.Filter",
                     CheckRequest=_unary(self._check_request, _wire.decode_check_request),
                     CheckResponse=_unary(self._check_response, _wire.decode_check_response),
+                    CheckBatches=grpc.stream_stream_rpc_method_handler(self._check_batches),
                 )
             )
         if self._store is not None:
@@ -256,57 +187,38 @@ class Server:
         except ConfigError as problem:
             problems.append(problem)
         except Exception as error:
-            await _fail(context, f"{handler} raised {_text(error)}", error)
+            await _refuse(context, failure(f"{handler} raised {text_of(error)}", error))
         return problems
 
     # palisade.plugin.v1.Filter
 
     async def _check_request(self, call: _wire.CheckRequestCall, context: Context) -> bytes:
-        config = await self._config(call.config_hash, context)
-        handler = self._registrations.check
-        if handler is None:
-            return _wire.encode_check_request(Allow())
-        verdict: Verdict = await self._judge(handler, (call.request, config), (Allow, Deny), call.request.id, context)
-        return _wire.encode_check_request(verdict)
+        try:
+            config = self._config(call.config_hash)
+            verdict = await self._judgement.judge_request(call.request, config)
+            return _wire.encode_check_request(verdict)
+        except CallError as error:
+            await _refuse(context, error)
 
     async def _check_response(self, call: _wire.CheckResponseCall, context: Context) -> bytes:
-        config = await self._config(call.config_hash, context)
-        handler = self._registrations.respond
-        if handler is None:
-            return _wire.encode_check_response(Keep())
-        verdict: ResponseVerdict = await self._judge(
-            handler, (call.response, config), (Keep, Replace), call.response.request.id, context
-        )
-        return _wire.encode_check_response(verdict)
-
-    async def _judge(
-        self,
-        handler: Handler,
-        arguments: tuple[object, ...],
-        verdicts: tuple[type, ...],
-        request_id: str,
-        context: Context,
-    ) -> Any:
         try:
-            verdict = await handler.call(self._pool, *arguments)
-        except Exception as error:
-            await _fail(context, f"{handler} raised {_text(error)}", error, request_id)
-        if not isinstance(verdict, verdicts):
-            expected = " or ".join(f"{kind.__name__.lower()}()" for kind in verdicts)
-            await _fail(
-                context, f"{handler} returned {type(verdict).__name__}, not {expected}", request_id=request_id
-            )
-        return verdict
+            config = self._config(call.config_hash)
+            verdict = await self._judgement.judge_response(call.response, config)
+            return _wire.encode_check_response(verdict)
+        except CallError as error:
+            await _refuse(context, error)
 
-    async def _config(self, hash: str, context: Context) -> Config:
+    async def _check_batches(self, requests: object, context: Context) -> None:
+        await Batches(self._judgement, self._pool, self._registrations.workers, context, self._stopping).serve()
+
+    def _config(self, hash: str) -> Config:
         """The configuration in force, if it is the one that the caller means."""
         configured = self._configured
         if configured is None:
-            await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the plugin is not configured yet")
+            raise CallError("FAILED_PRECONDITION", "the plugin is not configured yet")
         if hash and hash != configured.hash:
-            await _refuse(
-                context,
-                grpc.StatusCode.FAILED_PRECONDITION,
+            raise CallError(
+                "FAILED_PRECONDITION",
                 f"the configuration in force is {configured.hash}, and the call is for {hash}",
             )
         return configured.config
@@ -319,7 +231,10 @@ class Server:
 
     async def _watch_certificates(self, call: _wire.WatchCall, context: Context) -> AsyncIterator[bytes]:
         assert self._store is not None
-        await self._config(call.config_hash, context)
+        try:
+            self._config(call.config_hash)
+        except CallError as error:
+            await _refuse(context, error)
         sent = None
         while (bundles := await self._store.next(sent, call.names)) is not None:
             sent = bundles
@@ -336,7 +251,7 @@ class Server:
 
     async def _check_health(self, service: str, context: Context) -> bytes:
         if service not in _HEALTH_SERVICES:
-            await _refuse(context, grpc.StatusCode.NOT_FOUND, f"no service {service!r}")
+            await _refuse(context, CallError("NOT_FOUND", f"no service {service!r}"))
         return _wire.encode_health(serving=not self._stopping.is_set())
 
     async def _watch_health(self, service: str, context: Context) -> AsyncIterator[bytes]:
@@ -383,18 +298,6 @@ def _stream(method: Callable[..., Any], decode: Callable[[bytes], Any]) -> grpc.
     return grpc.unary_stream_rpc_method_handler(method, request_deserializer=decode)
 
 
-async def _fail(
-    context: Context, message: str, error: BaseException | None = None, request_id: str = ""
-) -> NoReturn:
-    """Ends the call with INTERNAL: the host then does what ``on_failure`` says, and never takes it for an allow."""
-    logger.error("%s", message, exc_info=error, extra={"request_id": request_id} if request_id else None)
-    await _refuse(context, grpc.StatusCode.INTERNAL, message)
-
-
-async def _refuse(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:
-    await context.abort(code, message[:_MAX_DETAILS].encode("utf-8", "backslashreplace").decode())
+async def _refuse(context: Context, error: CallError) -> NoReturn:
+    await context.abort(grpc.StatusCode[error.code], error.message)
     raise AssertionError("abort() raises")
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from google.protobuf import struct_pb2
 from grpc_health.v1 import health_pb2
 
 from ._certificates import Certificate
-from ._errors import ConfigError
+from ._errors import CallError, ConfigError
 from ._generated import certificates_pb2, common_pb2, filter_pb2, lifecycle_pb2
 from ._headers import Headers, RawHeaders
 from ._request import Address, Request, Response, Route, TlsInfo
@@ -68,6 +69,7 @@ def encode_describe(description: Description) -> bytes:
                 request_parts=parts,
                 max_body_bytes=description.max_body,
                 response_phase=description.response_phase,
+                batches=True,
             )
         )
     if description.certificates:
@@ -131,34 +133,110 @@ def decode_check_request(data: bytes) -> CheckRequestCall:
 
 def decode_check_response(data: bytes) -> CheckResponseCall:
     message = filter_pb2.CheckResponseRequest.FromString(data)
-    request = _request(message.request, message.context)
-    return CheckResponseCall(
-        message.context.config_hash, Response(message.status, _headers(message.headers), request)
-    )
+    return CheckResponseCall(message.context.config_hash, _response(message))
 
 
 def encode_check_request(verdict: Verdict) -> bytes:
+    return _check_request(verdict).SerializeToString()
+
+
+def encode_check_response(verdict: ResponseVerdict) -> bytes:
+    return _check_response(verdict).SerializeToString()
+
+
+@dataclass(slots=True)
+class BatchedCall:
+    """One call of a batch. What it is about is decoded when it is looked at, on the thread that works on it."""
+
+    id: int
+    timeout: float
+    """Seconds from now."""
+    asks_response: bool
+    """Whether it is about a response, and not about a request."""
+    is_known: bool
+    _message: filter_pb2.CheckCall
+
+    def request(self) -> Request:
+        call = self._message.request
+        return _request(call.request, call.context)
+
+    def response(self) -> Response:
+        return _response(self._message.response)
+
+
+@dataclass(slots=True)
+class BatchedAnswer:
+    """One answer on its way."""
+
+    size: int
+    """In bytes, about."""
+    _message: filter_pb2.CheckAnswer
+
+
+def decode_batch(data: bytes) -> tuple[str, list[BatchedCall]]:
+    """Returns the hash of the configuration that the calls are for, and the calls."""
+    batch = filter_pb2.CheckBatch.FromString(data)
+    calls = []
+    for call in batch.calls:
+        kind = call.WhichOneof("call")
+        timeout = call.timeout_micros / 1_000_000
+        calls.append(BatchedCall(call.id, timeout, kind == "response", kind is not None, call))
+    return batch.config_hash, calls
+
+
+def request_answer(id: int, verdict: Verdict) -> BatchedAnswer:
+    if verdict is _PLAIN_ALLOW or verdict == _PLAIN_ALLOW:
+        return BatchedAnswer(0, filter_pb2.CheckAnswer(id=id, request=_ALLOWED))
+    return _answer(filter_pb2.CheckAnswer(id=id, request=_check_request(verdict)))
+
+
+def response_answer(id: int, verdict: ResponseVerdict) -> BatchedAnswer:
+    return _answer(filter_pb2.CheckAnswer(id=id, response=_check_response(verdict)))
+
+
+def failed_answer(id: int, error: CallError) -> BatchedAnswer:
+    code = grpc.StatusCode[error.code].value[0]
+    return _answer(
+        filter_pb2.CheckAnswer(id=id, error=filter_pb2.CheckError(code=code, message=error.message))
+    )
+
+
+def _answer(message: filter_pb2.CheckAnswer) -> BatchedAnswer:
+    return BatchedAnswer(message.ByteSize(), message)
+
+
+def encode_batch_answer(answers: Iterable[BatchedAnswer], taken: int) -> bytes:
+    messages = [answer._message for answer in answers]
+    return filter_pb2.CheckBatchAnswer(answers=messages, taken=taken).SerializeToString()
+
+
+def _check_request(verdict: Verdict) -> filter_pb2.CheckRequestResponse:
     if isinstance(verdict, Allow):
-        answer = filter_pb2.CheckRequestResponse(
+        return filter_pb2.CheckRequestResponse(
             allow=filter_pb2.Allow(
                 request_headers=_mutations(verdict.request_headers),
                 response_headers=_mutations(verdict.response_headers),
             )
         )
-    else:
-        answer = filter_pb2.CheckRequestResponse(deny=_reply(verdict.reply))
-    return answer.SerializeToString()
+    return filter_pb2.CheckRequestResponse(deny=_reply(verdict.reply))
 
 
-def encode_check_response(verdict: ResponseVerdict) -> bytes:
+def _check_response(verdict: ResponseVerdict) -> filter_pb2.CheckResponseResponse:
     if isinstance(verdict, Keep):
-        mutations = filter_pb2.HeaderMutations(headers=_mutations(verdict.headers))
         answer = filter_pb2.CheckResponseResponse()
         # A field named like a keyword.
-        getattr(answer, "pass").CopyFrom(mutations)
-    else:
-        answer = filter_pb2.CheckResponseResponse(replace=_reply(verdict.reply))
-    return answer.SerializeToString()
+        getattr(answer, "pass").CopyFrom(filter_pb2.HeaderMutations(headers=_mutations(verdict.headers)))
+        return answer
+    return filter_pb2.CheckResponseResponse(replace=_reply(verdict.reply))
+
+
+_PLAIN_ALLOW = Allow()
+_ALLOWED = filter_pb2.CheckRequestResponse(allow=filter_pb2.Allow())
+
+
+def _response(message: filter_pb2.CheckResponseRequest) -> Response:
+    request = _request(message.request, message.context)
+    return Response(message.status, _headers(message.headers), request)
 
 
 def _request(message: filter_pb2.Request, context: common_pb2.CallContext) -> Request:

@@ -70,7 +70,7 @@ pub(super) async fn ask_request(
         let needs = client.needs();
         let content = held(&needs, max_body, body, &mut deadline).await?;
         let call = client.check_request(&Subject { request, route, body: content }, deadline)?;
-        match plugin.call(&client, &request.id, deadline, call).await {
+        match plugin.call(&client, &request.id, call).await {
             Ok(answer) => return Ok(Asked { answer, needs }),
             Err(CallError::Lost(_)) if again => client = replacement(plugin, &client, deadline).await?,
             Err(error) => return Err(error.into()),
@@ -91,7 +91,7 @@ pub(super) async fn ask_response(
     let mut again = true;
     loop {
         let call = client.check_response(request, response, deadline);
-        match plugin.call(&client, &request.id, deadline, call).await {
+        match plugin.call(&client, &request.id, call).await {
             Ok(verdict) => return Ok(verdict),
             Err(CallError::Lost(_)) if again => client = replacement(plugin, &client, deadline).await?,
             Err(error) => return Err(error.into()),

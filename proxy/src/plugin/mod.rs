@@ -238,7 +238,7 @@ impl Client {
         }
     }
 
-    /// Asks about a request. What is sent is fixed when this returns; awaiting the future sends it.
+    /// Asks about a request. What is sent is fixed when this returns.
     pub(crate) fn check_request(
         &self,
         subject: &Subject<'_>,

@@ -1,13 +1,16 @@
 //! The processes of one plugin: which of them a call goes to.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::{join_all, select_all};
 use futures_util::stream::FuturesUnordered;
 use palisade_supervisor::{Plugin, PluginSpec, StartError, State, Status, Unavailable};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -72,6 +75,32 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A call that becomes a task of its own when it is dropped before its end.
+struct Kept<'a, F: Future<Output: Send + 'static> + Send + 'static> {
+    call: Option<Pin<Box<F>>>,
+    tasks: &'a TaskTracker,
+}
+
+impl<F: Future<Output: Send + 'static> + Send + 'static> Future for Kept<'_, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let call = self.call.as_mut().expect("not polled again behind its end");
+        let output = ready!(call.as_mut().poll(cx));
+        self.call = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<F: Future<Output: Send + 'static> + Send + 'static> Drop for Kept<'_, F> {
+    fn drop(&mut self) {
+        // Without a runtime the plugins have gone too.
+        if let (Some(call), Ok(runtime)) = (self.call.take(), Handle::try_current()) {
+            self.tasks.spawn_on(call, &runtime);
+        }
     }
 }
 
@@ -185,16 +214,16 @@ impl Running {
         Lease { client, index, in_flight: Arc::clone(&self.instances[index].in_flight) }
     }
 
-    /// Calls a client about the request `id`, no longer than until `deadline`, without cancelling when the caller goes.
-    pub(crate) async fn call<T, F>(&self, lease: &Lease, id: &str, deadline: Instant, call: F) -> Result<T, CallError>
+    /// Makes a call about the request `id`, which keeps to its deadline itself. Goes on without a caller who leaves.
+    pub(crate) async fn call<T, F>(&self, lease: &Lease, id: &str, call: F) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, CallError>> + Send + 'static,
     {
         let counted = Counted::new(&lease.in_flight);
         let told = lease.client.calls.begin(id);
-        let call = self.calls.spawn(async move {
-            let answer = tokio::time::timeout_at(deadline, call).await.unwrap_or(Err(CallError::Timeout));
+        let call = async move {
+            let answer = call.await;
             match &answer {
                 Err(CallError::Timeout) => told.missed(),
                 Err(CallError::Lost(_)) => told.broken(),
@@ -204,8 +233,8 @@ impl Running {
             }
             drop(counted);
             answer
-        });
-        call.await.unwrap_or_else(|error| Err(CallError::Failed(format!("the call's task failed: {error}"))))
+        };
+        Kept { call: Some(Box::pin(call)), tasks: &self.calls }.await
     }
 
     /// The client of the first instance that serves, for what needs only one: certificates.

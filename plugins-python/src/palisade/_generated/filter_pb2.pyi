@@ -7,6 +7,54 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class CheckBatch(_message.Message):
+    __slots__ = ("config_hash", "calls")
+    CONFIG_HASH_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    config_hash: str
+    calls: _containers.RepeatedCompositeFieldContainer[CheckCall]
+    def __init__(self, config_hash: _Optional[str] = ..., calls: _Optional[_Iterable[_Union[CheckCall, _Mapping]]] = ...) -> None: ...
+
+class CheckCall(_message.Message):
+    __slots__ = ("id", "timeout_micros", "request", "response")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MICROS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    timeout_micros: int
+    request: CheckRequestRequest
+    response: CheckResponseRequest
+    def __init__(self, id: _Optional[int] = ..., timeout_micros: _Optional[int] = ..., request: _Optional[_Union[CheckRequestRequest, _Mapping]] = ..., response: _Optional[_Union[CheckResponseRequest, _Mapping]] = ...) -> None: ...
+
+class CheckBatchAnswer(_message.Message):
+    __slots__ = ("answers", "taken")
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[CheckAnswer]
+    taken: int
+    def __init__(self, answers: _Optional[_Iterable[_Union[CheckAnswer, _Mapping]]] = ..., taken: _Optional[int] = ...) -> None: ...
+
+class CheckAnswer(_message.Message):
+    __slots__ = ("id", "request", "response", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    request: CheckRequestResponse
+    response: CheckResponseResponse
+    error: CheckError
+    def __init__(self, id: _Optional[int] = ..., request: _Optional[_Union[CheckRequestResponse, _Mapping]] = ..., response: _Optional[_Union[CheckResponseResponse, _Mapping]] = ..., error: _Optional[_Union[CheckError, _Mapping]] = ...) -> None: ...
+
+class CheckError(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
 class CheckRequestRequest(_message.Message):
     __slots__ = ("context", "request")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]

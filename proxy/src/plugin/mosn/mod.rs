@@ -59,7 +59,8 @@ impl Mosn {
         Ok(async move {
             let mut call = tonic::Request::new(message);
             call.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            wire::verdict(plugin.call(call).await)
+            let answer = tokio::time::timeout_at(deadline, plugin.call(call)).await;
+            wire::verdict(answer.map_err(|_| CallError::Timeout)?)
         })
     }
 

@@ -1,19 +1,33 @@
 //! The native contract, `palisade.plugin.v1`, from the host's side.
 
+mod batches;
+mod codec;
+mod encode;
 mod wire;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::Either;
 use futures_util::stream::BoxStream;
 use palisade_plugin_proto::v1::certificates_client::CertificatesClient;
-use palisade_plugin_proto::v1::filter_client::FilterClient;
 use palisade_plugin_proto::v1::lifecycle_client::LifecycleClient;
-use palisade_plugin_proto::v1::{self, ConfigureRequest, DescribeRequest, WatchCertificatesRequest};
+use palisade_plugin_proto::v1::{
+    self, CheckRequestResponse, CheckResponseResponse, ConfigureRequest, DescribeRequest, WatchCertificatesRequest,
+    check_answer,
+};
+use palisade_supervisor::chain;
+use prost::Message as Decoded;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
+use self::batches::{Batches, Kind, MAX_CALL};
+use self::codec::Encoded;
+use self::encode::Message;
 use super::adapter::Roles;
 use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict};
 use crate::http::Request;
@@ -24,10 +38,15 @@ const MAX_ANSWER: usize = (1 << 20) + (128 << 10);
 /// Largest message of certificates.
 const MAX_CERTIFICATES: usize = 16 << 20;
 
+const CHECK_REQUEST: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckRequest");
+const CHECK_RESPONSE: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckResponse");
+
 /// One serving instance.
 #[derive(Debug)]
 pub(crate) struct Native {
-    filter: FilterClient<Channel>,
+    filter: Grpc<Channel>,
+    /// Set where the plugin takes calls in batches.
+    batches: Option<Batches>,
     certificates: CertificatesClient<Channel>,
     needs: Needs,
     config_hash: Arc<str>,
@@ -50,7 +69,11 @@ impl Native {
         let description = described.into_inner();
         wire::check_contracts(&description, roles)?;
         let needs = wire::needs(description.filter.as_ref());
-        let configure = ConfigureRequest { config: Some(config), hash: config_hash.to_owned() };
+        let config_hash: Arc<str> = config_hash.into();
+        let batched = description.filter.as_ref().is_some_and(|filter| filter.batches);
+        let batches =
+            batched.then(|| Batches::new(channel.clone(), Arc::clone(&config_hash), description.max_concurrent_calls));
+        let configure = ConfigureRequest { config: Some(config), hash: config_hash.to_string() };
         let configured = lifecycle
             .configure(configure)
             .await
@@ -65,10 +88,11 @@ impl Native {
             calls => Some(Arc::new(Semaphore::new((calls as usize).min(Semaphore::MAX_PERMITS)))),
         };
         Ok(Self {
-            filter: FilterClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
+            filter: Grpc::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
+            batches,
             certificates: CertificatesClient::new(channel).max_decoding_message_size(MAX_CERTIFICATES),
             needs,
-            config_hash: config_hash.into(),
+            config_hash,
             permits,
         })
     }
@@ -82,13 +106,18 @@ impl Native {
         subject: &Subject<'_>,
         deadline: Instant,
     ) -> impl Future<Output = Result<Verdict, CallError>> + Send + use<> {
-        let message = wire::check_request(subject, &self.needs, &self.config_hash);
-        let mut filter = self.filter.clone();
-        let permits = self.permits.clone();
-        async move {
-            let _permit = permit(permits, deadline).await?;
-            let answer = filter.check_request(wire::timed(message, deadline)).await;
-            wire::verdict(answer.map_err(|status| wire::call_error(&status))?.into_inner())
+        let message = encode::check_request(subject, &self.needs);
+        match self.batched(Kind::Request, message, deadline) {
+            Ok(answer) => Either::Left(async move {
+                match answer.await? {
+                    check_answer::Answer::Request(answer) => wire::verdict(answer),
+                    _ => Err(wire::other_kind()),
+                }
+            }),
+            Err(message) => {
+                let answer = self.unary::<CheckRequestResponse>(CHECK_REQUEST, message, deadline);
+                Either::Right(async move { wire::verdict(answer.await?) })
+            }
         }
     }
 
@@ -98,13 +127,53 @@ impl Native {
         response: &ResponseHead<'_>,
         deadline: Instant,
     ) -> impl Future<Output = Result<ResponseVerdict, CallError>> + Send + use<> {
-        let message = wire::check_response(request, response, &self.config_hash);
+        let message = encode::check_response(request, response);
+        match self.batched(Kind::Response, message, deadline) {
+            Ok(answer) => Either::Left(async move {
+                match answer.await? {
+                    check_answer::Answer::Response(answer) => wire::response_verdict(answer),
+                    _ => Err(wire::other_kind()),
+                }
+            }),
+            Err(message) => {
+                let answer = self.unary::<CheckResponseResponse>(CHECK_RESPONSE, message, deadline);
+                Either::Right(async move { wire::response_verdict(answer.await?) })
+            }
+        }
+    }
+
+    /// Asks over the stream; the message comes back where it has to go by itself.
+    fn batched(
+        &self,
+        kind: Kind,
+        message: Message,
+        deadline: Instant,
+    ) -> Result<impl Future<Output = batches::Answer> + Send + use<>, Message> {
+        match &self.batches {
+            Some(batches) if message.len() <= MAX_CALL => Ok(batches.call(kind, message, deadline)),
+            _ => Err(message),
+        }
+    }
+
+    /// Asks with a call of its own.
+    fn unary<A: Decoded + Default + 'static>(
+        &self,
+        path: PathAndQuery,
+        mut message: Message,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<A, CallError>> + Send + use<A> {
+        encode::add_config_hash(&mut message, &self.config_hash);
         let mut filter = self.filter.clone();
         let permits = self.permits.clone();
         async move {
             let _permit = permit(permits, deadline).await?;
-            let answer = filter.check_response(wire::timed(message, deadline)).await;
-            wire::response_verdict(answer.map_err(|status| wire::call_error(&status))?.into_inner())
+            let call = async {
+                filter.ready().await.map_err(|error| CallError::Lost(chain(&error)))?;
+                let request = wire::timed(Bytes::from(message.into_bytes()), deadline);
+                let answer = filter.unary(request, path, Encoded::<A>::default()).await;
+                Ok(answer.map_err(|status| wire::call_error(&status))?.into_inner())
+            };
+            tokio::time::timeout_at(deadline, call).await.unwrap_or(Err(CallError::Timeout))
         }
     }
 

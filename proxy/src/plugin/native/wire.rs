@@ -3,13 +3,10 @@
 
 use std::error::Error;
 
-use bytes::Bytes;
 use http::StatusCode;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
 use palisade_plugin_proto::v1::{
-    self, CheckRequestRequest, CheckRequestResponse, CheckResponseRequest, CheckResponseResponse, ConfigureResponse,
-    Contract, DescribeResponse, FilterNeeds, HeaderMutation, RequestPart, WatchCertificatesResponse,
-    check_request_response, check_response_response,
+    self, CheckRequestResponse, CheckResponseResponse, ConfigureResponse, Contract, DescribeResponse, FilterNeeds,
+    HeaderMutation, RequestPart, WatchCertificatesResponse, check_request_response, check_response_response,
 };
 use palisade_supervisor::chain;
 use tokio::time::Instant;
@@ -17,11 +14,7 @@ use tonic::{Code, Status};
 
 use super::super::adapter::Roles;
 use super::super::mutation::{self, HeaderOp};
-use super::super::{
-    CallError, CertificateBundle, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict,
-};
-use crate::config::Address;
-use crate::http::Request;
+use super::super::{CallError, CertificateBundle, CertificateUpdate, Needs, ResponseVerdict, Verdict};
 use crate::respond::Reply;
 
 /// Largest body of a reply.
@@ -35,101 +28,6 @@ pub(super) fn timed<T>(message: T, deadline: Instant) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(deadline.saturating_duration_since(Instant::now()));
     request
-}
-
-pub(super) fn check_request(subject: &Subject<'_>, needs: &Needs, config_hash: &str) -> CheckRequestRequest {
-    let Subject { request, route, body } = subject;
-    let client = &request.client;
-    let mut message = request_line(request);
-    if needs.headers {
-        message.headers = fields(&request.headers);
-    }
-    if needs.addresses {
-        message.peer = Some(client.peer.map_or_else(v1::Address::default, socket_address));
-        message.local = Some(address(&client.local));
-    }
-    if needs.tls || needs.peer_certificate {
-        message.tls = client.tls.as_ref().map(|tls| v1::TlsFacts {
-            server_name: tls.server_name.clone(),
-            alpn: tls.alpn.clone(),
-            version: tls.version.to_owned(),
-            peer_certificates: if needs.peer_certificate {
-                tls.peer_certificates.iter().map(|der| der.to_vec()).collect()
-            } else {
-                Vec::new()
-            },
-        });
-    }
-    if needs.route {
-        message.route = route.map(|route| v1::Route {
-            name: route.name.clone(),
-            metadata: route.metadata.clone().into_iter().collect(),
-        });
-    }
-    message.body.clone_from(body);
-    CheckRequestRequest { context: Some(context(request, config_hash)), request: Some(message) }
-}
-
-pub(super) fn check_response(
-    request: &Request,
-    response: &ResponseHead<'_>,
-    config_hash: &str,
-) -> CheckResponseRequest {
-    CheckResponseRequest {
-        context: Some(context(request, config_hash)),
-        request: Some(request_line(request)),
-        status: response.status.as_u16().into(),
-        headers: fields(response.headers),
-    }
-}
-
-fn context(request: &Request, config_hash: &str) -> v1::CallContext {
-    let text = |name: &str| {
-        let value = request.headers.get(name).and_then(|value| value.to_str().ok());
-        value.unwrap_or_default().to_owned()
-    };
-    v1::CallContext {
-        request_id: request.id.clone(),
-        traceparent: text("traceparent"),
-        tracestate: text("tracestate"),
-        config_hash: config_hash.to_owned(),
-    }
-}
-
-fn request_line(request: &Request) -> v1::Request {
-    v1::Request {
-        method: request.method.as_str().to_owned(),
-        scheme: request.scheme().to_owned(),
-        authority: request.authority.clone(),
-        path: request.path.clone(),
-        query: request.query.clone().unwrap_or_default(),
-        has_query: request.query.is_some(),
-        protocol: format!("{:?}", request.version),
-        listener: request.client.listener.to_string(),
-        ..v1::Request::default()
-    }
-}
-
-fn fields(headers: &HeaderMap) -> Vec<v1::Header> {
-    let field = |(name, value): (&HeaderName, &HeaderValue)| v1::Header {
-        name: name.as_str().to_owned(),
-        value: Bytes::copy_from_slice(value.as_bytes()),
-    };
-    headers.iter().map(field).collect()
-}
-
-fn address(address: &Address) -> v1::Address {
-    match address {
-        Address::Tcp(socket) => socket_address(*socket),
-        Address::Unix(path) => {
-            v1::Address { address: Some(v1::address::Address::UnixPath(path.display().to_string())) }
-        }
-    }
-}
-
-fn socket_address(socket: std::net::SocketAddr) -> v1::Address {
-    let socket = v1::SocketAddress { ip: socket.ip().to_canonical().to_string(), port: socket.port().into() };
-    v1::Address { address: Some(v1::address::Address::Socket(socket)) }
 }
 
 /// Checks that a plugin serves what the configuration uses it for.
@@ -265,6 +163,11 @@ pub(super) fn certificates(update: WatchCertificatesResponse) -> Result<Certific
         removed: update.removed,
         complete: update.complete,
     })
+}
+
+/// An answer to another call than the one that was made.
+pub(super) fn other_kind() -> CallError {
+    CallError::Invalid("the answer is not of the kind that was asked for".to_owned())
 }
 
 /// Whose fault an error of a call is.

@@ -1,6 +1,7 @@
 //! Plugins as people write them without an SDK: no health, no controller, no graceful end.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use palisade_plugin_proto::mosn;
@@ -9,14 +10,14 @@ use palisade_plugin_proto::serve::Config;
 use palisade_plugin_proto::v1::filter_server::{Filter, FilterServer};
 use palisade_plugin_proto::v1::lifecycle_server::{Lifecycle, LifecycleServer};
 use palisade_plugin_proto::v1::{
-    CheckRequestRequest, CheckRequestResponse, CheckResponseRequest, CheckResponseResponse, ConfigProblem,
+    CheckBatch, CheckRequestRequest, CheckRequestResponse, CheckResponseRequest, CheckResponseResponse, ConfigProblem,
     ConfigureRequest, ConfigureResponse, Contract, DescribeRequest, DescribeResponse, FilterNeeds,
 };
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::Server;
 use tonic::transport::server::Router;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// Serves the native contract and nothing else, until somebody kills it.
 pub(crate) async fn serve(needs: FilterNeeds, refusal: Option<String>) -> ! {
@@ -44,7 +45,7 @@ pub(crate) async fn serve_at(needs: FilterNeeds, place: &str) -> ! {
 }
 
 fn router(needs: FilterNeeds, refusal: Option<String>) -> Router {
-    let bare = Arc::new(Bare { needs, refusal, hash: Mutex::default() });
+    let bare = Arc::new(Bare { needs, refusal, hash: Mutex::default(), streams: AtomicU32::default() });
     Server::builder()
         .add_service(LifecycleServer::from_arc(Arc::clone(&bare)))
         .add_service(FilterServer::from_arc(bare))
@@ -54,6 +55,7 @@ struct Bare {
     needs: FilterNeeds,
     refusal: Option<String>,
     hash: Mutex<String>,
+    streams: AtomicU32,
 }
 
 #[tonic::async_trait]
@@ -76,6 +78,15 @@ impl Lifecycle for Bare {
 
 #[tonic::async_trait]
 impl Filter for Bare {
+    type CheckBatchesStream = crate::batches::Answers;
+
+    async fn check_batches(
+        &self,
+        request: Request<Streaming<CheckBatch>>,
+    ) -> Result<Response<Self::CheckBatchesStream>, Status> {
+        Ok(Response::new(crate::batches::serve(request.into_inner(), &self.streams)))
+    }
+
     async fn check_request(
         &self,
         request: Request<CheckRequestRequest>,

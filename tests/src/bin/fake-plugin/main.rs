@@ -15,17 +15,18 @@
 //! | `ignore-term` | lives on after SIGTERM |
 //! | `child`, `child-apart`, `child-bare` | starts a process that holds stderr, `-apart` in a session of its own, `-bare` without an environment; appends its pid to the file `pids` |
 //! | `escape:WAY` | tries to get out of its sandbox, see `escape.rs` |
-//! | `needs:body`, `needs:response` | what it asks for when it describes itself |
+//! | `needs:body`, `needs:response`, `needs:batches` | what it asks for when it describes itself |
 //! | `calls:N` | how many calls it takes at a time |
 //! | `mute` | listens, says so, and never speaks |
 //! | `serve` | serves the native contract as it should; requests choose what else happens, see `filter.rs` |
-//! | `serve-bare` | the same without health, controller and certificates, and deaf to SIGTERM after `ignore-term` |
+//! | `serve-bare` | the same without health, controller and certificates, and deaf to SIGTERM after `ignore-term`; batches as `batches.rs` says |
 //! | `refuse-config:TEXT` | `serve-bare` that refuses its configuration |
 //! | `serve-mosn` | serves MOSN's contract on TCP, without anything else |
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a fake for tests")]
 
 mod bare;
+mod batches;
 mod certificates;
 mod escape;
 mod filter;
@@ -87,6 +88,7 @@ async fn main() -> ExitCode {
                     needs.request_parts = vec![RequestPart::Headers.into(), RequestPart::Body.into()];
                 }
                 "response" => needs.response_phase = true,
+                "batches" => needs.batches = true,
                 other => panic!("it can't need {other:?}"),
             },
             "calls" => calls = value.parse().unwrap(),

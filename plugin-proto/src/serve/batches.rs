@@ -1,0 +1,230 @@
+//! Many calls in one message, over a stream that stays open.
+//!
+//! The calls of a batch are begun one after the other. Those that are answered at once, as those of most filters are,
+//! go back together in one message; those that wait for something become tasks of their own, and so does the rest of a
+//! batch that takes long. So no batch waits for a call of the one before it.
+
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{FutureExt, Stream, stream};
+use prost::Message;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::{Code, Status, Streaming};
+
+use super::services::{Shared, internal};
+use super::{Config, Filter};
+use crate::v1::{CheckAnswer, CheckBatch, CheckBatchAnswer, CheckCall, CheckError, check_answer, check_call};
+
+/// How long calls of one batch are worked on one after the other, before the rest become tasks.
+const TURN: Duration = Duration::from_micros(200);
+
+/// A filter that blocks for longer than this makes others wait.
+const SLOW: Duration = Duration::from_millis(1);
+
+/// How many calls become tasks at once after a slow one.
+const CAREFUL: u32 = 1_000;
+
+/// Largest answer: a reply of 1 MiB and its headers. One that is larger would cost the whole stream.
+const MAX_ANSWER: usize = (1 << 20) + (128 << 10);
+
+/// A message is sent when its answers have this many bytes together; with the largest one it stays below 2 MiB.
+const FULL: usize = 256 << 10;
+
+/// Answers batches until the host ends the stream, or until the plugin is asked to end and has answered.
+pub(super) fn serve<F: Filter>(
+    filter: Arc<F>,
+    shared: Arc<Shared>,
+    batches: Streaming<CheckBatch>,
+) -> impl Stream<Item = Result<CheckBatchAnswer, Status>> + Send {
+    let served = Served {
+        filter,
+        ended: shared.watch_end(),
+        shared,
+        batches,
+        waiting: JoinSet::new(),
+        ready: VecDeque::new(),
+        careful: 0,
+        closing: false,
+    };
+    stream::unfold(served, |mut served| async move { Some((served.next().await?, served)) })
+}
+
+struct Served<F> {
+    filter: Arc<F>,
+    shared: Arc<Shared>,
+    ended: watch::Receiver<bool>,
+    batches: Streaming<CheckBatch>,
+    /// Calls that were not answered at once. They end with the stream.
+    waiting: JoinSet<CheckAnswer>,
+    /// Messages to be sent.
+    ready: VecDeque<CheckBatchAnswer>,
+    /// Calls that are still made tasks at once.
+    careful: u32,
+    /// No more batches are taken.
+    closing: bool,
+}
+
+enum Event {
+    /// A call that waited for something.
+    Answered(CheckAnswer),
+    Batch(CheckBatch),
+    Broken(Status),
+    /// No more batches are to be taken.
+    End,
+}
+
+impl<F: Filter> Served<F> {
+    /// The next message to the host; `None`: it was the last one.
+    async fn next(&mut self) -> Option<Result<CheckBatchAnswer, Status>> {
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Some(Ok(message));
+            }
+            if self.closing && self.waiting.is_empty() {
+                return None;
+            }
+            match self.event().await {
+                Event::Answered(answer) => {
+                    let mut message = Outgoing::default();
+                    message.push(answer);
+                    while let Some(Ok(answer)) = self.waiting.try_join_next() {
+                        message.push(answer);
+                    }
+                    message.finish(0, &mut self.ready);
+                }
+                Event::Batch(batch) => self.take(batch),
+                Event::Broken(status) => return Some(Err(status)),
+                Event::End => self.closing = true,
+            }
+        }
+    }
+
+    /// Waits for what happens next. Cancel safe.
+    async fn event(&mut self) -> Event {
+        let ended = async {
+            // The sender is in `shared`, so waiting can't fail.
+            self.ended.wait_for(|ended| *ended).await.ok();
+        };
+        tokio::select! {
+            biased;
+            // A panic was caught, and nobody aborts a task while the stream is there.
+            Some(Ok(answer)) = self.waiting.join_next() => Event::Answered(answer),
+            batch = self.batches.message(), if !self.closing => match batch {
+                Ok(Some(batch)) => Event::Batch(batch),
+                Ok(None) => Event::End,
+                Err(status) => Event::Broken(status),
+            },
+            () = ended, if !self.closing => Event::End,
+            else => Event::End,
+        }
+    }
+
+    /// Begins every call of a batch.
+    fn take(&mut self, batch: CheckBatch) {
+        let mut message = Outgoing::default();
+        let config = self.shared.config_by_hash(&batch.config_hash);
+        let began = Instant::now();
+        let mut last = began;
+        for call in batch.calls {
+            let id = call.id;
+            let config = match &config {
+                Ok(config) => Arc::clone(config),
+                Err(status) => {
+                    message.push(failed(id, status));
+                    continue;
+                }
+            };
+            let timeout = Duration::from_micros(call.timeout_micros);
+            let mut work = Box::pin(judge(Arc::clone(&self.filter), config, call));
+            self.careful = self.careful.saturating_sub(1);
+            if self.careful == 0 && last.duration_since(began) < TURN {
+                let answer = work.as_mut().now_or_never();
+                let now = Instant::now();
+                if now.duration_since(last) > SLOW {
+                    self.careful = CAREFUL;
+                }
+                last = now;
+                if let Some(answer) = answer {
+                    message.push(answer);
+                    continue;
+                }
+            }
+            self.waiting.spawn(async move {
+                let late = || failed(id, &Status::deadline_exceeded("the host waits no longer"));
+                tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| late())
+            });
+        }
+        message.finish(1, &mut self.ready);
+    }
+}
+
+/// Answers on their way into messages.
+#[derive(Default)]
+struct Outgoing {
+    full: VecDeque<CheckBatchAnswer>,
+    message: CheckBatchAnswer,
+    size: usize,
+}
+
+impl Outgoing {
+    fn push(&mut self, answer: CheckAnswer) {
+        let size = answer.encoded_len();
+        let answer = if size > MAX_ANSWER {
+            failed(answer.id, &Status::internal(format!("an answer of {size} bytes, at most {MAX_ANSWER}")))
+        } else {
+            answer
+        };
+        self.size += size.min(MAX_ANSWER);
+        self.message.answers.push(answer);
+        if self.size >= FULL {
+            self.full.push_back(std::mem::take(&mut self.message));
+            self.size = 0;
+        }
+    }
+
+    fn finish(mut self, taken: u32, ready: &mut VecDeque<CheckBatchAnswer>) {
+        ready.append(&mut self.full);
+        self.message.taken = taken;
+        if taken > 0 || !self.message.answers.is_empty() {
+            ready.push_back(self.message);
+        }
+    }
+}
+
+/// One call, from the message to its answer.
+async fn judge<F: Filter>(filter: Arc<F>, config: Arc<Config>, call: CheckCall) -> CheckAnswer {
+    let id = call.id;
+    let judged = async {
+        match call.call {
+            None => Err(Status::unimplemented("a call that this plugin does not know")),
+            Some(check_call::Call::Request(call)) => {
+                let request = call.request.ok_or_else(|| Status::invalid_argument("no request"))?;
+                let verdict = filter.check_request(&request, &config).await.map_err(internal)?;
+                Ok(check_answer::Answer::Request(verdict))
+            }
+            Some(check_call::Call::Response(response)) => {
+                let verdict = filter.check_response(&response, &config).await.map_err(internal)?;
+                Ok(check_answer::Answer::Response(verdict))
+            }
+        }
+    };
+    match AssertUnwindSafe(judged).catch_unwind().await {
+        Ok(Ok(answer)) => CheckAnswer { id, answer: Some(answer) },
+        Ok(Err(status)) => failed(id, &status),
+        // The panic itself is on stderr.
+        Err(_) => failed(id, &Status::internal("the filter panicked")),
+    }
+}
+
+fn failed(id: u64, status: &Status) -> CheckAnswer {
+    let code = match status.code() {
+        Code::Ok => Code::Unknown,
+        code => code,
+    };
+    let error = CheckError { code: code as u32, message: status.message().to_owned() };
+    CheckAnswer { id, answer: Some(check_answer::Answer::Error(error)) }
+}

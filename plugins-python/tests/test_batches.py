@@ -1,0 +1,166 @@
+"""Many calls in one message: what a host that knows only bytes gets for them."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+from harness import FILTER, PluginProcess
+from palisade._generated import filter_pb2
+
+PROGRAM = """
+    import asyncio, threading, time
+    from palisade import Plugin, allow, deny
+
+    plugin = Plugin("test", workers=4)
+    go, agone = threading.Event(), asyncio.Event()
+
+    def judge(request):
+        if request.path == "/raise":
+            raise KeyError("no")
+        if request.path == "/none":
+            return None
+        return allow() if request.path == "/" else deny(403, request.path)
+
+    @plugin.filter
+    def check(request, config):
+        if request.path == "/wait":
+            assert go.wait(50)
+            return allow()
+        if request.path == "/go":
+            go.set()
+        if request.path == "/slow":
+            print("slow", flush=True)
+            time.sleep(1)
+        return judge(request)
+
+    async def check_async(request, config):
+        if request.path == "/wait":
+            await agone.wait()
+            return allow()
+        if request.path == "/go":
+            agone.set()
+        if request.path == "/slow":
+            print("slow", flush=True)
+            await asyncio.sleep(1)
+        return judge(request)
+
+    if ASYNC:
+        plugin._registrations.check = None
+        plugin.filter(check_async)
+    plugin.serve()
+"""
+
+
+class Host:
+    """A stream to a plugin."""
+
+    def __init__(self, plugin: PluginProcess) -> None:
+        self._batches: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        assert plugin._channel is not None
+        method: Any = plugin._channel.stream_stream(f"/{FILTER}/CheckBatches")
+        self._answers = method(iter(self._batches.get, None), timeout=60)
+        self.taken = 0
+
+    def send(self, *calls: tuple[int, str], config_hash: str = "", timeout: float = 50) -> None:
+        batch = filter_pb2.CheckBatch(config_hash=config_hash)
+        for id, path in calls:
+            call = batch.calls.add(id=id, timeout_micros=int(timeout * 1e6))
+            if path:
+                call.request.request.path = path
+        self._batches.put(batch.SerializeToString())
+
+    def answers(self, count: int) -> dict[int, Any]:
+        got: dict[int, Any] = {}
+        while len(got) < count:
+            message = filter_pb2.CheckBatchAnswer.FromString(next(self._answers))
+            self.taken += message.taken
+            for answer in message.answers:
+                assert answer.id not in got
+                got[answer.id] = answer
+        return got
+
+    def rest(self) -> Iterator[bytes]:
+        answers: Iterator[bytes] = self._answers
+        return answers
+
+    def end(self) -> None:
+        self._batches.put(None)
+
+
+def verdict(answer: Any) -> object:
+    kind = answer.WhichOneof("answer")
+    if kind == "error":
+        return answer.error.code, answer.error.message
+    return answer.request.WhichOneof("verdict")
+
+
+def both() -> Iterator[str]:
+    for is_async in (False, True):
+        yield PROGRAM.replace("ASYNC", str(is_async))
+
+
+def test_every_call_is_answered_once() -> None:
+    for program in both():
+        with PluginProcess(program) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send((1, "/"), (2, "/no"), (3, "/raise"), (4, "/none"), (5, ""))
+            got = host.answers(5)
+            assert [verdict(got[id]) for id in (1, 2)] == ["allow", "deny"]
+            assert got[2].request.deny.body == b"/no"
+            assert got[3].error.code == 13 and "KeyError" in got[3].error.message
+            assert got[4].error.code == 13 and "NoneType" in got[4].error.message
+            assert got[5].error.code == 12
+            assert host.taken == 1
+            host.send(*((id, "/") for id in range(10, 300)))
+            assert {verdict(answer) for answer in host.answers(290).values()} == {"allow"}
+            host.end()
+            assert list(host.rest()) == []
+
+
+def test_a_call_that_waits_holds_up_no_other() -> None:
+    for program in both():
+        with PluginProcess(program) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send((1, "/wait"), (2, "/no"), (3, "/wait"))
+            assert verdict(host.answers(1)[2]) == "deny"
+            while host.taken == 0:
+                message = filter_pb2.CheckBatchAnswer.FromString(next(host.rest()))
+                host.taken += message.taken
+            host.send((4, "/go"))
+            got = host.answers(3)
+            assert [verdict(got[id]) for id in (1, 3, 4)] == ["allow", "allow", "deny"]
+
+
+def test_a_call_of_another_configuration_is_not_judged() -> None:
+    for program in both():
+        with PluginProcess(program) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send((1, "/"), (2, "/"), config_hash="other")
+            assert {answer.error.code for answer in host.answers(2).values()} == {9}
+            assert host.taken == 1
+
+
+def test_a_coroutine_that_is_late_is_cancelled() -> None:
+    with PluginProcess(PROGRAM.replace("ASYNC", "True")) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        host.send((1, "/wait"), timeout=0.05)
+        assert host.answers(1)[1].error.code == 4
+
+
+def test_a_plugin_that_stops_answers_what_it_has() -> None:
+    for program in both():
+        with PluginProcess(program) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send((1, "/slow"))
+            plugin.wait_for_log("slow")
+            plugin.terminate()
+            assert verdict(host.answers(1)[1]) == "deny"
+            assert list(host.rest()) == []
+            assert plugin.wait() == 0

@@ -1,0 +1,389 @@
+//! Calls to one instance, gathered into batches on one stream that stays open (`Filter.CheckBatches`).
+//!
+//! A call is sent at once while fewer than [`UNTAKEN`] batches wait for the plugin; those that come meanwhile make the
+//! next batch. So a single call never waits for company, and batches grow with the load by themselves.
+//!
+//! Everything that the plugin says is checked against what it was asked. An answer to a call that is not open is no
+//! mistake of one call: the stream is given up with all calls on it, none of which is then taken for judged. A call
+//! that nobody waits for any more keeps its place until it is answered, so a late answer is none of those.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use palisade_plugin_proto::v1::{CheckAnswer, CheckBatchAnswer, check_answer};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::super::CallError;
+use super::codec::Encoded;
+use super::encode::Message;
+use super::wire;
+
+/// Batches on their way that the plugin has not taken on: one that it works on, and one that is there when it has done
+/// so. With more, batches would stay small, and cost a slow plugin more than they save.
+const UNTAKEN: u32 = 2;
+
+/// A batch is full with this many calls, or this many bytes.
+const MOST_CALLS: usize = 256;
+const MOST_BYTES: usize = 64 << 10;
+
+/// Open calls of one stream, with those that nobody waits for any more.
+const MOST_OPEN: usize = 1 << 14;
+
+/// Calls that nobody waits for and the plugin has not answered, before it is taken not to answer at all.
+const MOST_ABANDONED: usize = MOST_OPEN / 2;
+
+/// Largest message of answers.
+const MAX_ANSWERS: usize = 2 << 20;
+
+/// The larger a message, the less a batch saves, and others would wait for it. Larger ones go by themselves.
+pub(super) const MAX_CALL: usize = 16 << 10;
+
+const PATH: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckBatches");
+
+/// What is asked; the field of `CheckCall` that holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Request = 3,
+    Response = 4,
+}
+
+/// The stream to one instance, opened by the first call and again after it broke.
+#[derive(Debug)]
+pub(super) struct Batches {
+    grpc: Grpc<Channel>,
+    shared: Arc<Shared>,
+    reader: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config_hash: Arc<str>,
+    /// Calls that the plugin works on at a time.
+    limit: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts streams; 0 is none.
+    stream: u64,
+    open: bool,
+    /// Not yet sent. Those that nobody waits for any more have no slot.
+    pending: VecDeque<Pending>,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Counts calls.
+    serial: u64,
+    sent: usize,
+    abandoned: usize,
+    untaken: u32,
+    /// Of the stream's sending half, which waits for something to send.
+    sender: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    id: u64,
+    kind: Kind,
+    deadline: Instant,
+    message: Vec<u8>,
+}
+
+/// The place of an open call. Its index is the lower half of the call's id, so that the call is found without a search;
+/// the upper half is never the same again.
+#[derive(Debug)]
+struct Slot {
+    /// 0: free.
+    id: u64,
+    kind: Kind,
+    sent: bool,
+    /// `None`: nobody waits any more.
+    waiter: Option<oneshot::Sender<Answer>>,
+}
+
+const INDEX_BITS: u32 = MOST_OPEN.trailing_zeros();
+
+fn index_of(id: u64) -> usize {
+    usize::try_from(id & (MOST_OPEN as u64 - 1)).unwrap_or(usize::MAX)
+}
+
+/// What a call comes to.
+pub(super) type Answer = Result<check_answer::Answer, CallError>;
+
+impl Shared {
+    /// Nothing in a critical section can panic half-way.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Batches {
+    /// `limit`: how many calls the plugin works on at a time; 0: as many as there are.
+    pub(super) fn new(channel: Channel, config_hash: Arc<str>, limit: u32) -> Self {
+        let limit = match limit {
+            0 => usize::MAX,
+            limit => limit as usize,
+        };
+        Self {
+            grpc: Grpc::new(channel).max_decoding_message_size(MAX_ANSWERS),
+            shared: Arc::new(Shared { config_hash, limit, state: Mutex::default() }),
+            reader: Mutex::new(None),
+        }
+    }
+
+    /// Asks; must be called in a runtime. The future may be dropped at any time without harm to other calls.
+    pub(super) fn call(
+        &self,
+        kind: Kind,
+        message: Message,
+        deadline: Instant,
+    ) -> impl Future<Output = Answer> + Send + use<> {
+        let (waiter, answer) = oneshot::channel();
+        let begun = self.begin(kind, message.into_bytes(), deadline, waiter);
+        let open = begun.map(|id| Open { shared: Arc::clone(&self.shared), id, answered: false });
+        async move {
+            let Some(mut open) = open else { return Err(CallError::Overloaded) };
+            match tokio::time::timeout_at(deadline, answer).await {
+                Ok(answer) => {
+                    open.answered = true;
+                    answer.unwrap_or_else(|_| Err(CallError::Lost("the stream ended".to_owned())))
+                }
+                // What the limit held back was never the plugin's to answer.
+                Err(_) if open.is_held_back() => Err(CallError::Overloaded),
+                Err(_) => Err(CallError::Timeout),
+            }
+        }
+    }
+
+    /// Puts a call among those to be sent and returns its id; `None`: too many are open.
+    fn begin(&self, kind: Kind, message: Vec<u8>, deadline: Instant, waiter: oneshot::Sender<Answer>) -> Option<u64> {
+        let mut state = self.shared.state();
+        let id = state.place(kind, waiter)?;
+        state.pending.push_back(Pending { id, kind, deadline, message });
+        if !state.open {
+            state.open = true;
+            state.stream += 1;
+            let outgoing = Outgoing { shared: Arc::clone(&self.shared), stream: state.stream };
+            let reader = tokio::spawn(read(self.grpc.clone(), Arc::clone(&self.shared), outgoing, state.stream));
+            *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(reader));
+        }
+        let sender = if state.may_send(self.shared.limit) { state.sender.take() } else { None };
+        drop(state);
+        if let Some(sender) = sender {
+            sender.wake();
+        }
+        Some(id)
+    }
+}
+
+impl State {
+    fn place(&mut self, kind: Kind, waiter: oneshot::Sender<Answer>) -> Option<u64> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.slots.len() < MOST_OPEN => {
+                self.slots.push(Slot { id: 0, kind, sent: false, waiter: None });
+                self.slots.len() - 1
+            }
+            None => return None,
+        };
+        self.serial += 1;
+        let id = self.serial << INDEX_BITS | index as u64;
+        self.slots[index] = Slot { id, kind, sent: false, waiter: Some(waiter) };
+        Some(id)
+    }
+
+    /// The slot of an open call.
+    fn slot(&mut self, id: u64) -> Option<&mut Slot> {
+        self.slots.get_mut(index_of(id)).filter(|slot| slot.id == id && id != 0)
+    }
+
+    fn free(&mut self, id: u64) -> Option<Slot> {
+        let slot = self.slot(id)?;
+        let freed = std::mem::replace(slot, Slot { id: 0, kind: Kind::Request, sent: false, waiter: None });
+        self.free.push(index_of(id));
+        Some(freed)
+    }
+
+    fn may_send(&self, limit: usize) -> bool {
+        self.untaken < UNTAKEN && self.sent < limit && !self.pending.is_empty()
+    }
+
+    /// The next batch, if one may be sent.
+    fn batch(&mut self, shared: &Shared) -> Option<Bytes> {
+        if !self.may_send(shared.limit) {
+            return None;
+        }
+        let mut batch = Message::with_capacity(1024);
+        batch.bytes(1, shared.config_hash.as_bytes());
+        let now = Instant::now();
+        let mut calls = 0;
+        while calls < MOST_CALLS && self.sent < shared.limit && batch.len() < MOST_BYTES {
+            let Some(pending) = self.pending.pop_front() else { break };
+            let Some(slot) = self.slot(pending.id) else { continue };
+            slot.sent = true;
+            self.sent += 1;
+            calls += 1;
+            let timeout = pending.deadline.saturating_duration_since(now).as_micros();
+            batch.nested(2, |call| {
+                call.number(1, pending.id);
+                call.number(2, u64::try_from(timeout).unwrap_or(u64::MAX));
+                call.present(pending.kind as u64, &pending.message);
+            });
+        }
+        if calls == 0 {
+            return None;
+        }
+        self.untaken += 1;
+        Some(batch.into_bytes().into())
+    }
+
+    /// Takes an answer in. The error is a breach of the contract.
+    fn answer(&mut self, answer: CheckAnswer) -> Result<(), String> {
+        let CheckAnswer { id, answer } = answer;
+        if !self.slot(id).is_some_and(|slot| slot.sent) {
+            return Err(format!("it answers call {id}, which is not open"));
+        }
+        let Some(slot) = self.free(id) else { return Ok(()) };
+        self.sent -= 1;
+        let Some(waiter) = slot.waiter else {
+            self.abandoned -= 1;
+            return Ok(());
+        };
+        let answer = match (answer, slot.kind) {
+            (Some(check_answer::Answer::Error(error)), _) => {
+                Err(wire::call_error(&Status::new(Code::from(error.code.cast_signed()), error.message)))
+            }
+            (Some(answer @ check_answer::Answer::Request(_)), Kind::Request)
+            | (Some(answer @ check_answer::Answer::Response(_)), Kind::Response) => Ok(answer),
+            _ => Err(wire::other_kind()),
+        };
+        // Whoever does not wait any more has not abandoned it yet.
+        waiter.send(answer).ok();
+        Ok(())
+    }
+
+    /// Ends every open call with `error`. The next one opens another stream.
+    fn broken(&mut self, error: &CallError) {
+        self.open = false;
+        self.pending.clear();
+        self.free.clear();
+        self.slots.drain(..).filter_map(|slot| slot.waiter).for_each(|waiter| {
+            waiter.send(Err(error.clone())).ok();
+        });
+        self.sent = 0;
+        self.abandoned = 0;
+        self.untaken = 0;
+        // Its stream sees that it is not the one any more.
+        if let Some(sender) = self.sender.take() {
+            sender.wake();
+        }
+    }
+}
+
+/// A call that somebody waits for.
+struct Open {
+    shared: Arc<Shared>,
+    id: u64,
+    answered: bool,
+}
+
+impl Open {
+    fn is_held_back(&self) -> bool {
+        let mut state = self.shared.state();
+        let sent = state.slot(self.id).is_none_or(|slot| slot.sent);
+        !sent && state.sent >= self.shared.limit
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let mut state = self.shared.state();
+        match state.slot(self.id) {
+            Some(slot) if slot.sent => {
+                slot.waiter = None;
+                state.abandoned += 1;
+                if state.abandoned > MOST_ABANDONED {
+                    state.broken(&CallError::Lost("it does not answer".to_owned()));
+                }
+            }
+            Some(_) => drop(state.free(self.id)),
+            None => {}
+        }
+    }
+}
+
+/// The sending half, polled by the connection.
+struct Outgoing {
+    shared: Arc<Shared>,
+    stream: u64,
+}
+
+impl Stream for Outgoing {
+    type Item = Bytes;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut state = self.shared.state();
+        if !state.open || state.stream != self.stream {
+            return Poll::Ready(None);
+        }
+        match state.batch(&self.shared) {
+            Some(batch) => Poll::Ready(Some(batch)),
+            None => {
+                state.sender = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// The receiving half. The response's head may come only with the first answer, so nothing waits for it.
+async fn read(mut grpc: Grpc<Channel>, shared: Arc<Shared>, outgoing: Outgoing, stream: u64) {
+    let error = match answers(&mut grpc, &shared, outgoing, stream).await {
+        Ok(()) => CallError::Lost("the plugin ended the stream".to_owned()),
+        Err(error) => error,
+    };
+    let mut state = shared.state();
+    if state.open && state.stream == stream {
+        tracing::debug!(target: "palisade::plugin", %error, calls = state.sent, "a stream of calls ended");
+        state.broken(&error);
+    }
+}
+
+/// Takes answers in until the stream ends.
+async fn answers(grpc: &mut Grpc<Channel>, shared: &Shared, outgoing: Outgoing, stream: u64) -> Result<(), CallError> {
+    let failed = |status: Status| wire::call_error(&status);
+    grpc.ready().await.map_err(|error| CallError::Lost(palisade_supervisor::chain(&error)))?;
+    let request = tonic::Request::new(outgoing);
+    let codec = Encoded::<CheckBatchAnswer>::default();
+    let mut received = grpc.streaming(request, PATH, codec).await.map_err(failed)?.into_inner();
+    while let Some(message) = received.message().await.map_err(failed)? {
+        let mut state = shared.state();
+        if !state.open || state.stream != stream {
+            return Ok(());
+        }
+        let untaken = state.untaken.checked_sub(message.taken);
+        state.untaken = untaken.ok_or_else(|| CallError::Invalid("it takes batches that were not sent".to_owned()))?;
+        for answer in message.answers {
+            state.answer(answer).map_err(CallError::Invalid)?;
+        }
+        let sender = if state.may_send(shared.limit) { state.sender.take() } else { None };
+        drop(state);
+        if let Some(sender) = sender {
+            sender.wake();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Messages that are bytes already, on their way out.
+
+use std::marker::PhantomData;
+
+use bytes::{BufMut, Bytes};
+use prost::Message;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+/// Sends bytes as they are, and reads messages of one type.
+#[derive(Debug)]
+pub(super) struct Encoded<T>(PhantomData<fn() -> T>);
+
+impl<T> Default for Encoded<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Message + Default + Send + 'static> Codec for Encoded<T> {
+    type Encode = Bytes;
+    type Decode = T;
+    type Encoder = Outgoing;
+    type Decoder = Incoming<T>;
+
+    fn encoder(&mut self) -> Outgoing {
+        Outgoing
+    }
+
+    fn decoder(&mut self) -> Incoming<T> {
+        Incoming(PhantomData)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Outgoing;
+
+impl Encoder for Outgoing {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(message);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Incoming<T>(PhantomData<fn() -> T>);
+
+impl<T: Message + Default> Decoder for Incoming<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
+        T::decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}

