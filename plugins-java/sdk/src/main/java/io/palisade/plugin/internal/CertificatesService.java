@@ -31,7 +31,7 @@ final class CertificatesService extends CertificatesGrpc.CertificatesImplBase
   public void watch(
       WatchCertificatesRequest request, StreamObserver<WatchCertificatesResponse> observer) {
     try {
-      configuration.forCall(request.getContext());
+      configuration.forCall(request.getContext().getConfigHash());
     } catch (StatusRuntimeException e) {
       observer.onError(e);
       return;

@@ -2,7 +2,6 @@ package io.palisade.plugin.internal;
 
 import io.grpc.Status;
 import io.palisade.plugin.Config;
-import io.palisade.plugin.v1.CallContext;
 
 /** The configuration in force, shared by the services of one instance. */
 final class Configuration {
@@ -18,17 +17,17 @@ final class Configuration {
   /**
    * The configuration for one call.
    *
+   * @param expected the hash of the one that the host means; empty: whichever it is
    * @throws io.grpc.StatusRuntimeException FAILED_PRECONDITION before the first one, and when the host believes that
    *     another is in force
    */
-  Config forCall(CallContext context) {
+  Config forCall(String expected) {
     InForce now = inForce;
     if (now == null) {
       throw Status.FAILED_PRECONDITION
           .withDescription("the plugin has not been configured")
           .asRuntimeException();
     }
-    String expected = context.getConfigHash();
     if (!expected.isEmpty() && !expected.equals(now.hash)) {
       throw Status.FAILED_PRECONDITION
           .withDescription(

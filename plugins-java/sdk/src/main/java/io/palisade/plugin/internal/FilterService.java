@@ -8,15 +8,26 @@ import io.palisade.plugin.Config;
 import io.palisade.plugin.Decision;
 import io.palisade.plugin.ResponseDecision;
 import io.palisade.plugin.v1.CallContext;
+import io.palisade.plugin.v1.CheckAnswer;
+import io.palisade.plugin.v1.CheckBatch;
+import io.palisade.plugin.v1.CheckBatchAnswer;
+import io.palisade.plugin.v1.CheckCall;
 import io.palisade.plugin.v1.CheckRequestRequest;
 import io.palisade.plugin.v1.CheckRequestResponse;
 import io.palisade.plugin.v1.CheckResponseRequest;
 import io.palisade.plugin.v1.CheckResponseResponse;
 import io.palisade.plugin.v1.FilterGrpc;
+import java.util.Set;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionStage;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.Executor;
+import java.util.concurrent.RejectedExecutionException;
+import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.BiFunction;
 import java.util.function.Function;
 import java.util.logging.Level;
 import java.util.logging.Logger;
@@ -28,25 +39,22 @@ final class FilterService extends FilterGrpc.FilterImplBase {
 
   private final Definition definition;
   private final Configuration configuration;
+  private final Executor threads;
+  private final ScheduledExecutorService clock = Threads.clock();
+  private final Set<Batches> streams = ConcurrentHashMap.newKeySet();
   private final AtomicInteger calls = new AtomicInteger();
+  private volatile boolean closing;
 
-  FilterService(Definition definition, Configuration configuration) {
+  FilterService(Definition definition, Configuration configuration, Executor threads) {
     this.definition = definition;
     this.configuration = configuration;
+    this.threads = threads;
   }
 
   @Override
   public void checkRequest(
       CheckRequestRequest message, StreamObserver<CheckRequestResponse> observer) {
-    WireRequest request =
-        new WireRequest(
-            message.getContext(), message.getRequest(), definition.needs().parts(), false);
-    answer(
-        observer,
-        message.getContext(),
-        "the filter",
-        config -> definition.requestFilter().check(request, config),
-        (Decision decision) -> Wire.decision(decision));
+    checkRequest(message, "", new Alone<>(observer));
   }
 
   @Override
@@ -56,13 +64,76 @@ final class FilterService extends FilterGrpc.FilterImplBase {
       super.checkResponse(message, observer);
       return;
     }
+    checkResponse(message, "", new Alone<>(observer));
+  }
+
+  @Override
+  public StreamObserver<CheckBatch> checkBatches(StreamObserver<CheckBatchAnswer> observer) {
+    Batches stream = new Batches(observer, this::begin, threads, clock);
+    ServerCallStreamObserver<CheckBatchAnswer> call =
+        (ServerCallStreamObserver<CheckBatchAnswer>) observer;
+    call.setOnCancelHandler(() -> streams.remove(stream));
+    call.setOnCloseHandler(() -> streams.remove(stream));
+    streams.add(stream);
+    if (closing) {
+      stream.close();
+    }
+    return stream;
+  }
+
+  /** Ends streams as soon as their calls are answered. */
+  void close() {
+    closing = true;
+    streams.forEach(Batches::close);
+  }
+
+  /** One call of a batch. */
+  private void begin(Batches stream, CheckCall call, String configHash) {
+    switch (call.getCallCase()) {
+      case REQUEST -> checkRequest(
+          call.getRequest(),
+          configHash,
+          new Batched<>(stream, call, CheckAnswer.Builder::setRequest));
+      case RESPONSE -> {
+        if (definition.responseFilter() == null) {
+          stream.fail(call.getId(), Status.UNIMPLEMENTED.withDescription("no response filter"));
+        } else {
+          checkResponse(
+              call.getResponse(),
+              configHash,
+              new Batched<>(stream, call, CheckAnswer.Builder::setResponse));
+        }
+      }
+      default -> stream.fail(
+          call.getId(),
+          Status.UNIMPLEMENTED.withDescription("a call that this plugin does not know"));
+    }
+  }
+
+  private void checkRequest(
+      CheckRequestRequest message, String configHash, Caller<CheckRequestResponse> caller) {
+    WireRequest request =
+        new WireRequest(
+            message.getContext(), message.getRequest(), definition.needs().parts(), false);
+    answer(
+        caller,
+        message.getContext(),
+        configHash,
+        "the filter",
+        config -> definition.requestFilter().check(request, config),
+        (Decision decision) -> Wire.decision(decision));
+  }
+
+  private void checkResponse(
+      CheckResponseRequest message, String configHash, Caller<CheckResponseResponse> caller) {
     WireRequest request =
         new WireRequest(message.getContext(), message.getRequest(), definition.needs().parts(), true);
     WireResponse response =
         new WireResponse(request, message.getStatus(), Wire.headers(message.getHeadersList()));
     answer(
-        observer,
+        caller,
         message.getContext(),
+        configHash,
         "the response filter",
         config ->
             CompletableFuture.completedFuture(definition.responseFilter().check(response, config)),
@@ -74,29 +145,100 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     CompletionStage<T> begin(Config config) throws Exception;
   }
 
+  /** Who asked. */
+  private interface Caller<M> {
+    /** Whether nobody waits for the answer any more. */
+    boolean isGone();
+
+    void answer(M message);
+
+    void fail(StatusRuntimeException failure);
+
+    /** Runs this when nobody waits any more. */
+    void whenGone(Runnable run);
+  }
+
+  /** A call of its own. */
+  private record Alone<M>(ServerCallStreamObserver<M> observer) implements Caller<M> {
+    Alone(StreamObserver<M> observer) {
+      this((ServerCallStreamObserver<M>) observer);
+    }
+
+    @Override
+    public boolean isGone() {
+      return observer.isCancelled();
+    }
+
+    @Override
+    public void answer(M message) {
+      observer.onNext(message);
+      observer.onCompleted();
+    }
+
+    @Override
+    public void fail(StatusRuntimeException failure) {
+      observer.onError(failure);
+    }
+
+    @Override
+    public void whenGone(Runnable run) {
+      observer.setOnCancelHandler(run);
+    }
+  }
+
+  /** A call of a batch. */
+  private record Batched<M>(
+      Batches stream, CheckCall call, BiFunction<CheckAnswer.Builder, M, CheckAnswer.Builder> set)
+      implements Caller<M> {
+    @Override
+    public boolean isGone() {
+      return stream.isGone();
+    }
+
+    @Override
+    public void answer(M message) {
+      stream.answer(set.apply(CheckAnswer.newBuilder().setId(call.getId()), message).build());
+    }
+
+    @Override
+    public void fail(StatusRuntimeException failure) {
+      stream.fail(call.getId(), failure.getStatus());
+    }
+
+    @Override
+    public void whenGone(Runnable run) {
+      try {
+        stream.clock().schedule(run, call.getTimeoutMicros(), TimeUnit.MICROSECONDS);
+      } catch (RejectedExecutionException e) {
+        logger.log(Level.FINE, "the plugin ends", e);
+      }
+    }
+  }
+
   private <T, M> void answer(
-      StreamObserver<M> observer,
+      Caller<M> caller,
       CallContext context,
+      String configHash,
       String who,
       Call<T> call,
       Function<T, M> message) {
     Config config;
     try {
-      config = configuration.forCall(context);
+      config = configuration.forCall(configHash.isEmpty() ? context.getConfigHash() : configHash);
     } catch (StatusRuntimeException e) {
-      observer.onError(e);
+      caller.fail(e);
       return;
     }
     int limit = definition.maxConcurrentCalls();
     if (calls.incrementAndGet() > limit && limit > 0) {
       calls.decrementAndGet();
-      observer.onError(
+      caller.fail(
           Status.RESOURCE_EXHAUSTED
               .withDescription("the plugin works on " + limit + " calls already")
               .asRuntimeException());
       return;
     }
-    Answer<T, M> answer = new Answer<>(observer, who, message);
+    Answer<T, M> answer = new Answer<>(caller, who, message);
     CompletionStage<T> stage;
     try {
       stage = call.begin(config);
@@ -113,13 +255,13 @@ final class FilterService extends FilterGrpc.FilterImplBase {
 
   /** The end of one call: exactly one verdict or one error. */
   private final class Answer<T, M> {
-    private final ServerCallStreamObserver<M> observer;
+    private final Caller<M> caller;
     private final String who;
     private final Function<T, M> message;
     private final AtomicBoolean ended = new AtomicBoolean();
 
-    Answer(StreamObserver<M> observer, String who, Function<T, M> message) {
-      this.observer = (ServerCallStreamObserver<M>) observer;
+    Answer(Caller<M> caller, String who, Function<T, M> message) {
+      this.caller = caller;
       this.who = who;
       this.message = message;
     }
@@ -134,7 +276,7 @@ final class FilterService extends FilterGrpc.FilterImplBase {
             }
           });
       if (stage instanceof CompletableFuture<T> future && !future.isDone()) {
-        observer.setOnCancelHandler(() -> future.cancel(true));
+        caller.whenGone(() -> future.cancel(true));
       }
     }
 
@@ -149,17 +291,13 @@ final class FilterService extends FilterGrpc.FilterImplBase {
         fail(e);
         return;
       }
-      end(
-          () -> {
-            observer.onNext(answer);
-            observer.onCompleted();
-          });
+      end(() -> caller.answer(answer));
     }
 
     void fail(Throwable thrown) {
       // A call that the host gave up fails by its own cancellation; that is no news.
-      logger.log(observer.isCancelled() ? Level.FINE : Level.SEVERE, who + " failed", thrown);
-      end(() -> observer.onError(Handlers.failure(who + " failed", thrown)));
+      logger.log(caller.isGone() ? Level.FINE : Level.SEVERE, who + " failed", thrown);
+      end(() -> caller.fail(Handlers.failure(who + " failed", thrown)));
     }
 
     private void end(Runnable send) {
@@ -168,7 +306,7 @@ final class FilterService extends FilterGrpc.FilterImplBase {
       }
       calls.decrementAndGet();
       // The host may have given up meanwhile; then nobody is there to be told.
-      if (!observer.isCancelled()) {
+      if (!caller.isGone()) {
         try {
           send.run();
         } catch (StatusRuntimeException e) {

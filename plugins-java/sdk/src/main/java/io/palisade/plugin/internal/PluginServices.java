@@ -16,6 +16,7 @@ import io.grpc.protobuf.ProtoUtils;
 import io.grpc.protobuf.services.HealthStatusManager;
 import io.grpc.stub.ServerCalls;
 import io.palisade.plugin.Config;
+import io.palisade.plugin.v1.FilterGrpc;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -36,6 +37,7 @@ public final class PluginServices implements AutoCloseable {
   private final HealthStatusManager health = new HealthStatusManager();
   private final UnaryCalls unaryCalls = new UnaryCalls();
   private final List<BindableService> services = new ArrayList<>();
+  private final FilterService filter;
   private final CertificateFeed feed;
   private final CertificatesService certificates;
   private final Runnable reload;
@@ -52,7 +54,10 @@ public final class PluginServices implements AutoCloseable {
     this.controller = controller(shutdown);
     Configuration configuration = new Configuration();
     if (definition.requestFilter() != null) {
-      services.add(new FilterService(definition, configuration));
+      filter = new FilterService(definition, configuration, threads);
+      services.add(filter);
+    } else {
+      filter = null;
     }
     if (definition.certificateLoader() != null) {
       feed = new CertificateFeed(definition.certificateLoader(), definition.refreshInterval());
@@ -117,6 +122,9 @@ public final class PluginServices implements AutoCloseable {
   /** Ends what runs beside calls. */
   @Override
   public void close() {
+    if (filter != null) {
+      filter.close();
+    }
     if (feed != null) {
       definition.reloads().remove(reload);
       feed.close();
@@ -155,7 +163,10 @@ public final class PluginServices implements AutoCloseable {
     @Override
     public <Q, P> ServerCall.Listener<Q> interceptCall(
         ServerCall<Q, P> call, Metadata headers, ServerCallHandler<Q, P> next) {
-      if (!call.getMethodDescriptor().getType().serverSendsOneMessage()) {
+      // Streams of calls end by themselves when the last one is answered.
+      MethodDescriptor<Q, P> method = call.getMethodDescriptor();
+      boolean calls = method.getFullMethodName().equals(FilterGrpc.getCheckBatchesMethod().getFullMethodName());
+      if (!calls && !method.getType().serverSendsOneMessage()) {
         return next.startCall(call, headers);
       }
       begin();

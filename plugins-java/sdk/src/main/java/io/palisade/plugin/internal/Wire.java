@@ -93,7 +93,8 @@ final class Wire {
     FilterNeeds.Builder wire =
         FilterNeeds.newBuilder()
             .setMaxBodyBytes(needs.maxBodyBytes())
-            .setResponsePhase(responsePhase);
+            .setResponsePhase(responsePhase)
+            .setBatches(true);
     needs.parts().forEach(part -> wire.addRequestParts(part(part)));
     return wire.build();
   }

@@ -1,0 +1,239 @@
+package io.palisade.plugin.internal;
+
+import io.grpc.Status;
+import io.grpc.stub.ServerCallStreamObserver;
+import io.grpc.stub.StreamObserver;
+import io.palisade.plugin.v1.CheckAnswer;
+import io.palisade.plugin.v1.CheckBatch;
+import io.palisade.plugin.v1.CheckBatchAnswer;
+import io.palisade.plugin.v1.CheckCall;
+import io.palisade.plugin.v1.CheckError;
+import java.util.Queue;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.concurrent.Executor;
+import java.util.concurrent.RejectedExecutionException;
+import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.logging.Level;
+import java.util.logging.Logger;
+
+/**
+ * One stream of calls that come many in a message.
+ *
+ * <p>Calls are begun one after the other on a single thread, as long as they are quick: a thread for each would cost
+ * more than most of them take. When one blocks, other threads take over what waits behind it.
+ */
+final class Batches implements StreamObserver<CheckBatch> {
+
+  private static final Logger logger = Logger.getLogger(Batches.class.getName());
+
+  /** How long calls wait behind one that is worked on before other threads take over. */
+  private static final long PATIENCE_MICROS = 1000;
+
+  /** A message is sent when its answers have this many bytes together; with the largest one it stays below 2 MiB. */
+  private static final int FULL = 256 << 10;
+
+  /** A reply of 1 MiB and its headers. A larger answer would cost the whole stream. */
+  private static final int LARGEST_ANSWER = (1 << 20) + (128 << 10);
+
+  /** Begins one call; its answer goes to {@link Batches#answer} or {@link Batches#fail}, once, on any thread. */
+  interface Judge {
+    void begin(Batches stream, CheckCall call, String configHash);
+  }
+
+  private record Waiting(CheckCall call, String configHash, AtomicInteger left) {}
+
+  private final ServerCallStreamObserver<CheckBatchAnswer> host;
+  private final Judge judge;
+  private final Executor threads;
+  private final ScheduledExecutorService clock;
+  private final Queue<Waiting> queue = new ConcurrentLinkedQueue<>();
+  private final Queue<CheckAnswer> answers = new ConcurrentLinkedQueue<>();
+  private final AtomicInteger taken = new AtomicInteger();
+  private final AtomicInteger working = new AtomicInteger();
+  private final AtomicInteger begun = new AtomicInteger();
+  private final AtomicInteger open = new AtomicInteger();
+  private final AtomicInteger watching = new AtomicInteger();
+  private volatile boolean closing;
+  private boolean closed; // Guarded by this, as is sending.
+
+  Batches(
+      StreamObserver<CheckBatchAnswer> host,
+      Judge judge,
+      Executor threads,
+      ScheduledExecutorService clock) {
+    this.host = (ServerCallStreamObserver<CheckBatchAnswer>) host;
+    this.judge = judge;
+    this.threads = threads;
+    this.clock = clock;
+  }
+
+  /** Whether nobody is there any more to be answered. */
+  boolean isGone() {
+    return host.isCancelled();
+  }
+
+  ScheduledExecutorService clock() {
+    return clock;
+  }
+
+  @Override
+  public void onNext(CheckBatch batch) {
+    int count = batch.getCallsCount();
+    if (count == 0) {
+      taken.incrementAndGet();
+      send();
+      return;
+    }
+    open.addAndGet(count);
+    AtomicInteger left = new AtomicInteger(count);
+    for (CheckCall call : batch.getCallsList()) {
+      queue.add(new Waiting(call, batch.getConfigHash(), left));
+    }
+    if (working.compareAndSet(0, 1)) {
+      run();
+    }
+    if (watching.compareAndSet(0, 1)) {
+      watchAfter(begun.get());
+    }
+  }
+
+  @Override
+  public void onError(Throwable thrown) {
+    // The host has gone. What it asked is worked on to its end; nobody gets the answers.
+    closing = true;
+    queue.clear();
+  }
+
+  @Override
+  public void onCompleted() {
+    close();
+  }
+
+  /** Takes no more batches; ends the stream when what it has is answered. */
+  void close() {
+    closing = true;
+    send();
+  }
+
+  void answer(CheckAnswer answer) {
+    boolean tooLarge = answer.getSerializedSize() > LARGEST_ANSWER;
+    if (tooLarge) {
+      fail(answer.getId(), Status.INTERNAL.withDescription("an answer of more than " + LARGEST_ANSWER + " bytes"));
+      return;
+    }
+    answers.add(answer);
+    open.decrementAndGet();
+    // Whoever works on a batch sends when it is through.
+    if (working.get() == 0) {
+      send();
+    }
+  }
+
+  void fail(long id, Status status) {
+    String description = status.getDescription();
+    answer(
+        CheckAnswer.newBuilder()
+            .setId(id)
+            .setError(
+                CheckError.newBuilder()
+                    .setCode(status.getCode().value())
+                    .setMessage(description == null ? "" : description))
+            .build());
+  }
+
+  private void run() {
+    try {
+      threads.execute(this::work);
+    } catch (RejectedExecutionException e) {
+      working.decrementAndGet();
+    }
+  }
+
+  /** Begins calls until there are none. */
+  private void work() {
+    while (true) {
+      Waiting next = queue.poll();
+      if (next == null) {
+        working.decrementAndGet();
+        // A call that came meanwhile has found somebody at work.
+        if (queue.isEmpty() || !working.compareAndSet(0, 1)) {
+          break;
+        }
+        continue;
+      }
+      begun.incrementAndGet();
+      boolean last = next.left.decrementAndGet() == 0;
+      if (last) {
+        taken.incrementAndGet();
+      }
+      try {
+        judge.begin(this, next.call, next.configHash);
+      } catch (Throwable e) {
+        logger.log(Level.SEVERE, "a call could not be begun", e);
+        fail(next.call.getId(), Status.INTERNAL.withDescription("the call could not be begun: " + e));
+      }
+      if (last) {
+        send();
+      }
+    }
+    send();
+  }
+
+  private void watchAfter(int seen) {
+    try {
+      clock.schedule(() -> watch(seen), PATIENCE_MICROS, TimeUnit.MICROSECONDS);
+    } catch (RejectedExecutionException e) {
+      logger.log(Level.FINE, "the plugin ends", e);
+    }
+  }
+
+  /** Brings in more threads when those at work have begun no call for a while. */
+  private void watch(int seen) {
+    if (queue.isEmpty() && working.get() == 0) {
+      watching.set(0);
+      // A batch that came meanwhile has found somebody watching.
+      if (queue.isEmpty() || !watching.compareAndSet(0, 1)) {
+        return;
+      }
+    }
+    int now = begun.get();
+    if (now == seen) {
+      // One that blocks is no reason for the host to wait for the others.
+      send();
+      for (int more = queue.size(); more > 0; more--) {
+        working.incrementAndGet();
+        run();
+      }
+    }
+    watchAfter(now);
+  }
+
+  /** Sends what is there. */
+  private synchronized void send() {
+    if (closed) {
+      return;
+    }
+    while (!answers.isEmpty() || taken.get() > 0) {
+      CheckBatchAnswer.Builder message = CheckBatchAnswer.newBuilder().setTaken(taken.getAndSet(0));
+      int size = 0;
+      for (CheckAnswer answer; size < FULL && (answer = answers.poll()) != null; ) {
+        message.addAnswers(answer);
+        size += answer.getSerializedSize();
+      }
+      if (host.isCancelled()) {
+        closed = true;
+        answers.clear();
+        return;
+      }
+      host.onNext(message.build());
+    }
+    if (closing && open.get() == 0 && answers.isEmpty()) {
+      closed = true;
+      if (!host.isCancelled()) {
+        host.onCompleted();
+      }
+    }
+  }
+}
