@@ -1,0 +1,169 @@
+package io.palisade.plugin.internal;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import io.grpc.ManagedChannel;
+import io.grpc.Server;
+import io.grpc.inprocess.InProcessChannelBuilder;
+import io.grpc.inprocess.InProcessServerBuilder;
+import io.grpc.stub.StreamObserver;
+import io.palisade.plugin.Decision;
+import io.palisade.plugin.InternalPlugin;
+import io.palisade.plugin.Plugin;
+import io.palisade.plugin.v1.CheckAnswer;
+import io.palisade.plugin.v1.CheckBatch;
+import io.palisade.plugin.v1.CheckBatchAnswer;
+import io.palisade.plugin.v1.CheckCall;
+import io.palisade.plugin.v1.CheckRequestRequest;
+import io.palisade.plugin.v1.ConfigureRequest;
+import io.palisade.plugin.v1.FilterGrpc;
+import io.palisade.plugin.v1.LifecycleGrpc;
+import io.palisade.plugin.v1.Request;
+import java.time.Duration;
+import java.util.HashMap;
+import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.Test;
+
+/** Many calls in one message. */
+class BatchesTest {
+
+  private PluginServices services;
+  private Server server;
+  private ManagedChannel channel;
+  private StreamObserver<CheckBatch> batches;
+  private final LinkedBlockingQueue<CheckBatchAnswer> messages = new LinkedBlockingQueue<>();
+  private final CompletableFuture<Throwable> end = new CompletableFuture<>();
+  private int taken;
+
+  private void start(Plugin plugin) throws Exception {
+    services = new PluginServices(InternalPlugin.definition(plugin), () -> {});
+    String name = InProcessServerBuilder.generateName();
+    server = services.server(InProcessServerBuilder.forName(name)).start();
+    channel = InProcessChannelBuilder.forName(name).build();
+    LifecycleGrpc.newBlockingStub(channel)
+        .configure(ConfigureRequest.newBuilder().setHash("1").build());
+    batches =
+        FilterGrpc.newStub(channel)
+            .checkBatches(
+                new StreamObserver<>() {
+                  @Override
+                  public void onNext(CheckBatchAnswer message) {
+                    messages.add(message);
+                  }
+
+                  @Override
+                  public void onError(Throwable thrown) {
+                    end.complete(thrown);
+                  }
+
+                  @Override
+                  public void onCompleted() {
+                    end.complete(null);
+                  }
+                });
+  }
+
+  @AfterEach
+  void stop() throws Exception {
+    channel.shutdownNow();
+    services.stop(server, Duration.ofSeconds(30));
+  }
+
+  private static CheckCall call(long id, String path) {
+    return CheckCall.newBuilder()
+        .setId(id)
+        .setTimeoutMicros(TimeUnit.SECONDS.toMicros(30))
+        .setRequest(
+            CheckRequestRequest.newBuilder().setRequest(Request.newBuilder().setPath(path)))
+        .build();
+  }
+
+  private void send(String hash, CheckCall... calls) {
+    batches.onNext(
+        CheckBatch.newBuilder().setConfigHash(hash).addAllCalls(java.util.List.of(calls)).build());
+  }
+
+  private Map<Long, CheckAnswer> answers(int count) throws Exception {
+    Map<Long, CheckAnswer> got = new HashMap<>();
+    while (got.size() < count) {
+      CheckBatchAnswer message = messages.poll(30, TimeUnit.SECONDS);
+      taken += message.getTaken();
+      for (CheckAnswer answer : message.getAnswersList()) {
+        assertNull(got.put(answer.getId(), answer), "answered twice");
+      }
+    }
+    return got;
+  }
+
+  @Test
+  void every_call_is_answered_once() throws Exception {
+    start(
+        Plugin.named("test")
+            .filter(
+                (request, config) -> {
+                  if (request.path().equals("/throw")) {
+                    throw new IllegalStateException("no");
+                  }
+                  return request.path().equals("/") ? Decision.allow() : Decision.deny(403, "no");
+                }));
+    send("1", call(1, "/"), call(2, "/no"), call(3, "/throw"), CheckCall.newBuilder().setId(4).build());
+    Map<Long, CheckAnswer> got = answers(4);
+    assertTrue(got.get(1L).getRequest().hasAllow());
+    assertEquals(403, got.get(2L).getRequest().getDeny().getStatus());
+    assertEquals(13, got.get(3L).getError().getCode());
+    assertEquals(12, got.get(4L).getError().getCode());
+    assertEquals(1, taken);
+    send("other", call(5, "/"));
+    assertEquals(9, answers(1).get(5L).getError().getCode());
+    batches.onCompleted();
+    assertNull(end.get(30, TimeUnit.SECONDS));
+  }
+
+  @Test
+  void a_call_that_blocks_holds_up_no_other() throws Exception {
+    CountDownLatch go = new CountDownLatch(1);
+    start(
+        Plugin.named("test")
+            .filter(
+                (request, config) -> {
+                  if (request.path().equals("/wait")) {
+                    go.await();
+                  } else if (request.path().equals("/go")) {
+                    go.countDown();
+                  }
+                  return Decision.allow();
+                }));
+    send("", call(1, "/wait"), call(2, "/"), call(3, "/wait"));
+    assertTrue(answers(1).get(2L).getRequest().hasAllow());
+    send("", call(4, "/go"));
+    assertEquals(3, answers(3).size());
+    assertEquals(2, taken);
+  }
+
+  @Test
+  void a_plugin_that_stops_answers_what_it_has() throws Exception {
+    CountDownLatch begun = new CountDownLatch(1);
+    CountDownLatch go = new CountDownLatch(1);
+    start(
+        Plugin.named("test")
+            .filter(
+                (request, config) -> {
+                  begun.countDown();
+                  go.await();
+                  return Decision.allow();
+                }));
+    send("", call(1, "/"));
+    assertTrue(begun.await(30, TimeUnit.SECONDS));
+    services.close();
+    go.countDown();
+    assertTrue(answers(1).get(1L).getRequest().hasAllow());
+    assertNull(end.get(30, TimeUnit.SECONDS));
+  }
+}
