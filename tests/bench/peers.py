@@ -100,7 +100,7 @@ def palisade(place: Place, upstream: int, plugin: str | None) -> Proxy:
     lines.append(f"routes: [{{upstream: 'http://127.0.0.1:{upstream}'{filters}}}]")
     plugins: dict[str, Any] = {}
     if plugin:
-        plugins["auth"] = {"command": [str(part) for part in commands[plugin]], "config": {"header": "user"}}
+        plugins["auth"] = {"command": [str(part) for part in commands[plugin]], "config": {"header": "user"}, "timeout": "1s"}
     if place.certificate:
         loader = [str(place.python), str(ROOT / "plugins-python/samples/cert_loader.py")]
         plugins["certs"] = {"command": loader, "config": {"dir": str(place.certificate)}}
