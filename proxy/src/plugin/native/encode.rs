@@ -105,10 +105,8 @@ pub(super) fn check_request(subject: &Subject<'_>, needs: &Needs) -> Message {
                 Address::Unix(path) => local.present(2, path.display().to_string().as_bytes()),
             });
         }
-        if needs.tls || needs.peer_certificate {
-            if let Some(tls) = &client.tls {
-                message.nested(11, |message| tls_facts(message, tls, needs.peer_certificate));
-            }
+        if let Some(tls) = client.tls.as_ref().filter(|_| needs.tls || needs.peer_certificate) {
+            message.nested(11, |message| tls_facts(message, tls, needs.peer_certificate));
         }
         message.text(12, &client.listener);
         if let Some(route) = route.filter(|_| needs.route) {
