@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,14 +16,14 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Address, Cidr, Limits};
 use crate::http::{Client, Closed, Connections, Place, Protocol, TlsFacts, serve};
-use crate::overload::Share;
+use crate::overload::{Overload, Share};
 use crate::proxy::Proxy;
 use crate::telemetry::Metrics;
 
@@ -129,19 +130,53 @@ impl Open {
 #[derive(Debug)]
 pub(crate) struct Slot {
     serving: ArcSwap<Serving>,
-    /// As many permits as there may be connections.
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Cancelled: takes no more connections.
     drain: CancellationToken,
 }
 
-impl Slot {
-    pub(crate) fn new(serving: Arc<Serving>) -> Self {
-        Self {
-            places: Arc::new(Semaphore::new(serving.service.limits.max_connections)),
-            drain: serving.service.connections.drain.child_token(),
-            serving: ArcSwap::new(serving),
+/// The listener's open connections.
+#[derive(Debug, Default)]
+struct Places {
+    taken: AtomicUsize,
+    /// When there is one fewer, or another limit.
+    changed: Notify,
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub(crate) struct Taken(Arc<Places>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Places {
+    fn take(self: &Arc<Self>) -> Taken {
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        Taken(Arc::clone(self))
+    }
+
+    /// Returns when there is none. Cancel safe.
+    async fn empty(&self) {
+        loop {
+            // Before it is looked: what changes from here on wakes the wait.
+            let changed = self.changed.notified();
+            if self.taken.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            changed.await;
         }
+    }
+}
+
+impl Slot {
+    /// `drain` ends it, and [`Slot::close`].
+    pub(crate) fn new(serving: Arc<Serving>, drain: &CancellationToken) -> Self {
+        Self { serving: ArcSwap::new(serving), places: Arc::default(), drain: drain.child_token() }
     }
 
     /// What serves the next connection.
@@ -154,36 +189,38 @@ impl Slot {
         Arc::clone(&self.serving.load().proxy)
     }
 
-    /// From here on the next connections and requests are served by this.
+    /// From here on the next connections and requests are served by this. If there are more connections than it takes,
+    /// they stay.
     pub(crate) fn serve_by(&self, serving: Arc<Serving>) {
-        let service = Arc::clone(&serving.service);
-        let before = self.serving.swap(serving).service.limits.max_connections;
-        let now = service.limits.max_connections;
-        if now > before {
-            self.places.add_permits(now - before);
-        } else if let Some(fewer) = before.checked_sub(now).and_then(|fewer| u32::try_from(fewer).ok())
-            && fewer > 0
-        {
-            // Those who have a place keep it; theirs are the ones that go.
-            let (places, drain) = (Arc::clone(&self.places), self.drain.clone());
-            service.connections.tasks.spawn(async move {
-                if let Some(Ok(taken)) = drain.run_until_cancelled(places.acquire_many_owned(fewer)).await {
-                    taken.forget();
-                }
-            });
-        }
+        self.serving.store(serving);
+        self.places.changed.notify_waiters();
     }
 
     /// Takes no more connections, and asks those there are to end; after `timeout` they are ended.
     pub(crate) async fn close(&self, timeout: Duration) {
-        let Service { connections, limits, .. } = &*self.service();
         self.drain.cancel();
+        let connections = self.service().connections.clone();
         connections.drain.cancel();
-        let all = u32::try_from(limits.max_connections).unwrap_or(u32::MAX);
         tokio::select! {
-            _ = self.places.acquire_many(all) => {}
+            () = self.places.empty() => {}
             () = tokio::time::sleep(timeout) => connections.end.cancel(),
-            () = connections.end.cancelled() => {}
+        }
+    }
+
+    fn limit(&self) -> usize {
+        self.serving.load().service.limits.max_connections
+    }
+
+    /// The next connection, once there is a place for it: those without one wait in the kernel's queue. Cancel safe.
+    async fn next(&self, listener: &Open, overload: &Arc<Overload>) -> io::Result<(Socket, Taken, Share)> {
+        loop {
+            let changed = self.places.changed.notified();
+            let room = self.places.taken.load(Ordering::SeqCst) < self.limit();
+            let accepted = async { (overload.share().await, listener.next().await) };
+            tokio::select! {
+                (share, socket) = accepted, if room => return socket.map(|socket| (socket, self.places.take(), share)),
+                () = changed => {}
+            }
         }
     }
 }
@@ -211,16 +248,12 @@ pub(crate) struct Service {
 
 /// Takes connections until a drain begins. Nothing that goes wrong with one of them ends it.
 pub(crate) async fn accept(listener: Open, slot: Arc<Slot>) {
-    let Slot { places, drain, .. } = &*slot;
     let overload = Arc::clone(&slot.service().connections.overload);
     let mut reserve = reserve();
     let taking = async {
         loop {
-            // Before accepting: those without a place wait in the kernel's queue.
-            let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
-            let share = overload.share().await;
-            match listener.next().await {
-                Ok(socket) => slot.begin(socket, place, share),
+            match slot.next(&listener, &overload).await {
+                Ok((socket, taken, share)) => slot.begin(socket, taken, share),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) if is_out_of_descriptors(&error) && reserve.take().is_some() => {
                     // Else it would wait in the queue for nobody knows how long, and wake us up all the while.
@@ -241,15 +274,14 @@ pub(crate) async fn accept(listener: Open, slot: Arc<Slot>) {
     };
     tokio::select! {
         () = taking => {}
-        () = drain.cancelled() => {}
+        () = slot.drain.cancelled() => {}
     }
     // Those who were let into the queue are served: closing it would reset them.
     let deadline = Instant::now() + QUEUED;
-    while let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        let taken = async { (overload.share().await, listener.next().await) };
-        match tokio::time::timeout_at(deadline, taken).await {
-            Ok((share, Ok(socket))) => slot.begin(socket, place, share),
-            Ok((_, Err(_))) | Err(_) => return,
+    while slot.places.taken.load(Ordering::SeqCst) < slot.limit() {
+        match tokio::time::timeout_at(deadline, slot.next(&listener, &overload)).await {
+            Ok(Ok((socket, taken, share))) => slot.begin(socket, taken, share),
+            Ok(Err(_)) | Err(_) => return,
         }
     }
 }
@@ -286,9 +318,9 @@ impl Open {
 }
 
 impl Slot {
-    fn begin(self: &Arc<Self>, socket: Socket, permit: OwnedSemaphorePermit, share: Share) {
+    fn begin(self: &Arc<Self>, socket: Socket, taken: Taken, share: Share) {
         let (slot, service) = (Arc::clone(self), self.service());
-        let place = Place::new(permit, share, service.metrics.connection(&service.name));
+        let place = Place::new(taken, share, service.metrics.connection(&service.name));
         let tasks = service.connections.tasks.clone();
         tasks.spawn(async move { service.connection(slot, socket, place).await });
     }

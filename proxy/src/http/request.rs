@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version, request::Parts};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::headers;
 use super::path;
 use crate::config::{Address, Limits, Requests};
+use crate::listener::Taken;
 use crate::overload::Share;
 use crate::respond::{Failure, Reason};
 use crate::telemetry;
@@ -38,14 +38,14 @@ pub(crate) struct Client {
 /// A connection's share of the listener's limit, and its part in the metrics.
 #[derive(Debug)]
 pub(crate) struct Place {
-    _permit: OwnedSemaphorePermit,
+    _taken: Taken,
     _share: Share,
     _counted: telemetry::Connection,
 }
 
 impl Place {
-    pub(crate) fn new(permit: OwnedSemaphorePermit, share: Share, counted: telemetry::Connection) -> Self {
-        Self { _permit: permit, _share: share, _counted: counted }
+    pub(crate) fn new(taken: Taken, share: Share, counted: telemetry::Connection) -> Self {
+        Self { _taken: taken, _share: share, _counted: counted }
     }
 }
 

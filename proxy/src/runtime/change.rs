@@ -190,12 +190,7 @@ impl Changes {
         let gone: Vec<_> = self.open.iter().map(|open| open.key.clone()).filter(gone).collect();
         self.close(|key| gone.contains(key)).await;
         self.show_listeners();
-        for listener in &before.listeners {
-            let now = self.current.listener(&listener.key);
-            if now.is_some_and(|now| now.serving.service.tls.is_some() != listener.serving.service.tls.is_some()) {
-                listener.serving.service.connections.drain.cancel();
-            }
-        }
+        self.part(&before);
         self.leave(&before);
         let (plugins, listeners) = differences;
         let hash = self.current.config.hash.clone();
@@ -225,7 +220,7 @@ impl Changes {
             let Some(listener) = self.current.listener(&key) else { continue };
             let name = &*listener.serving.service.name;
             tracing::info!(target: "palisade", listener = name, address = %address, "listening");
-            let slot = Arc::new(Slot::new(Arc::clone(&listener.serving)));
+            let slot = Arc::new(Slot::new(Arc::clone(&listener.serving), &self.house.connections.drain));
             let accepting = self.house.connections.tasks.spawn(listener::accept(open, Arc::clone(&slot)));
             self.open.push(OpenListener { key, address, slot, accepting });
         }
@@ -252,6 +247,23 @@ impl Changes {
         self.open = kept;
         let closed: Vec<OpenListener> = closed;
         join_all(closed.into_iter().map(|open| open.close(&self.house, timeout))).await;
+    }
+
+    /// Ends the connections whose listener has changed between cleartext and TLS.
+    fn part(&self, before: &Generation) {
+        let timeout = self.current.config.drain_timeout;
+        let now = |key: &Key| self.current.listener(key).map(|listener| &listener.serving.service);
+        for listener in &before.listeners {
+            let before = &listener.serving.service;
+            if now(&listener.key).is_some_and(|now| now.tls.is_some() != before.tls.is_some()) {
+                let (connections, end) = (before.connections.clone(), self.house.end_background.clone());
+                connections.drain.cancel();
+                self.house.background.spawn(async move {
+                    end.run_until_cancelled(tokio::time::sleep(timeout)).await;
+                    connections.end.cancel();
+                });
+            }
+        }
     }
 
     /// Stops what is only of `generation`, once the requests that began with it have ended.
