@@ -41,6 +41,9 @@ async fn crashes_leave_no_descriptor_thread_task_zombie_directory_or_memory() {
         kill(pid, Signal::SIGKILL);
         let serving = |status: &Status| status.restarts == restart && status.state == State::Serving;
         pid = until(&plugin, serving).await.pid.unwrap();
+        if restart % 1_000 == 0 {
+            eprintln!("after {restart}: {}", Held::now());
+        }
     }
     // The guard and the plugin.
     eventually("there is no zombie", || children().len() == 2).await;

@@ -200,6 +200,41 @@ async fn a_plugin_that_is_restarted_too_often_waits_for_an_operator() {
 }
 
 #[tokio::test]
+async fn an_exit_with_status_0_is_an_end_like_any_other() {
+    // The shell exits with 0 when the plugin in it has been killed.
+    let scenario = Scenario::shell("\"$FAKE\" & echo $! >> $OUT; wait; exit 0");
+    let plugin = scenario.start();
+    client(&plugin).await;
+    kill(scenario.pids(1).await[0], Signal::SIGKILL);
+    let status = until(&plugin, |status| status.restarts == 1 && status.state == State::Serving).await;
+    assert!(matches!(status.last_exit.unwrap().cause, ExitCause::Exited(0)));
+    plugin.shutdown().await;
+}
+
+#[tokio::test]
+async fn fifty_that_die_together_are_all_noticed_reaped_and_started_again() {
+    let scenarios: Vec<_> = (0..50).map(|_| Scenario::fake(&[])).collect();
+    let plugins: Vec<_> = scenarios.iter().map(Scenario::start).collect();
+    let mut pids = vec![];
+    for plugin in &plugins {
+        pids.push(client(plugin).await.info.pid);
+    }
+    for pid in &pids {
+        kill(*pid, Signal::SIGKILL);
+    }
+    for plugin in &plugins {
+        until(plugin, |status| status.restarts == 1 && status.state == State::Serving).await;
+    }
+    let zombie = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    for pid in pids {
+        eventually("it has been reaped", || !zombie(pid)).await;
+    }
+    for plugin in &plugins {
+        plugin.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn twenty_stubborn_plugins_stop_together() {
     let options = ["ignore-term", "no-controller"];
     let scenarios: Vec<Scenario> = (0..20).map(|_| Scenario::fake(&options)).collect();
