@@ -113,6 +113,20 @@ async fn what_can_not_be_had_is_an_error_unless_it_may_be_missing() {
     assert!(seen["confinement"]["missing"][0].as_str().unwrap().starts_with("user "), "{seen:#}");
 }
 
+#[tokio::test]
+async fn what_is_missing_takes_nothing_else_with_it() {
+    if !geteuid().is_root() {
+        return;
+    }
+    // Root's processes can't be counted. The rest is in force all the same.
+    let proxy = start("serve", "{profile: hardened, user: root, on_missing: warn}").await;
+    let seen = inspect(&proxy).await;
+    let missing = seen["confinement"]["missing"].as_array().unwrap();
+    assert!(missing.len() == 1 && missing[0].as_str().unwrap().contains("limits.processes"), "{missing:?}");
+    let probes = seen["confinement"]["probes"].as_array().unwrap();
+    assert!(probes.iter().all(|probe| probe["allowed"] == false), "{probes:#?}");
+}
+
 /// For proxies of other users, whose socket only root may use besides.
 async fn inspect_by_socket(proxy: &Proxy) -> Value {
     let socket = proxy.runtime_dir().join("admin.sock");
@@ -213,4 +227,39 @@ async fn what_was_pinned_runs_in_a_sandbox_too_and_nothing_else_does() {
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(outcome.stderr.contains("is not what was pinned: its checksum is sha256:"), "{outcome:?}");
     assert!(outcome.stderr.contains(&format!("and should be {sum}")), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_set_user_id_program_gains_nothing() {
+    if !geteuid().is_root() {
+        // Only root can make such a program.
+        return;
+    }
+    // With `none` it does what it is made for; that this is possible here, and no mount forbids it, is seen first.
+    for (sandbox, expected) in [("none", 0), ("default", ORDINARY), ("hardened", ORDINARY)] {
+        let (dir, mut options, fake) = open_place();
+        let run = dir.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        chown(&run, Some(ORDINARY), Some(ORDINARY)).unwrap();
+        // Not the file that other tests link to.
+        let own = dir.path().join("set-user-id");
+        std::fs::copy(&fake, &own).unwrap();
+        std::fs::set_permissions(&own, PermissionsExt::from_mode(0o4755)).unwrap();
+        options.uid = Some(ORDINARY);
+        let yaml = config(&own, "stay", sandbox).replace("fake: {", "fake: {required: false, ");
+        let proxy = Proxy::spawn(Arc::new(dir), &yaml, &options);
+        let effective = || {
+            let pids = palisade_tests::process::descendants(proxy.pid());
+            let uid = |pid: &i32| {
+                let command = palisade_tests::process::command(*pid);
+                let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+                let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+                command.contains("set-user-id stay").then(|| uids.split_whitespace().nth(1)?.parse::<u32>().ok())?
+            };
+            pids.iter().find_map(uid)
+        };
+        eventually(format_args!("{sandbox}: the plugin runs as {expected}"), || effective() == Some(expected)).await;
+        let pid = *palisade_tests::process::descendants(proxy.pid()).first().unwrap();
+        proxy.watch(pid);
+    }
 }

@@ -165,13 +165,14 @@ fn confine(plan: &Plan, key: ExecKey) -> Result<Vec<String>, Trouble> {
     let mut missing = Missing { tolerated: sandbox.on_missing == OnMissing::Warn, parts: Vec::new() };
     let mut rules = files::prepare(plan, &mut missing)?;
     let given = files::given(plan);
+    let countable = missing.tolerate(namespaces::countable(sandbox))?.is_some();
     let entered = missing.tolerate(namespaces::enter(sandbox))?.is_some();
     if entered && sandbox.private_tmp {
         namespaces::hide(plan, &given)?;
         rules = rules.map(|rules| rules.allow_temporary()).transpose()?;
     }
     missing.tolerate(ids::apply(sandbox.user, sandbox.capabilities.as_ref()))?;
-    limits::apply(&sandbox.limits, entered)?;
+    limits::apply(&sandbox.limits, countable && (entered || sandbox.user.is_some()))?;
     let failed = |act: &str, errno: nix::Error| Trouble::failed(act.to_owned(), errno.into());
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| failed("ask to die with the host", errno))?;
     if getppid() != Pid::from_raw(plan.host) {

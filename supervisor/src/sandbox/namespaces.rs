@@ -23,20 +23,24 @@ const HIDDEN: &[&str] = &["/tmp", "/var/tmp", "/run", "/dev/shm"];
 const TMP_OPTIONS: &str = "mode=1777,size=64m";
 const EMPTY_OPTIONS: &str = "mode=0755,size=1m";
 
+/// Whether processes can be counted for the plugin alone. Root has no number of them that is too high.
+pub(super) fn countable(sandbox: &Sandbox) -> Result<(), Trouble> {
+    let uid = sandbox.user.map_or_else(|| geteuid().as_raw(), |user| user.uid);
+    if sandbox.limits.processes.is_some() && uid == 0 {
+        return Err(Trouble::missing("`limits.processes`".to_owned(), "another user than root (`user`)"));
+    }
+    Ok(())
+}
+
 /// Makes the namespaces that a plan asks for. Those who may not do so by themselves get a user namespace, in which they
 /// may, and in which processes are counted apart.
 pub(super) fn enter(sandbox: &Sandbox) -> Result<(), Trouble> {
     let mut flags = CloneFlags::empty();
     flags.set(CloneFlags::CLONE_NEWNET, sandbox.network == Network::None);
     flags.set(CloneFlags::CLONE_NEWNS, sandbox.private_tmp);
-    // Root has no number of processes that is too high, and without a user of its own the host's would count.
-    let counted = sandbox.limits.processes.is_some();
     let privileged = ids::has(Capability::CAP_SYS_ADMIN);
-    let as_root = sandbox.user.map_or_else(|| geteuid().as_raw(), |user| user.uid) == 0;
-    if counted && as_root {
-        return Err(Trouble::missing("`limits.processes`".to_owned(), "another user than root (`user`)"));
-    }
-    if flags.is_empty() && !(counted && sandbox.user.is_none()) {
+    let count_apart = sandbox.limits.processes.is_some() && sandbox.user.is_none() && !privileged;
+    if flags.is_empty() && !count_apart {
         return Ok(());
     }
     if privileged {

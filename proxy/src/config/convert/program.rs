@@ -125,6 +125,11 @@ fn executable(path: &Path) -> Result<(), (String, Option<String>)> {
     if metadata.permissions().mode() & 0o111 == 0 {
         return Err((format!("`{shown}` is not executable"), Some(format!("try: chmod +x {shown}"))));
     }
+    if let Some(open) = open_to_everybody(path) {
+        let open = open.display();
+        let help = format!("try: chmod o-w {open}");
+        return Err((format!("`{open}` can be written to by everyone, who could replace `{shown}`"), Some(help)));
+    }
     let mut start = Vec::new();
     // A program may be executable without being readable; then there is nothing to learn.
     if File::open(path).and_then(|file| file.take(FIRST_LINE as u64).read_to_end(&mut start)).is_err() {
@@ -146,6 +151,22 @@ fn executable(path: &Path) -> Result<(), (String, Option<String>)> {
             Some("install the interpreter, or correct the script's `#!` line".to_owned()),
         )),
     }
+}
+
+/// What of a path, or of what it leads to, everybody may write to: the file, or a directory in which everybody may
+/// replace what belongs to others.
+fn open_to_everybody(path: &Path) -> Option<PathBuf> {
+    const OTHERS: u32 = 0o002;
+    const STICKY: u32 = 0o1000;
+    let real = path.canonicalize().ok();
+    let places = [Some(path), real.as_deref()].into_iter().flatten().flat_map(Path::ancestors);
+    let open = |place: &&Path| {
+        fs::metadata(place).is_ok_and(|found| {
+            let mode = found.permissions().mode();
+            mode & OTHERS != 0 && !(found.is_dir() && mode & STICKY != 0)
+        })
+    };
+    places.into_iter().find(open).map(Path::to_owned)
 }
 
 #[derive(Debug, PartialEq)]

@@ -11,6 +11,33 @@ fn each_is_reported_at_its_place() {
     place.check(LISTENER, CASES);
 }
 
+#[test]
+fn a_program_that_everybody_may_replace_is_refused_by_the_part_that_is_open() {
+    let place = Place::new();
+    place.write("open/bin/plugin", "#!/bin/sh\n", 0o755);
+    place.write("file", "#!/bin/sh\n", 0o757);
+    let mode = |name: &str, mode| {
+        std::fs::set_permissions(place.file().with_file_name(name), std::os::unix::fs::PermissionsExt::from_mode(mode))
+    };
+    mode("open", 0o777).unwrap();
+    std::os::unix::fs::symlink("open/bin/plugin", place.file().with_file_name("link")).unwrap();
+    let refusal = |at, open, program| {
+        format!(
+            "{at} `DIR/{open}` can be written to by everyone, who could replace `DIR/{program}` [try: chmod o-w DIR/{open}]"
+        )
+    };
+    let text = format!(
+        "{LISTENER}plugins:\n  a: {{command: [./open/bin/plugin]}}\n  b: {{command: [./link]}}\n  c: {{command: [./file]}}\n"
+    );
+    let expected =
+        [refusal("3:17", "open", "open/bin/plugin"), refusal("4:17", "open", "link"), refusal("5:17", "file", "file")];
+    assert_eq!(place.problems(&text), expected);
+    // As directories for temporary files are.
+    mode("open", 0o1777).unwrap();
+    mode("file", 0o755).unwrap();
+    assert_eq!(place.problems(&text), Vec::<String>::new());
+}
+
 /// What follows a good listener, which is line 1.
 const CASES: &[(&str, &[&str])] = &[
     (
