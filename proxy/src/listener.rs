@@ -2,17 +2,17 @@
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Address, Cidr, Limits};
+use crate::config::{self, Address, Cidr, Limits};
 use crate::http::{Client, Closed, Connections, Place, Protocol, TlsFacts, serve};
 use crate::overload::{Overload, Share};
 use crate::proxy::Proxy;
@@ -44,6 +44,71 @@ const KEEPALIVE: u32 = 60;
 pub(crate) enum Bound {
     Tcp(TcpSocket),
     Unix(UnixSocket, SocketFile),
+    /// One that this process was given: connections wait in its queue already.
+    Given(Open),
+}
+
+/// A listening socket that this process was given, by its predecessor or by a service manager.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    name: String,
+    socket: OwnedFd,
+    /// Whether its file, where it is a unix socket, is removed with it.
+    ours: bool,
+}
+
+impl Inherited {
+    /// `name` is the listener's; `ours`: whether its file, where it is a unix socket, is to be removed in the end.
+    pub(crate) fn new(name: String, socket: OwnedFd, ours: bool) -> Self {
+        Self { name, socket, ours }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it is a listener's, by its address or, where the kernel chose the port or the address may be written in
+    /// several ways, by its name.
+    pub(crate) fn is_of(&self, listener: &config::Listener) -> bool {
+        let listens_at = |address: &Address| match address {
+            Address::Tcp(address) => {
+                getsockname::<SockaddrStorage>(self.socket.as_raw_fd()).is_ok_and(|found| match address {
+                    SocketAddr::V4(address) => {
+                        found.as_sockaddr_in().is_some_and(|it| SocketAddrV4::from(*it) == *address)
+                    }
+                    SocketAddr::V6(address) => {
+                        found.as_sockaddr_in6().is_some_and(|it| SocketAddrV6::from(*it) == *address)
+                    }
+                })
+            }
+            Address::Unix(path) => {
+                getsockname::<UnixAddr>(self.socket.as_raw_fd()).is_ok_and(|found| found.path() == Some(path))
+            }
+        };
+        let kind = getsockname::<SockaddrStorage>(self.socket.as_raw_fd()).ok().and_then(|found| found.family());
+        let same_kind = match &listener.address {
+            Address::Tcp(_) => matches!(kind, Some(AddressFamily::Inet | AddressFamily::Inet6)),
+            Address::Unix(_) => kind == Some(AddressFamily::Unix),
+        };
+        same_kind && (listens_at(&listener.address) || self.name == listener.name)
+    }
+
+    /// Takes it as a listener's.
+    pub(crate) fn bound(self, address: &Address) -> io::Result<Bound> {
+        let open = match address {
+            Address::Tcp(_) => {
+                let listener = std::net::TcpListener::from(self.socket);
+                listener.set_nonblocking(true)?;
+                Open::Tcp(TcpListener::from_std(listener)?)
+            }
+            Address::Unix(path) => {
+                let listener = std::os::unix::net::UnixListener::from(self.socket);
+                listener.set_nonblocking(true)?;
+                Open::Unix(UnixListener::from_std(listener)?, SocketFile::given(path, self.ours))
+            }
+        };
+        Ok(Bound::Given(open))
+    }
 }
 
 /// A socket that takes connections.
@@ -53,21 +118,69 @@ pub(crate) enum Open {
     Unix(UnixListener, SocketFile),
 }
 
-/// A unix socket's file, removed when the listener goes.
+/// A unix socket's file, removed when the listener goes, where it is this process's.
 #[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Whether this process is the one that is to remove it, once it is in charge.
+    ours: bool,
+    /// Set: another process is in charge.
+    left: Left,
+}
+
+/// Set: the file is another process's.
+pub(crate) type Left = Arc<AtomicBool>;
 
 impl SocketFile {
     pub(crate) fn new(path: &Path) -> Self {
-        Self(path.to_owned())
+        Self { path: path.to_owned(), ours: true, left: Left::default() }
+    }
+
+    /// Of a socket that this process was given. Left alone until [`SocketFile::claim`], and for ever where it is not
+    /// `ours`.
+    pub(crate) fn given(path: &Path, ours: bool) -> Self {
+        Self { path: path.to_owned(), ours, left: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// This process is in charge.
+    pub(crate) fn claim(&self) {
+        self.left.store(!self.ours, Ordering::Release);
+    }
+}
+
+/// An open socket once more, to be handed to another process.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) socket: OwnedFd,
+    /// Whether who has it removes its file.
+    pub(crate) ours: bool,
+    left: Left,
+}
+
+impl Handle {
+    pub(crate) fn new(socket: &impl AsFd, file: Option<&SocketFile>) -> io::Result<Self> {
+        let socket = socket.as_fd().try_clone_to_owned()?;
+        Ok(Self {
+            socket,
+            ours: file.is_some_and(|file| file.ours),
+            left: file.map(|file| Arc::clone(&file.left)).unwrap_or_default(),
+        })
+    }
+
+    /// Whether the socket's file is another process's from here on.
+    pub(crate) fn leave(&self, left: bool) {
+        self.left.store(left || !self.ours, Ordering::Release);
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        match std::fs::remove_file(&self.0) {
+        if self.left.load(Ordering::Acquire) {
+            return;
+        }
+        match std::fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(target: "palisade::listener", path = %self.0.display(), %error, "a socket could not be removed");
+                tracing::warn!(target: "palisade::listener", path = %self.path.display(), %error, "a socket could not be removed");
             }
             _ => {}
         }
@@ -112,6 +225,7 @@ impl Bound {
         match self {
             Self::Tcp(socket) => socket.listen(BACKLOG).map(Open::Tcp),
             Self::Unix(socket, file) => socket.listen(BACKLOG).map(|listener| Open::Unix(listener, file)),
+            Self::Given(open) => Ok(open),
         }
     }
 }
@@ -121,7 +235,22 @@ impl Open {
     pub(crate) fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(_, file) => Ok(Address::Unix(file.0.clone())),
+            Self::Unix(_, file) => Ok(Address::Unix(file.path.clone())),
+        }
+    }
+
+    /// The socket once more, to be handed to another process.
+    pub(crate) fn handle(&self) -> io::Result<Handle> {
+        match self {
+            Self::Tcp(listener) => Handle::new(listener, None),
+            Self::Unix(listener, file) => Handle::new(listener, Some(file)),
+        }
+    }
+
+    /// This process is in charge of it.
+    pub(crate) fn claim(&self) {
+        if let Self::Unix(_, file) = self {
+            file.claim();
         }
     }
 }

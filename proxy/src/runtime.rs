@@ -2,6 +2,7 @@
 
 mod change;
 mod generation;
+mod handover;
 mod lock;
 
 use std::fmt;
@@ -10,19 +11,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_supervisor::{ExitReport, PrivateDirError, StartError, prepare_runtime_dir};
+use palisade_supervisor::{ExitReport, PrivateDirError, StartError, chain, prepare_runtime_dir};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::change::Changes;
+use self::change::{Changes, Worked};
 use self::generation::{Generation, Key};
+use self::handover::Heir;
 use self::lock::{Lock, LockError};
 use crate::admin::{self, Admin, Change, InForce, Order, Readiness};
 use crate::config::{Address, Config};
 use crate::http::Connections;
-use crate::listener::Bound;
+use crate::listener::{Bound, Handle, Inherited};
 use crate::plugin::{Plugins, Roster};
 use crate::route::BuildError;
 use crate::telemetry::Metrics;
@@ -89,6 +91,20 @@ pub enum Error {
         /// What was wrong last.
         last: String,
     },
+    /// The process before this one does not let it take over.
+    #[error("the proxy that runs has not handed over")]
+    NotTakenOver,
+    /// What it handed over can't be used.
+    #[error("what was handed over can't be used")]
+    Inheritance(#[source] io::Error),
+    /// Another runtime directory than the one that was handed over.
+    #[error("`runtime_dir` is {now:?}, and {before:?} in the proxy that runs; restart the proxy to change it")]
+    Moved {
+        /// The configuration's.
+        now: PathBuf,
+        /// The running proxy's.
+        before: PathBuf,
+    },
     /// A bug of ours.
     #[error("internal error: {0}")]
     Internal(String),
@@ -113,24 +129,52 @@ struct House {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     in_force: Arc<InForce>,
+    lock: Lock,
+    /// The admin socket, for a successor.
+    admin: Handle,
 }
 
 /// Runs the proxy until SIGTERM or SIGINT, drains, and stops the plugins. A second signal ends the drain. SIGHUP has
-/// the configuration read again.
+/// the configuration read again, SIGUSR2 has a new process of the binary that is there now take over.
 ///
 /// # Errors
 ///
 /// What keeps it from running; when this returns, no plugin is left either way.
 pub async fn run(config: Config) -> Result<(), Error> {
+    let Some(mut heir) = Heir::of_this_process().await.map_err(Error::Inheritance)? else {
+        return run_as(config, None, handover::activated()).await;
+    };
+    let listeners = std::mem::take(&mut heir.listeners);
+    let ended = run_as(config, Some(&mut heir), listeners).await;
+    if let Err(error) = &ended {
+        heir.failed(chain(error)).await;
+    }
+    ended
+}
+
+/// As [`run`], with what this process was given.
+async fn run_as(config: Config, mut heir: Option<&mut Heir>, mut given: Vec<Inherited>) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Signals)?;
     let hangups = signal(SignalKind::hangup()).map_err(Error::Signals)?;
+    let upgrades = signal(SignalKind::user_defined2()).map_err(Error::Signals)?;
     let runtime_dir = prepare_runtime_dir(&config.runtime_dir).map_err(Error::RuntimeDir)?;
     let config = Config { runtime_dir: runtime_dir.clone(), ..config };
-    let _lock = Lock::take(&config.runtime_dir)?;
-    let admin_socket = config.runtime_dir.join(admin::SOCKET);
-    let admin_listener =
-        admin::bind(&admin_socket).map_err(|source| Error::Admin { path: admin_socket.clone(), source })?;
-    let bound = change::bind(&config, &[])?;
+    let path = runtime_dir.join(admin::SOCKET);
+    let unopened = |source| Error::Admin { path: path.clone(), source };
+    let (lock, admin_socket) = match heir.as_deref_mut() {
+        None => (Lock::take(&runtime_dir)?, admin::bind(&path).map_err(unopened)?),
+        Some(heir) => {
+            let (before, lock, admin) = heir.estate()?;
+            if before != runtime_dir {
+                return Err(Error::Moved { now: runtime_dir, before });
+            }
+            (Lock::shared(lock), admin::adopt(admin, &path).map_err(unopened)?)
+        }
+    };
+    let bound = change::bind(&config, &[], &mut given)?;
+    for unused in given {
+        tracing::warn!(target: "palisade", name = unused.name(), "a socket that was handed over is no listener's: closed");
+    }
 
     let house = Arc::new(House {
         runtime_dir,
@@ -141,16 +185,32 @@ pub async fn run(config: Config) -> Result<(), Error> {
         metrics: Arc::new(Metrics::default()),
         readiness: Arc::new(Readiness::default()),
         in_force: Arc::new(InForce::default()),
+        lock,
+        admin: admin_socket.handle().map_err(unopened)?,
     });
     let (orders, inbox) = mpsc::channel(admin::MOST_ORDERS);
     let events = house.plugins.events();
     let admin = Admin::new(&config, &house.in_force, events, &house.metrics, &house.readiness, orders.clone());
     let stop_admin = CancellationToken::new();
-    let admin = tokio::spawn(admin::serve(admin_listener, Arc::new(admin), stop_admin.clone()));
-    let end = house.end_background.clone();
-    house.background.spawn(async move { end.run_until_cancelled(reload_on(hangups, orders)).await });
+    let (in_charge, stop) = (CancellationToken::new(), stop_admin.clone());
+    if heir.is_none() {
+        in_charge.cancel();
+    }
+    let turn = in_charge.clone();
+    let admin = tokio::spawn(async move {
+        if stop.run_until_cancelled(turn.cancelled()).await.is_some() {
+            admin_socket.claim();
+            admin::serve(admin_socket, Arc::new(admin), stop).await;
+        }
+    });
+    for (signals, change) in [(hangups, Change::Reload), (upgrades, Change::UpgradeSelf)] {
+        let (end, orders) = (house.end_background.clone(), orders.clone());
+        house.background.spawn(async move { end.run_until_cancelled(order_on(signals, change, orders)).await });
+    }
+    drop(orders);
 
-    let ended = serve(&house, config, bound, inbox, &mut signals).await;
+    let ends = Ends { in_charge, stop_admin: stop_admin.clone() };
+    let ended = serve(&house, config, bound, inbox, &mut signals, heir, ends).await;
 
     house.readiness.closed();
     house.end_background.cancel();
@@ -166,6 +226,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
     ended
 }
 
+/// Cancelled when this process is the one that serves, and when it is not any more.
+struct Ends {
+    in_charge: CancellationToken,
+    stop_admin: CancellationToken,
+}
+
 /// Everything between the start of the plugins and their end.
 async fn serve(
     house: &Arc<House>,
@@ -173,6 +239,8 @@ async fn serve(
     bound: Vec<(Key, Bound)>,
     mut orders: mpsc::Receiver<Order>,
     signals: &mut Signals,
+    mut heir: Option<&mut Heir>,
+    ends: Ends,
 ) -> Result<(), Error> {
     let overload = Arc::clone(&house.connections.overload);
     overload.set(config.overload);
@@ -188,15 +256,32 @@ async fn serve(
             return Ok(());
         }
     }
+    if let Some(heir) = heir.as_deref_mut() {
+        heir.turn().await?;
+        house.lock.claim().map_err(Error::Inheritance)?;
+    }
     let mut changes = Changes::begin(Arc::clone(house), first, bound)?;
+    ends.in_charge.cancel();
+    if let Some(heir) = heir {
+        heir.serving().await;
+    }
+    handover::notify();
     tracing::info!(target: "palisade", "ready");
     let signal = tokio::select! {
         signal = signals.next() => signal,
-        // Hangups alone keep it going.
-        () = changes.work(&mut orders) => signals.next().await,
+        worked = changes.work(&mut orders) => match worked {
+            // Signals alone keep it going.
+            Worked::NoOrders => signals.next().await,
+            Worked::Succeeded => {
+                house.connections.succeeded.cancel();
+                ends.stop_admin.cancel();
+                "none: another process serves"
+            }
+        }
     };
     tracing::info!(target: "palisade", signal, "draining");
     house.readiness.closed();
+    changes.let_go();
     drain(changes.drain_timeout(), &house.connections, signals).await;
     Ok(())
 }
@@ -220,12 +305,12 @@ async fn drain(timeout: Duration, connections: &Connections, signals: &mut Signa
     }
 }
 
-/// Orders a reload for each SIGHUP. Those that come while one waits are one.
-async fn reload_on(mut hangups: Signal, orders: mpsc::Sender<Order>) {
-    while hangups.recv().await.is_some() {
-        let order = Order { change: Change::Reload, answer: None };
+/// Orders a change for each signal of a kind. Those that come while one waits are one.
+async fn order_on(mut signals: Signal, change: Change, orders: mpsc::Sender<Order>) {
+    while signals.recv().await.is_some() {
+        let order = Order { change: change.clone(), answer: None };
         if orders.send(order).await.is_err() {
-            tracing::warn!(target: "palisade", "SIGHUP is ignored: the proxy ends");
+            tracing::warn!(target: "palisade", %change, "a signal is ignored: the proxy ends");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::Client;
+use crate::{Client, get, soon};
 
 /// What a client asks and which status it wants.
 type Question = (&'static str, &'static [(&'static str, &'static str)], u16);
@@ -15,7 +15,7 @@ type Question = (&'static str, &'static [(&'static str, &'static str)], u16);
 /// Asked in turn: what is let through, and what is not.
 const QUESTIONS: [Question; 2] = [("/", &[("user", "admin")], 200), ("/", &[], 403)];
 
-/// Load on one listener: over HTTP/1.1 and HTTP/2, until [`Load::end`].
+/// Load on one listener: over HTTP/1.1 and HTTP/2, until [`Load::end`]. Clients that are told to go connect again.
 #[derive(Debug)]
 pub struct Load {
     end: Arc<AtomicBool>,
@@ -43,7 +43,8 @@ impl Load {
         let client = |http2: bool| {
             let (end, count) = (Arc::clone(&end), Arc::clone(&count));
             tokio::spawn(async move {
-                let mut client = if http2 { Client::http2(address).await } else { Client::http1(address).await };
+                let connect = async || if http2 { Client::http2(address).await } else { Client::http1(address).await };
+                let mut client = connect().await;
                 // Late ones are made up for: the rate is a rate.
                 let mut beat = pause.map(tokio::time::interval);
                 for (path, headers, status) in QUESTIONS.iter().cycle() {
@@ -53,8 +54,19 @@ impl Load {
                     if let Some(beat) = &mut beat {
                         beat.tick().await;
                     }
-                    let reply = client.get(path, headers).await;
+                    let reply = match soon("an answer", client.try_send(get(path, headers))).await {
+                        Ok(reply) => reply,
+                        // Told to go before the request was sent: no HTTP/2 client takes that for a failure.
+                        Err(error) if http2 && error.is_canceled() => {
+                            client = connect().await;
+                            client.get(path, headers).await
+                        }
+                        Err(error) => panic!("no answer to GET {path}: {error:?}"),
+                    };
                     assert_eq!(reply.status, *status, "{reply:?}");
+                    if reply.header("connection") == "close" {
+                        client = connect().await;
+                    }
                     count.fetch_add(1, Ordering::SeqCst);
                 }
             })

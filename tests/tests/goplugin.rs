@@ -216,6 +216,12 @@ async fn a_proxy_that_is_pid_1_runs_plugins_of_mosn_s_sdk() {
         let (mut proxy, _upstream) = start_as(Some(palisade.clone()), &program, &["-sdk"], "").await;
         assert_eq!(proxy.get("/", &[("user", "admin")]).await.status, 200);
         assert_eq!(proxy.get("/", &[]).await.status, 403);
+        // Pid 1 follows a proxy that has taken over.
+        let upgraded = proxy.cli(&["upgrade-self"]).await;
+        assert_eq!(upgraded.code, Some(0), "{upgraded:?}\n{}", proxy.log());
+        let stopped = |line: &str| line.contains("draining") && line.contains("another process serves");
+        proxy.wait_for_log("the end of the process before", stopped).await;
+        assert_eq!(proxy.get("/", &[("user", "admin")]).await.status, 200);
         // The proxy is a child of pid 1, which hands it the signals that a container is sent.
         let init = process::descendants(proxy.pid())[0];
         assert_eq!(fs::read_to_string(format!("/proc/{init}/status")).unwrap().lines().find_map(inner_pid), Some(1));

@@ -23,6 +23,8 @@ pub(crate) enum Change {
     Reload,
     /// Replaces the processes of a plugin by new ones.
     Upgrade(String),
+    /// Replaces this process by a new one, of the binary that is there now.
+    UpgradeSelf,
 }
 
 impl Change {
@@ -31,6 +33,7 @@ impl Change {
         match self {
             Self::Reload => "reload",
             Self::Upgrade(_) => "upgrade",
+            Self::UpgradeSelf => "upgrade_self",
         }
     }
 }
@@ -40,6 +43,7 @@ impl fmt::Display for Change {
         match self {
             Self::Reload => f.write_str("reload"),
             Self::Upgrade(plugin) => write!(f, "upgrade of {plugin}"),
+            Self::UpgradeSelf => f.write_str("upgrade of the proxy itself"),
         }
     }
 }
@@ -53,6 +57,9 @@ pub(crate) struct Changed {
     pub(crate) hash: String,
     pub(crate) plugins: Differences,
     pub(crate) listeners: Differences,
+    /// The process that serves from now on, where that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) successor: Option<u32>,
 }
 
 /// Names.

@@ -39,7 +39,8 @@ pub(super) fn routes(admin: Arc<Admin>, stop: CancellationToken) -> Router {
         .route("/plugins/{name}/start", post(|admin, name| order(admin, name, Order::Start)))
         .route("/plugins/{name}/upgrade", post(upgrade))
         .route("/plugins/{name}/inspect", get(inspect))
-        .route("/reload", post(reload))
+        .route("/reload", post(|admin| changed(admin, Change::Reload)))
+        .route("/upgrade", post(|admin| changed(admin, Change::UpgradeSelf)))
         .fallback(|| async { refused(StatusCode::NOT_FOUND, "there is nothing here", None) })
         .method_not_allowed_fallback(|| async {
             refused(StatusCode::METHOD_NOT_ALLOWED, "this method is not served here", None)
@@ -230,9 +231,9 @@ async fn upgrade(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> R
     }
 }
 
-/// Has the configuration read again.
-async fn reload(State(admin): State<Arc<Admin>>) -> Response {
-    match change(&admin, Change::Reload).await {
+/// Has everything changed at once: the configuration, or the process.
+async fn changed(State(admin): State<Arc<Admin>>, what: Change) -> Response {
+    match change(&admin, what).await {
         Ok(changed) => Json(changed).into_response(),
         Err(refused) => refused,
     }

@@ -1,7 +1,7 @@
 //! The socket itself: who may connect, how many at a time, and for how long.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::pin::pin;
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Admin, routes};
-use crate::listener::SocketFile;
+use crate::listener::{Handle, SocketFile};
 
 /// Open connections; more wait in the accept queue.
 const MOST_CONNECTIONS: usize = 64;
@@ -56,6 +56,25 @@ pub(crate) fn bind(path: &Path) -> io::Result<Socket> {
 pub(crate) struct Socket {
     listener: UnixListener,
     file: SocketFile,
+}
+
+/// Takes over the socket at `path` from another process.
+pub(crate) fn adopt(socket: OwnedFd, path: &Path) -> io::Result<Socket> {
+    let listener = std::os::unix::net::UnixListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(Socket { listener: UnixListener::from_std(listener)?, file: SocketFile::given(path, true) })
+}
+
+impl Socket {
+    /// The socket once more, to be handed to another process.
+    pub(crate) fn handle(&self) -> io::Result<Handle> {
+        Handle::new(&self.listener, Some(&self.file))
+    }
+
+    /// This process is in charge of it.
+    pub(crate) fn claim(&self) {
+        self.file.claim();
+    }
 }
 
 /// Answers until `stop`, then ends within [`LAST_ANSWERS`] and removes the socket.

@@ -160,7 +160,8 @@ async fn a_change_is_answered_with_what_came_of_it() {
     let mut proxy = Proxy::start().await;
     let names = |name: &str| vec![name.to_owned()];
     let plugins = Differences { replaced: names("auth"), ..Differences::default() };
-    let changed = Changed { generation: 2, hash: "ab".to_owned(), plugins, listeners: Differences::default() };
+    let (listeners, successor) = (Differences::default(), None);
+    let changed = Changed { generation: 2, hash: "ab".to_owned(), plugins, listeners, successor };
     let none = json!({"added": [], "replaced": [], "removed": []});
     let plugins = json!({"added": [], "replaced": ["auth"], "removed": []});
     let shown = json!({"generation": 2, "config_sha256": "ab", "plugins": plugins, "listeners": none});

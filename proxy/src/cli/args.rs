@@ -48,6 +48,12 @@ pub(super) enum Command {
     /// A valid one takes over without a gap: unchanged plugins, connections to upstreams and sockets stay. One that is
     /// invalid, or whose new plugins or listeners don't come up, changes nothing.
     Reload(Reload),
+    /// Have a new process take over from a running proxy
+    ///
+    /// It is the binary that is there now, with the same arguments. It starts its own plugins beside the running ones; when
+    /// all is ready, it takes over the listening sockets, and the process before it drains and ends. No connection is
+    /// refused and no request lost. If the new one does not come up, the running one goes on.
+    UpgradeSelf(Reload),
     /// Restart, upgrade, stop or start a plugin of a running proxy; pin what a plugin runs
     #[command(subcommand)]
     Plugin(Plugin),

@@ -57,6 +57,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Status(args) => status::status(args),
         Command::Reload(args) => reload::reload(&args),
         Command::Events(args) => events::events(args),
+        Command::UpgradeSelf(args) => reload::upgrade_self(&args),
         Command::Plugin(args) => plugin::plugin(args),
         Command::Schema => print(format_args!("{:#}", config::schema())),
         Command::Completions { shell } => {

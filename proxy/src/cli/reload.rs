@@ -1,4 +1,4 @@
-//! `palisade reload`.
+//! `palisade reload` and `palisade upgrade-self`.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -31,6 +31,16 @@ pub(super) fn reload(args: &Reload) -> Result<(), Failure> {
         return print(format_args!("{answer:#}"));
     }
     print(told(&understood(answer)?))
+}
+
+pub(super) fn upgrade_self(args: &Reload) -> Result<(), Failure> {
+    let admin = Admin::of(&args.target)?;
+    let answer: Value = converse(admin.change("/upgrade"))?;
+    if args.json {
+        return print(format_args!("{answer:#}"));
+    }
+    let successor = answer["successor"].as_u64().unwrap_or_default();
+    print(format_args!("upgraded: pid {successor} serves"))
 }
 
 fn told(changed: &Changed) -> String {

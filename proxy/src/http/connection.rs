@@ -34,6 +34,10 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// How long a drain waits for the first request of a connection.
 const UNASKED: Duration = Duration::from_secs(1);
 
+/// How long an idle connection may wait for one more request, to be told to go by its answer, where another process
+/// serves already: closing it could meet a request that is on its way.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
+
 /// A send buffer drains in steps: the kernel says that there is room when a third of it is free, so a slow client looks
 /// for longer as if it did not read. TCP_USER_TIMEOUT finds those that really don't.
 const STEPS: u32 = 4;
@@ -63,6 +67,9 @@ pub(crate) struct Connections {
     pub(crate) end: CancellationToken,
     /// What all of them together cost.
     pub(crate) overload: Arc<Overload>,
+    /// Cancelled: another process takes connections in the place of this one, so clients may be asked to go there one by
+    /// one, with an answer.
+    pub(crate) succeeded: CancellationToken,
 }
 
 impl Connections {
@@ -73,6 +80,7 @@ impl Connections {
             drain: self.drain.child_token(),
             end: self.end.child_token(),
             overload: Arc::clone(&self.overload),
+            succeeded: self.succeeded.child_token(),
         }
     }
 
@@ -137,6 +145,7 @@ pub(crate) async fn serve<I>(
     let enough = CancellationToken::new();
     let (stop, overload) = (enough.clone(), Arc::clone(&connections.overload));
     let metrics = Arc::clone(&slot.service().metrics);
+    let succeeded = connections.succeeded.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let guard = counter.begin(memory(request.headers()));
         let load = overload.load();
@@ -158,8 +167,10 @@ pub(crate) async fn serve<I>(
         let client = Arc::clone(&client);
         let activity = counter.clone();
         let listener = Arc::clone(&client);
+        let succeeded = succeeded.clone();
         async move {
             let mut response = proxy.handle(request, &client, refused).await;
+            let last = last || succeeded.is_cancelled();
             if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -180,7 +191,7 @@ pub(crate) async fn serve<I>(
                 .max_buf_size(limits.max_header_bytes + 8 * 1024)
                 .serve_connection(io, service)
                 .with_upgrades();
-            drive(pin!(connection), &activity, &limits, &enough, connections).await
+            drive(pin!(connection), &activity, &limits, &enough, connections, protocol).await
         }
         Protocol::Http2 => {
             let connection = http2::Builder::new(TokioExecutor::new())
@@ -191,7 +202,7 @@ pub(crate) async fn serve<I>(
                 .keep_alive_timeout(PING)
                 .max_send_buf_size(SEND_BUFFER)
                 .serve_connection(io, service);
-            drive(pin!(connection), &activity, &limits, &enough, connections).await
+            drive(pin!(connection), &activity, &limits, &enough, connections, protocol).await
         }
     };
     if let Some(reason) = activity.closed() {
@@ -256,6 +267,7 @@ async fn drive(
     limits: &Limits,
     enough: &CancellationToken,
     connections: &Connections,
+    protocol: Protocol,
 ) -> Option<hyper::Result<()>> {
     let often = limits.idle_timeout.min(limits.body_idle_timeout);
     let mut check = Instant::now() + often.min(limits.first_byte_timeout);
@@ -264,6 +276,8 @@ async fn drive(
         connections.drain.cancelled().await;
         if activity.begun() == 0 {
             tokio::time::sleep(UNASKED).await;
+        } else if protocol == Protocol::Http1 && connections.succeeded.is_cancelled() {
+            tokio::time::sleep(LAST_REQUEST).await;
         }
     };
     let mut draining = pin!(draining);

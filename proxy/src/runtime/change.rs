@@ -11,10 +11,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::generation::{Generation, Key};
+use super::handover::{self, Handed};
 use super::{Error, House};
 use crate::admin::{Change, Changed, Differences, Order, Refused};
 use crate::config::{self, Address, Config, Problems};
-use crate::listener::{self, Bound, Open, Slot};
+use crate::listener::{self, Bound, Handle, Inherited, Open, Slot};
 use crate::plugin::{Contracts, Plugins, Running};
 use crate::telemetry::Outcome;
 
@@ -28,6 +29,8 @@ pub(super) struct Changes {
     number: u64,
     /// By name, the plugins that were replaced and are not gone yet: at most one of each.
     leaving: BTreeMap<String, JoinHandle<()>>,
+    /// Whether another process serves.
+    succeeded: bool,
 }
 
 /// A socket that takes connections.
@@ -37,12 +40,24 @@ struct OpenListener {
     address: Address,
     slot: Arc<Slot>,
     accepting: JoinHandle<()>,
+    /// For a successor; none in a drain.
+    handle: Option<Handle>,
+}
+
+/// Why [`Changes::work`] has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Worked {
+    /// Nobody is left to give orders.
+    NoOrders,
+    /// Another process serves.
+    Succeeded,
 }
 
 impl OpenListener {
     /// Takes no more connections; returns when the address is free.
     async fn close(self, house: &House, timeout: Duration) {
-        let Self { slot, accepting, .. } = self;
+        let Self { slot, accepting, handle, .. } = self;
+        drop(handle);
         let end = house.end_background.clone();
         house.background.spawn(async move { end.run_until_cancelled(slot.close(timeout)).await });
         // An error would be a panic in there, which has been reported.
@@ -50,10 +65,14 @@ impl OpenListener {
     }
 }
 
-/// Takes the addresses of a configuration that are not held yet.
-pub(super) fn bind(config: &Config, open: &[Key]) -> Result<Vec<(Key, Bound)>, Error> {
+/// Takes the addresses of a configuration that are not held yet: those that this process was given, and others.
+pub(super) fn bind(config: &Config, open: &[Key], given: &mut Vec<Inherited>) -> Result<Vec<(Key, Bound)>, Error> {
     let added = config.listeners.iter().filter(|listener| !open.contains(&Key::of(listener)));
-    let bind = |listener: &config::Listener| match listener::bind(&listener.address) {
+    let mut take = |listener: &config::Listener| match given.iter().position(|given| given.is_of(listener)) {
+        Some(index) => given.swap_remove(index).bound(&listener.address),
+        None => listener::bind(&listener.address),
+    };
+    let bind = |listener: &config::Listener| match take(listener) {
         Ok(bound) => Ok((Key::of(listener), bound)),
         Err(source) => {
             let (listener, address) = (listener.name.clone(), listener.address.clone());
@@ -63,8 +82,17 @@ pub(super) fn bind(config: &Config, open: &[Key]) -> Result<Vec<(Key, Bound)>, E
     added.map(bind).collect()
 }
 
+/// A socket that takes connections soon.
+#[derive(Debug)]
+struct Added {
+    key: Key,
+    open: Open,
+    address: Address,
+    handle: Handle,
+}
+
 /// Begins to listen. Connections wait until [`Changes`] takes them.
-fn listen(bound: Vec<(Key, Bound)>, generation: &Generation) -> Result<Vec<(Key, Open, Address)>, Error> {
+fn listen(bound: Vec<(Key, Bound)>, generation: &Generation) -> Result<Vec<Added>, Error> {
     let listen = |(key, bound): (Key, Bound)| {
         let service = generation.listener(&key).map(|listener| Arc::clone(&listener.serving.service));
         let service = service.ok_or_else(|| Error::Internal(format!("no listener for {key:?}")))?;
@@ -72,7 +100,8 @@ fn listen(bound: Vec<(Key, Bound)>, generation: &Generation) -> Result<Vec<(Key,
             |source| Error::Listen { listener: service.name.to_string(), address: service.address.clone(), source };
         let open = bound.open().map_err(failed)?;
         let address = open.address().map_err(failed)?;
-        Ok((key, open, address))
+        let handle = open.handle().map_err(failed)?;
+        Ok(Added { key, open, address, handle })
     };
     bound.into_iter().map(listen).collect()
 }
@@ -81,7 +110,8 @@ impl Changes {
     /// Opens the listeners of the first generation.
     pub(super) fn begin(house: Arc<House>, first: Generation, bound: Vec<(Key, Bound)>) -> Result<Self, Error> {
         let added = listen(bound, &first)?;
-        let mut changes = Self { house, current: first, open: Vec::new(), number: 1, leaving: BTreeMap::new() };
+        let mut changes =
+            Self { house, current: first, open: Vec::new(), number: 1, leaving: BTreeMap::new(), succeeded: false };
         changes.shift(added);
         changes.show();
         Ok(changes)
@@ -94,7 +124,7 @@ impl Changes {
 
     /// Carries out orders, until nobody is left to give any. Cancel safe: whatever a change has begun is stopped with
     /// everything else.
-    pub(super) async fn work(&mut self, orders: &mut mpsc::Receiver<Order>) {
+    pub(super) async fn work(&mut self, orders: &mut mpsc::Receiver<Order>) -> Worked {
         while let Some(Order { change, answer }) = orders.recv().await {
             let done = self.carry_out(&change).await;
             self.house.metrics.changed(change.kind(), outcome(&done));
@@ -111,6 +141,42 @@ impl Changes {
                 // Whoever asked may have left.
                 answer.send(done).ok();
             }
+            if self.succeeded {
+                return Worked::Succeeded;
+            }
+        }
+        Worked::NoOrders
+    }
+
+    /// Has a new process take everything over that is there only once.
+    async fn succeed(&mut self) -> Result<Changed, Refused> {
+        let name = |open: &OpenListener| {
+            let listener = self.current.listener(&open.key);
+            listener.map(|listener| listener.serving.service.name.to_string()).unwrap_or_default()
+        };
+        let handles = self.open.iter().filter_map(|open| Some((name(open), open.handle.as_ref()?)));
+        let listeners: Vec<_> = handles.collect();
+        let admin = &self.house.admin;
+        // Before the other one takes over, so that its files are not removed whatever becomes of this one meanwhile.
+        let leave = |left| listeners.iter().map(|(_, handle)| *handle).chain([admin]).for_each(|it| it.leave(left));
+        leave(true);
+        let (runtime_dir, lock) = (&*self.house.runtime_dir, self.house.lock.as_fd());
+        let succeeded = handover::succeed(Handed { runtime_dir, lock, admin, listeners: &listeners }).await;
+        let pid = succeeded.map_err(|why| {
+            leave(false);
+            Refused::Failed(why)
+        })?;
+        drop(listeners);
+        self.succeeded = true;
+        let (plugins, listeners) = (Differences::default(), Differences::default());
+        let hash = self.current.config.hash.clone();
+        Ok(Changed { generation: self.number, hash, plugins, listeners, successor: Some(pid) })
+    }
+
+    /// No successor will be there any more: the sockets close when they take no more connections.
+    pub(super) fn let_go(&mut self) {
+        for open in &mut self.open {
+            open.handle = None;
         }
     }
 
@@ -134,6 +200,7 @@ impl Changes {
                 }
                 self.apply(config, Some(name)).await
             }
+            Change::UpgradeSelf => self.succeed().await,
         }
     }
 
@@ -151,7 +218,7 @@ impl Changes {
         let former = Arc::clone(&self.current.plugins);
         let prepared = async {
             let held: Vec<_> = self.open.iter().map(|open| open.key.clone()).collect();
-            let bound = bind(&config, &held)?;
+            let bound = bind(&config, &held, &mut Vec::new())?;
             let plugins = Arc::new(Plugins::start(&config, &former, renew, &self.house.plugins)?);
             let made = async {
                 let next = Generation::new(&self.house, config, Arc::clone(&plugins), Some(&self.current))?;
@@ -172,7 +239,7 @@ impl Changes {
         let differences = differences(&self.current, &next);
         let before = std::mem::replace(&mut self.current, next);
         let number = self.number;
-        let opened: Vec<_> = added.iter().map(|(key, ..)| key.clone()).collect();
+        let opened: Vec<_> = added.iter().map(|added| added.key.clone()).collect();
         self.number += 1;
         self.shift(added);
         self.show();
@@ -194,7 +261,7 @@ impl Changes {
         self.leave(&before);
         let (plugins, listeners) = differences;
         let hash = self.current.config.hash.clone();
-        Ok(Changed { generation: self.number, hash, plugins, listeners })
+        Ok(Changed { generation: self.number, hash, plugins, listeners, successor: None })
     }
 
     /// Waits until earlier processes of the plugins that will be replaced have gone: of each there are at most two
@@ -210,19 +277,20 @@ impl Changes {
     }
 
     /// Lets the current generation serve: on the sockets there are, and on those that were added.
-    fn shift(&mut self, added: Vec<(Key, Open, Address)>) {
+    fn shift(&mut self, added: Vec<Added>) {
         for open in &self.open {
             if let Some(listener) = self.current.listener(&open.key) {
                 open.slot.serve_by(Arc::clone(&listener.serving));
             }
         }
-        for (key, open, address) in added {
+        for Added { key, open, address, handle } in added {
+            open.claim();
             let Some(listener) = self.current.listener(&key) else { continue };
             let name = &*listener.serving.service.name;
             tracing::info!(target: "palisade", listener = name, address = %address, "listening");
             let slot = Arc::new(Slot::new(Arc::clone(&listener.serving), &self.house.connections.drain));
             let accepting = self.house.connections.tasks.spawn(listener::accept(open, Arc::clone(&slot)));
-            self.open.push(OpenListener { key, address, slot, accepting });
+            self.open.push(OpenListener { key, address, slot, accepting, handle: Some(handle) });
         }
     }
 

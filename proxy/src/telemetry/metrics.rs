@@ -92,7 +92,7 @@ impl Metrics {
             let labels = PluginLabels { plugin: Name::from(&**plugin) };
             drop(self.unjudged.get_or_create(&labels));
         }
-        for kind in ["reload", "upgrade"] {
+        for kind in ["reload", "upgrade", "upgrade_self"] {
             drop(self.changes.get_or_create(&ChangeLabels { change: kind, outcome: Outcome::Done.as_str() }));
         }
     }

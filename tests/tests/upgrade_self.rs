@@ -1,0 +1,214 @@
+//! A new process takes over from a running one: its listeners, its runtime directory, its admin socket.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use palisade_tests::process::{kill, runs};
+use palisade_tests::{Client, Load, Options, Outcome, Proxy, Upstream, eventually, fake, place, run_to_exit, soon};
+use tempfile::TempDir;
+
+const ADMIN: (&str, &str) = ("user", "admin");
+
+fn config(dir: &TempDir, upstream: &Upstream) -> String {
+    format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}, {{name: local, address: 'unix:{}/web.sock'}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {}, timeout: 10s}}}}
+",
+        dir.path().display(),
+        upstream.address(),
+        fake(&["serve"])
+    )
+}
+
+async fn start() -> (Proxy, Upstream, Arc<TempDir>) {
+    let (upstream, dir) = (Upstream::http1("app").await, Arc::new(place()));
+    let yaml = config(&dir, &upstream);
+    (Proxy::start_in(Arc::clone(&dir), &yaml).await, upstream, dir)
+}
+
+async fn upgrade(proxy: &Proxy) -> Outcome {
+    proxy.cli(&["upgrade-self"]).await
+}
+
+/// The process that answers on the admin socket.
+async fn in_charge(proxy: &Proxy) -> i32 {
+    i32::try_from(proxy.status().await["pid"].as_i64().unwrap()).unwrap()
+}
+
+/// Ends the process in charge, which is not the one that the harness has started.
+async fn end(proxy: &Proxy) {
+    let pid = in_charge(proxy).await;
+    kill(pid, Signal::SIGTERM);
+    eventually("the last process ends", || !runs(pid)).await;
+    assert!(!proxy.runtime_dir().join("admin.sock").exists());
+    assert!(!proxy.dir().join("web.sock").exists());
+}
+
+/// Upgrades, one after the other, while requests go on.
+async fn upgrades_under_load(upgrades: u32, each_second: u32) -> u64 {
+    let (mut proxy, _upstream, _dir) = start().await;
+    let load = Load::at_rate(proxy.address(), each_second);
+    let mut pid = proxy.pid();
+    for _ in 0..upgrades {
+        load.more(100).await;
+        let upgraded = upgrade(&proxy).await;
+        assert_eq!(upgraded.code, Some(0), "{upgraded:?}\n{}", proxy.log());
+        let next = in_charge(&proxy).await;
+        assert_ne!(next, pid);
+        load.more(100).await;
+        // The one before drains, stops its plugins, and ends.
+        if pid == proxy.pid() {
+            assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
+        } else {
+            eventually("the process before ends", || !runs(pid)).await;
+        }
+        pid = next;
+    }
+    let count = load.end().await;
+    let mut local = Client::http1_unix(&proxy.dir().join("web.sock")).await;
+    assert_eq!(local.get("/", &[ADMIN]).await.status, 200);
+    drop(local);
+    end(&proxy).await;
+    count
+}
+
+#[tokio::test]
+async fn upgrades_under_load_refuse_no_connection_and_lose_no_request() {
+    upgrades_under_load(3, 400).await;
+}
+
+#[tokio::test]
+#[ignore = "a minute or two: make soak"]
+async fn fifty_upgrades_at_1000_requests_a_second_lose_nothing() {
+    let count = upgrades_under_load(50, 1000).await;
+    #[allow(clippy::print_stderr, reason = "figures for whoever runs it")]
+    {
+        eprintln!("50 upgrades, {count} requests, none lost");
+    }
+}
+
+#[tokio::test]
+async fn a_successor_that_does_not_come_up_changes_nothing() {
+    let (proxy, upstream, dir) = start().await;
+    let file = dir.path().join("palisade.yaml");
+    let cases = [
+        ("nonsense: 1\n".to_owned(), "configuration is invalid"),
+        (config(&dir, &upstream).replace("\"serve\"", "\"exit:7\""), "exit status 7"),
+        (format!("runtime_dir: elsewhere\n{}", config(&dir, &upstream)), "`runtime_dir` is"),
+    ];
+    for (yaml, why) in cases {
+        fs::write(&file, yaml).unwrap();
+        let refused = upgrade(&proxy).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains(why), "no {why:?} in {}", refused.stderr);
+        assert_eq!(in_charge(&proxy).await, proxy.pid());
+        assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+        let mut local = Client::http1_unix(&dir.path().join("web.sock")).await;
+        assert_eq!(local.get("/", &[ADMIN]).await.status, 200);
+    }
+    fs::write(&file, config(&dir, &upstream)).unwrap();
+    assert_eq!(upgrade(&proxy).await.code, Some(0), "{}", proxy.log());
+    end(&proxy).await;
+}
+
+#[tokio::test]
+async fn sigusr2_upgrades_and_the_runtime_directory_stays_locked() {
+    let (mut proxy, upstream, dir) = start().await;
+    let before = proxy.pid();
+    kill(before, Signal::SIGUSR2);
+    assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
+    let pid = in_charge(&proxy).await;
+    assert_ne!(pid, before);
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    let outcome = second_proxy(&dir, &upstream).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains(&format!("(pid {pid})")), "{}", outcome.stderr);
+    end(&proxy).await;
+}
+
+/// What becomes of another proxy with the same runtime directory, while one runs. That one's processes stay.
+async fn second_proxy(dir: &TempDir, upstream: &Upstream) -> Outcome {
+    let other = place();
+    let yaml = format!("runtime_dir: {}\n{}", dir.path().join("run").display(), config(dir, upstream));
+    run_to_exit(other.path(), &yaml).await
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_told_to_go_by_the_answer_to_its_next_request() {
+    let (mut proxy, _upstream, _dir) = start().await;
+    let mut client = Client::http1(proxy.address()).await;
+    assert_eq!(client.get("/", &[ADMIN]).await.header("connection"), "");
+    assert_eq!(upgrade(&proxy).await.code, Some(0), "{}", proxy.log());
+    let last = client.get("/", &[ADMIN]).await;
+    assert_eq!((last.status, last.header("connection").as_str()), (200, "close"), "{last:?}");
+    assert!(proxy.wait_exit().await.success());
+    end(&proxy).await;
+}
+
+/// A program that does what systemd does: opens sockets, and hands them to `palisade` from descriptor 3 on.
+const ACTIVATE: &str = r#"#!/usr/bin/env python3
+import fcntl, os, socket, sys
+web = socket.create_server(("127.0.0.1", 0))
+path = os.path.abspath("activated.sock")
+local = socket.socket(socket.AF_UNIX)
+local.bind(path)
+local.listen()
+# First out of the way of where they go.
+high = [fcntl.fcntl(each.fileno(), fcntl.F_DUPFD, 100) for each in (web, local)]
+for index, fd in enumerate(high):
+    os.dup2(fd, 3 + index, inheritable=True)
+os.closerange(5, 200)
+os.environ.update(LISTEN_FDS="2", LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="web:other")
+palisade = os.environ["PALISADE"]
+os.execv(palisade, [palisade] + sys.argv[1:])
+"#;
+
+#[tokio::test]
+async fn sockets_of_a_service_manager_are_taken_over() {
+    let (upstream, dir) = (Upstream::http1("app").await, Arc::new(place()));
+    let [palisade, _] = palisade_tests::programs_in(dir.path());
+    let script = dir.path().join("activate");
+    fs::write(&script, ACTIVATE).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let yaml = config(&dir, &upstream).replace("web.sock", "activated.sock");
+    let env = vec![("PALISADE".into(), palisade.into())];
+    let options = Options { env, program: Some(script), ..Options::default() };
+    let mut proxy = Proxy::start_with(Arc::clone(&dir), &yaml, &options).await;
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    let mut local = Client::http1_unix(&dir.path().join("activated.sock")).await;
+    assert_eq!(local.get("/", &[ADMIN]).await.status, 200);
+    drop(local);
+    assert_eq!(upgrade(&proxy).await.code, Some(0), "{}", proxy.log());
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    assert!(proxy.wait_exit().await.success());
+    let pid = in_charge(&proxy).await;
+    kill(pid, Signal::SIGTERM);
+    eventually("the last process ends", || !runs(pid)).await;
+    assert!(dir.path().join("activated.sock").exists(), "its file is the service manager's");
+}
+
+#[tokio::test]
+async fn a_service_manager_is_told_which_process_serves() {
+    let (upstream, dir) = (Upstream::http1("app").await, Arc::new(place()));
+    let notifications = tokio::net::UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    let env = vec![("NOTIFY_SOCKET".into(), dir.path().join("notify").into())];
+    let options = Options { env, ..Options::default() };
+    let mut proxy = Proxy::start_with(Arc::clone(&dir), &config(&dir, &upstream), &options).await;
+    let told = async || {
+        let mut buffer = [0; 256];
+        let length = soon("a notification", notifications.recv(&mut buffer)).await.unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    assert_eq!(told().await, format!("READY=1\nMAINPID={}", proxy.pid()));
+    assert_eq!(upgrade(&proxy).await.code, Some(0), "{}", proxy.log());
+    let pid = in_charge(&proxy).await;
+    assert_eq!(told().await, format!("READY=1\nMAINPID={pid}"));
+    assert!(tokio::time::timeout(Duration::from_secs(20), proxy.wait_exit()).await.unwrap().success());
+    end(&proxy).await;
+}
