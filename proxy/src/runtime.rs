@@ -279,8 +279,9 @@ async fn serve(
             }
         }
     };
-    tracing::info!(target: "palisade", signal, "draining");
+    // First, so that who asks sends nobody here any more.
     house.readiness.closed();
+    tracing::info!(target: "palisade", signal, "draining");
     changes.let_go();
     drain(changes.drain_timeout(), &house.connections, signals).await;
     Ok(())
