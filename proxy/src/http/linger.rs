@@ -46,7 +46,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Back<I> {
         if !matches!(timeout_at(end, io.shutdown()).await, Ok(Ok(()))) {
             return;
         }
-        let mut ignored = [0; 4096];
+        // Not in the future: each connection would hold it.
+        let mut ignored = vec![0; 4096];
         while let Ok(Ok(1..)) = timeout_at(end.min(Instant::now() + SILENT), io.read(&mut ignored)).await {}
     }
 }
