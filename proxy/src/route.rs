@@ -1,9 +1,12 @@
 //! Routes: which requests go where. The first that matches wins.
 
+mod index;
+
 use std::sync::Arc;
 
 use http::HeaderMap;
 
+use self::index::Index;
 use crate::config::{self, HeaderMatch, HeaderRule, HostPattern, PathPattern};
 use crate::filter::{Chain, UnknownPlugin};
 use crate::http::Request;
@@ -21,7 +24,10 @@ pub(crate) struct Route {
 
 /// All routes in their order.
 #[derive(Debug)]
-pub(crate) struct Routes(Vec<Route>);
+pub(crate) struct Routes {
+    routes: Vec<Route>,
+    index: Index,
+}
 
 /// Something that the configuration's own check has let through is missing: a bug of ours.
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +51,15 @@ impl Routes {
             let filters = Chain::new(&route.filters, plugins, metrics)?;
             Ok(Route { config: route.clone(), filters, upstream: Arc::clone(upstream) })
         };
-        routes.iter().map(route).collect::<Result<_, _>>().map(Self)
+        let routes = routes.iter().map(route).collect::<Result<Vec<_>, BuildError>>()?;
+        let index = Index::new(routes.iter().map(|route| &route.config));
+        Ok(Self { routes, index })
     }
 
     /// The first route for a request.
     pub(crate) fn find(&self, request: &Request) -> Option<&Route> {
-        self.0.iter().find(|route| matches(&route.config, request))
+        let matches = |place: usize| matches(&self.routes[place].config, request);
+        self.index.first(request.host(), &request.path, matches).map(|place| &self.routes[place])
     }
 }
 
