@@ -112,8 +112,8 @@ lint: setup
 fuzz:
 	@cargo fuzz --version >/dev/null 2>&1 || \
 		{ echo 'cargo-fuzz is not installed; it needs a nightly Rust: cargo install cargo-fuzz' >&2; exit 1; }
-	cd plugin-proto && for target in $$(cargo +nightly fuzz list); do \
-		env -u CARGO_TARGET_DIR cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit; done
+	for crate in plugin-proto proxy; do (cd $$crate && for target in $$(cargo +nightly fuzz list); do \
+		env -u CARGO_TARGET_DIR cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit; done) || exit; done
 
 # The long forms of tests that have a short one among the others; they print what they have counted.
 soak: rust
@@ -136,6 +136,6 @@ bench-smoke: setup
 
 clean:
 	rm -rf target .venv .tools .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache
-	rm -rf plugins-java/target plugins-java/sdk/target plugins-java/samples/target plugin-proto/fuzz/target
+	rm -rf plugins-java/target plugins-java/sdk/target plugins-java/samples/target plugin-proto/fuzz/target proxy/fuzz/target
 	rm -rf examples/*/certs
 	find examples plugins-python -name __pycache__ -prune -exec rm -rf {} +

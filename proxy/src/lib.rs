@@ -8,6 +8,8 @@ mod admin;
 pub mod cli;
 pub mod config;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod http;
 mod listener;
 mod overload;

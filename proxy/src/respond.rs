@@ -80,6 +80,8 @@ reasons! {
     NoRoute = "no_route", NOT_FOUND, "no route matches";
     /// The plugin is not serving and was not back in time.
     PluginUnavailable = "plugin_unavailable", SERVICE_UNAVAILABLE, "a filter is unavailable";
+    /// An upstream is the proxy itself.
+    LoopDetected = "loop_detected", LOOP_DETECTED, "the request has been here before";
     /// More memory or descriptors are in use than `overload` lets be.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "the proxy is overloaded";
     /// The headers of a connection's requests take too much memory together.
@@ -187,6 +189,9 @@ fn failure_reply(failure: &Failure, request_id: &str) -> (HeaderMap, String) {
     headers.insert(X_PALISADE_REASON, HeaderValue::from_static(failure.reason.as_str()));
     if failure.status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    }
+    if failure.status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     set_request_id(&mut headers, request_id);
     (headers, format!("{body}\n"))

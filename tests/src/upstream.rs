@@ -433,7 +433,20 @@ impl Scripted {
         F: Fn(TcpStream, usize) -> T + Send + 'static,
         T: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), script).await
+    }
+
+    /// The same at this address.
+    ///
+    /// # Panics
+    ///
+    /// When it is taken.
+    pub async fn start_at<F, T>(address: SocketAddr, script: F) -> Self
+    where
+        F: Fn(TcpStream, usize) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();

@@ -10,9 +10,9 @@ use serde_yaml::{Mapping, Value};
 
 use super::convert::{pattern, shown_duration, shown_size};
 use super::{
-    Address, Ambiguous, Balance, Config, Contract, DoubleSlashes, Filter, HeaderMatch, HeaderRule, HostPattern, Limits,
-    Listener, ListenerTls, OnFailure, Overload, PathPattern, Plugin, Profile, Requests, Route, Sandbox, Underscores,
-    Upstream, UpstreamProtocol,
+    Address, Ambiguous, Balance, Checks, Config, Contract, DoubleSlashes, Filter, HeaderMatch, HeaderRule, HostPattern,
+    Limits, Listener, ListenerTls, OnFailure, Overload, PathPattern, Plugin, Profile, Requests, Route, Sandbox,
+    Underscores, Upstream, UpstreamProtocol,
 };
 
 /// What stands for a secret.
@@ -55,6 +55,16 @@ impl Config {
 pub(super) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     ["password", "passwd", "passphrase", "secret", "token", "credential", "key"].iter().any(|word| key.contains(word))
+}
+
+fn checks(it: &Checks) -> Value {
+    mapping([
+        ("path", it.path.as_str().into()),
+        ("interval", time(it.interval)),
+        ("timeout", time(it.timeout)),
+        ("failures", it.failures.into()),
+        ("successes", it.successes.into()),
+    ])
 }
 
 fn overload(it: &Overload) -> Value {
@@ -227,6 +237,9 @@ fn upstream(it: &Upstream) -> Value {
         ("connect_timeout", time(it.connect_timeout)),
         ("idle_timeout", time(it.idle_timeout)),
         ("max_idle", it.max_idle.into()),
+        ("outliers", mapping([("failures", it.outliers.failures.into()), ("eject_for", time(it.outliers.eject_for))])),
+        ("checks", it.checks.as_ref().map_or(Value::Null, checks)),
+        ("panic_below", it.panic_below.into()),
         ("max_header_bytes", shown_size(it.max_header_bytes).into()),
         ("max_headers", it.max_headers.into()),
     ])

@@ -382,6 +382,36 @@ pub struct Upstream {
     pub max_header_bytes: usize,
     /// Header fields in a response. Default 200.
     pub max_headers: usize,
+    /// When an endpoint that fails gets no requests.
+    pub outliers: Outliers,
+    /// Set: endpoints are asked whether they answer.
+    pub checks: Option<Checks>,
+    /// Percent of endpoints below which all get requests, whatever is known about them. Default 50.
+    pub panic_below: u8,
+}
+
+/// When an endpoint that fails gets no requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outliers {
+    /// Failures in a row; 0: never. Default 5.
+    pub failures: u32,
+    /// For how long the first time; doubled each time after that, up to 32 times as long. Default 10 s.
+    pub eject_for: Duration,
+}
+
+/// How endpoints are asked whether they answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checks {
+    /// What is asked for; a status of 2xx or 3xx is an answer.
+    pub path: String,
+    /// Between checks. Default 5 s.
+    pub interval: Duration,
+    /// For one check. Default 1 s.
+    pub timeout: Duration,
+    /// Failures in a row from which an endpoint gets no requests. Default 3.
+    pub failures: u32,
+    /// Successes in a row from which it gets some again. Default 1.
+    pub successes: u32,
 }
 
 /// One server of a cluster.

@@ -338,6 +338,39 @@ pub(super) struct Upstream {
     pub(super) max_header_bytes: Slot<Size>,
     /// Header fields in a response, 1 to 10000. Default 200.
     pub(super) max_headers: Slot<u64>,
+    /// When an endpoint that fails gets no requests for a while.
+    pub(super) outliers: Slot<Outliers>,
+    /// Has endpoints asked whether they answer.
+    pub(super) checks: Slot<Checks>,
+    /// Percent of endpoints, 0 to 100, below which all get requests, whatever is known about them. Default 50.
+    pub(super) panic_below: Slot<u64>,
+}
+
+/// When an endpoint that fails gets no requests for a while.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Outliers {
+    /// Failures in a row, 0 to 1000; 0 for never. Default 5.
+    pub(super) failures: Slot<u64>,
+    /// For how long the first time; doubled each time after that. Default 10s.
+    pub(super) eject_for: Slot<Span>,
+}
+
+/// How endpoints are asked whether they answer.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["path"]))]
+pub(super) struct Checks {
+    /// What is asked for; a status of 2xx or 3xx is an answer.
+    pub(super) path: Slot<String>,
+    /// Between checks. Default 5s.
+    pub(super) interval: Slot<Span>,
+    /// For one check. Default 1s.
+    pub(super) timeout: Slot<Span>,
+    /// Failures in a row from which an endpoint gets no requests, 1 to 100. Default 3.
+    pub(super) failures: Slot<u64>,
+    /// Successes in a row from which it gets some again, 1 to 100. Default 1.
+    pub(super) successes: Slot<u64>,
 }
 
 /// How an endpoint is picked.

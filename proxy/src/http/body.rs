@@ -123,6 +123,11 @@ impl RequestBody {
         Self::Streaming(Streaming { incoming, idle, left, trailers, progress, timer: None })
     }
 
+    /// No body.
+    pub(crate) fn nothing() -> Self {
+        Self::Whole { bytes: Bytes::new(), trailers: None }
+    }
+
     /// Refuses a body that says itself that it is too large.
     pub(crate) fn check_length(&self) -> Result<(), Failure> {
         let Self::Streaming(streaming) = self else { return Ok(()) };

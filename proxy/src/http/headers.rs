@@ -1,7 +1,9 @@
 //! Header fields that a proxy must not pass on, and those that it must set itself.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
 
+use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 
@@ -72,6 +74,24 @@ const SINGLE: [HeaderName; 17] = [
 const OPTIONS: [&str; 8] =
     ["close", "keep-alive", "upgrade", "te", "trailer", "proxy-connection", "http2-settings", "transfer-encoding"];
 
+/// By what this process is known to itself when a request comes back to it.
+static NAME: LazyLock<String> = LazyLock::new(|| format!("palisade-{:08x}", fastrand::u32(..)));
+
+/// What goes into a request's `Via` here (RFC 9110 section 7.6.3).
+pub(crate) fn via(received: Version) -> HeaderValue {
+    let protocol = match received {
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2.0",
+        _ => "1.1",
+    };
+    HeaderValue::try_from(format!("{protocol} {}", *NAME)).unwrap_or(HeaderValue::from_static("1.1 palisade"))
+}
+
+/// Whether a request has been here before.
+pub(crate) fn has_been_here(headers: &HeaderMap) -> bool {
+    list(headers, &header::VIA).any(|hop| hop.split(' ').nth(1) == Some(NAME.as_str()))
+}
+
 /// Whether a client says something in this field about where its request comes from, or what it is for.
 fn is_claim(name: &HeaderName) -> bool {
     name.as_str().starts_with(X_FORWARDED) || CLAIMS.contains(&name.as_str())
@@ -117,6 +137,7 @@ pub(crate) fn is_owned(name: &HeaderName) -> bool {
             header::CONTENT_LENGTH,
             header::TRAILER,
             header::EXPECT,
+            header::VIA,
             X_REQUEST_ID,
             X_PALISADE_REASON,
             X_FORWARDED_FOR,

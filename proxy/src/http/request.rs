@@ -126,6 +126,9 @@ fn canonical(parts: Parts, client: &Arc<Client>, rules: &Rules, id: String) -> R
         return Err(Failure::new(Reason::HeadersTooLarge).with(format!("{} header fields", headers.len())));
     }
     check_method(&method)?;
+    if headers::has_been_here(&headers) {
+        return Err(Failure::new(Reason::LoopDetected));
+    }
     framing(&method, &headers, version)?;
     let authority = authority(&uri, &headers, version)?;
     headers::check(&mut headers, rules.requests.underscores)

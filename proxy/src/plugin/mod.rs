@@ -20,6 +20,8 @@ use tokio::time::Instant;
 pub(crate) use self::adapter::{Contracts, Roles};
 pub(crate) use self::events::Events;
 pub(crate) use self::mutation::{HeaderOp, apply};
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::native::judge_frames;
 pub(crate) use self::pool::{Lease, Running};
 use crate::config::{self, Config, Filter};
 use crate::http::Request;

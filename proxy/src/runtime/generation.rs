@@ -72,7 +72,8 @@ impl Generation {
     ) -> Result<Self, Error> {
         house.metrics.expect(&config);
         let upstreams = before.map(|before| &before.upstreams);
-        let upstreams = Upstreams::new(&config.upstreams, upstreams, &house.background, &house.end_background);
+        let upstreams =
+            Upstreams::new(&config.upstreams, upstreams, &house.background, &house.end_background, &house.metrics);
         let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &house.metrics)?);
         let owned: Arc<[_]> = config.plugins.values().flat_map(|plugin| plugin.owns.iter().cloned()).collect();
         let listener = |listener: &config::Listener| {

@@ -47,6 +47,8 @@ pub(crate) struct Metrics {
     accepted: Family<ListenerLabels, Counter>,
     cut: Family<ListenerLabels, Counter>,
     closed: Family<ClosedLabels, Counter>,
+    ejections: Family<EndpointLabels, Counter>,
+    upstream_up: Family<EndpointLabels, Gauge>,
     handshake_failures: Family<ListenerLabels, Counter>,
     changes: Family<ChangeLabels, Counter>,
     /// In seconds since the epoch.
@@ -66,6 +68,8 @@ impl Default for Metrics {
             accepted: Family::default(),
             cut: Family::default(),
             closed: Family::default(),
+            ejections: Family::default(),
+            upstream_up: Family::default(),
             handshake_failures: Family::default(),
             changes: Family::default(),
             certificates: Mutex::default(),
@@ -127,6 +131,12 @@ impl Metrics {
             "Connections that the proxy closed for a limit's sake",
             self.closed.clone(),
         );
+        registry.register(
+            "palisade_upstream_ejections",
+            "Times that an endpoint got no requests for a while, for it had failed too often",
+            self.ejections.clone(),
+        );
+        registry.register("palisade_upstream_up", "Whether checks find an endpoint up", self.upstream_up.clone());
         registry.register("palisade_responses_cut", "Responses that ended before their end", self.cut.clone());
         registry.register(
             "palisade_tls_handshake_failures",
@@ -179,6 +189,17 @@ impl Metrics {
     /// A response ended before its end: the upstream broke off, or the client left.
     pub(crate) fn cut(&self, listener: &str) {
         self.cut.get_or_create(&ListenerLabels { listener: listener.into() }).inc();
+    }
+
+    /// An endpoint gets no requests for a while.
+    pub(crate) fn ejected(&self, upstream: &str, endpoint: &str) {
+        self.ejections.get_or_create(&EndpointLabels { upstream: upstream.into(), endpoint: endpoint.into() }).inc();
+    }
+
+    /// What checks say about an endpoint.
+    pub(crate) fn upstream_up(&self, upstream: &str, endpoint: &str, up: bool) {
+        let labels = EndpointLabels { upstream: upstream.into(), endpoint: endpoint.into() };
+        self.upstream_up.get_or_create(&labels).set(up.into());
     }
 
     /// A connection was closed for a limit's sake.
@@ -298,6 +319,12 @@ struct RequestLabels {
 struct ClosedLabels {
     listener: Name,
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabels {
+    upstream: Name,
+    endpoint: Name,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -15,6 +15,18 @@ use crate::config::ListenerTls;
 const TLS12_UP: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 const TLS13_ONLY: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
+/// Judges what a plugin sent, as [`Certificates`] do.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn judge(
+    sent: crate::plugin::CertificateBundle,
+    provider: &rustls::crypto::CryptoProvider,
+    now: std::time::SystemTime,
+) {
+    if let Ok(bundle) = bundle::Bundle::new(sent, provider, now) {
+        drop(bundle.fingerprint());
+    }
+}
+
 /// The configuration of a listener's handshakes: HTTP/2 and HTTP/1.1 by ALPN (RFC 7301), no early data.
 pub(crate) fn server_config(
     tls: &ListenerTls,

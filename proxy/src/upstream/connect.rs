@@ -1,6 +1,9 @@
 //! Connects to an endpoint.
 
 use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
 use hyperlocal::UnixConnector;
@@ -8,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tower::Service;
 
+use super::resolve::Name;
 use crate::config::Endpoint;
 
 /// A connection to an endpoint of either kind.
@@ -15,21 +19,44 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Connects once. The caller bounds the time.
+/// Where connections to an endpoint go.
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    Address(SocketAddr),
+    Name(Arc<Name>),
+    Unix(PathBuf),
+}
+
+impl Target {
+    pub(super) fn new(endpoint: &Endpoint) -> Self {
+        match endpoint {
+            Endpoint::Tcp { host, port } => match host.parse() {
+                Ok(address) => Self::Address(SocketAddr::new(address, *port)),
+                Err(_) => Self::Name(Name::new(host, *port)),
+            },
+            Endpoint::Unix(path) => Self::Unix(path.clone()),
+        }
+    }
+}
+
+/// Connects once; to a name, at the first of its addresses that accepts. The caller bounds the time.
 ///
 /// Cancel safe: a connection under way is closed.
-pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Box<dyn Stream>> {
-    match endpoint {
-        Endpoint::Tcp { host, port } => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
-            Ok(Box::new(stream))
-        }
-        Endpoint::Unix(path) => {
+pub(super) async fn connect(target: &Target) -> io::Result<Box<dyn Stream>> {
+    match target {
+        Target::Address(address) => tcp(&[*address]).await,
+        Target::Name(name) => tcp(&name.addresses().await?).await,
+        Target::Unix(path) => {
             let stream = UnixConnector.call(hyperlocal::Uri::new(path, "/").into()).await?;
             Ok(Box::new(TokioIo::new(stream)))
         }
     }
+}
+
+async fn tcp(addresses: &[SocketAddr]) -> io::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect(addresses).await?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(stream))
 }
 
 /// The endpoint as an authority.

@@ -2,7 +2,9 @@
 
 mod connect;
 mod framed;
+mod health;
 mod pool;
+mod resolve;
 
 use std::collections::BTreeMap;
 use std::pin::{Pin, pin};
@@ -21,11 +23,13 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::health::Health;
 use self::pool::{Connection, Pool, SendError};
 use crate::config::{self, Balance, UpstreamProtocol};
 use crate::http::wire::Fault;
 use crate::http::{BoxError, Progress, Request, RequestBody, headers};
 use crate::respond::{Failure, Reason};
+use crate::telemetry::Metrics;
 
 /// All upstreams by name.
 #[derive(Debug)]
@@ -39,16 +43,22 @@ impl Upstreams {
         before: Option<&Self>,
         tasks: &TaskTracker,
         end: &CancellationToken,
+        metrics: &Arc<Metrics>,
     ) -> Self {
         let build = |(name, upstream): (&String, &config::Upstream)| {
             let same = before.and_then(|before| before.get(name)).filter(|before| before.made_of == *upstream);
             if let Some(same) = same {
                 return (name.clone(), Arc::clone(same));
             }
-            let upstream = Arc::new(Upstream::new(name, upstream, tasks));
-            let end = end.clone();
+            let upstream = Arc::new(Upstream::new(name, upstream, tasks, metrics));
             let weak = Arc::downgrade(&upstream);
-            tasks.spawn(async move { end.run_until_cancelled(evict(weak)).await });
+            let stop = end.clone();
+            tasks.spawn(async move { stop.run_until_cancelled(evict(weak)).await });
+            if let Some(checks) = upstream.made_of.checks.clone() {
+                let weak = Arc::downgrade(&upstream);
+                let stop = end.clone();
+                tasks.spawn(async move { stop.run_until_cancelled(check(weak, checks)).await });
+            }
             (name.clone(), upstream)
         };
         Self(upstreams.iter().map(build).collect())
@@ -81,6 +91,7 @@ pub(crate) struct Upstream {
     protocol: UpstreamProtocol,
     idle_timeout: Duration,
     turn: AtomicUsize,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
@@ -90,6 +101,7 @@ struct Endpoint {
     /// `Host`, where the client sent none.
     authority: String,
     in_flight: AtomicUsize,
+    health: Health,
     pool: Pool,
 }
 
@@ -107,13 +119,14 @@ pub(crate) struct Sending<'a> {
 }
 
 impl Upstream {
-    fn new(name: &str, config: &config::Upstream, tasks: &TaskTracker) -> Self {
+    fn new(name: &str, config: &config::Upstream, tasks: &TaskTracker, metrics: &Arc<Metrics>) -> Self {
         let endpoint = |endpoint: &config::Endpoint| {
             Arc::new(Endpoint {
                 label: endpoint.to_string(),
                 authority: connect::authority(endpoint),
                 in_flight: AtomicUsize::new(0),
-                pool: Pool::new(endpoint.clone(), config, tasks.clone()),
+                health: Health::new(),
+                pool: Pool::new(endpoint, config, tasks.clone()),
             })
         };
         Self {
@@ -124,6 +137,7 @@ impl Upstream {
             protocol: config.protocol,
             idle_timeout: config.idle_timeout,
             turn: AtomicUsize::new(fastrand::usize(..config.endpoints.len().max(1))),
+            metrics: Arc::clone(metrics),
         }
     }
 
@@ -141,11 +155,16 @@ impl Upstream {
         let mut retries = sending.retries;
         loop {
             let endpoint = self.pick(failed.as_ref());
-            let spare = (is_idempotent(&request.method) && body.is_empty()).then(|| body.duplicate()).flatten();
-            let (failure, unsent) = match self.attempt(&endpoint, request, body, sending).await {
-                Ok(response) => return Ok(response),
+            let spare = body.is_empty().then(|| body.duplicate()).flatten();
+            let Failed { failure, unsent, refused } = match self.attempt(&endpoint, request, body, sending).await {
+                Ok(response) => {
+                    endpoint.health.succeeded();
+                    return Ok(response);
+                }
                 Err(failed) => failed,
             };
+            self.count(&endpoint, &failure);
+            let spare = spare.filter(|_| refused || is_idempotent(&request.method));
             let again = unsent.or(spare).filter(|_| retries > 0 && retryable(failure.reason()));
             let Some(again) = again else { return Err(failure) };
             tracing::debug!(
@@ -158,6 +177,20 @@ impl Upstream {
         }
     }
 
+    /// A failure that is the endpoint's own counts against it.
+    fn count(&self, endpoint: &Endpoint, failure: &Failure) {
+        let own = retryable(failure.reason())
+            || matches!(failure.reason(), Reason::UpstreamInvalid | Reason::UpstreamTimeout);
+        let outliers = &self.made_of.outliers;
+        if own && let Some(period) = endpoint.health.failed(outliers.failures, outliers.eject_for) {
+            self.metrics.ejected(&self.name, &endpoint.label);
+            tracing::warn!(
+                target: "palisade::upstream", upstream = %self.name, endpoint = %endpoint.label, ?period, %failure,
+                "it gets no requests for a while, if others are there",
+            );
+        }
+    }
+
     /// One attempt at one endpoint. The error comes with the body if nothing of the request was sent.
     async fn attempt(
         &self,
@@ -165,7 +198,7 @@ impl Upstream {
         request: &Request,
         mut body: RequestBody,
         sending: Sending<'_>,
-    ) -> Result<Response<UpstreamBody>, (Failure, Option<RequestBody>)> {
+    ) -> Result<Response<UpstreamBody>, Failed> {
         /// Kept connections that turn out closed before a failure counts.
         const STALE: usize = 3;
         let guard = EndpointGuard::new(endpoint);
@@ -173,9 +206,11 @@ impl Upstream {
         loop {
             let mut connection = match endpoint.pool.checkout().await {
                 Ok(connection) => connection,
-                Err(failure) => return Err((failure.about(&endpoint.label), Some(body))),
+                Err(failure) => {
+                    return Err(Failed { failure: failure.about(&endpoint.label), unsent: Some(body), refused: true });
+                }
             };
-            let message = self.message(endpoint, request, body, sending.upgrade).map_err(|failure| (failure, None))?;
+            let message = self.message(endpoint, request, body, sending.upgrade).map_err(Failed::sent)?;
             sending.progress.mark();
             let sent = {
                 let sent = pin!(connection.send(message));
@@ -184,19 +219,20 @@ impl Upstream {
             match sent {
                 None => {
                     let failure = Failure::new(Reason::UpstreamTimeout).about(&endpoint.label);
-                    return Err((failure, None));
+                    return Err(Failed::sent(failure));
                 }
                 // A kept connection that the server has closed meanwhile says nothing about the server.
                 Some(Err(SendError { unsent: Some(unsent), .. })) if connection.is_reused() && stale < STALE => {
                     stale += 1;
                     body = unsent;
                 }
-                Some(Err(SendError { error, fault, unsent })) => {
-                    return Err((broken(&error, fault, sending.progress).about(&endpoint.label), unsent));
+                Some(Err(SendError { error, fault, refused, unsent })) => {
+                    let failure = broken(&error, fault, sending.progress).about(&endpoint.label);
+                    return Err(Failed { failure, unsent, refused });
                 }
                 Some(Ok(response)) => {
                     sending.progress.answered();
-                    return self.received(response, connection, guard, sending).map_err(|failure| (failure, None));
+                    return self.received(response, connection, guard, sending).map_err(Failed::sent);
                 }
             }
         }
@@ -215,6 +251,7 @@ impl Upstream {
         let mut message = http::Request::new(body);
         *message.method_mut() = request.method.clone();
         *message.headers_mut() = request.headers.clone();
+        message.headers_mut().append(header::VIA, headers::via(request.version));
         match self.protocol {
             UpstreamProtocol::Http1 => {
                 *message.uri_mut() = Uri::try_from(request.target()).map_err(|error| internal(error.into()))?;
@@ -268,9 +305,11 @@ impl Upstream {
         Ok(Response::from_parts(parts, body))
     }
 
-    /// Picks an endpoint, another than `not` where there is one.
+    /// Picks an endpoint, another than `not` where there is one, and one that is up unless too few are.
     fn pick(&self, not: Option<&Arc<Endpoint>>) -> Arc<Endpoint> {
         let count = self.endpoints.len();
+        let up = self.endpoints.iter().filter(|endpoint| endpoint.health.is_up()).count();
+        let panics = up == 0 || up * 100 < count * usize::from(self.made_of.panic_below);
         let first = match self.balance {
             Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % count,
             Balance::Random => fastrand::usize(..count),
@@ -280,11 +319,75 @@ impl Upstream {
                 if load(other) < load(one) { other } else { one }
             }
         };
-        let picked = &self.endpoints[first];
-        match not {
-            Some(not) if Arc::ptr_eq(picked, not) => Arc::clone(&self.endpoints[(first + 1) % count]),
-            _ => Arc::clone(picked),
+        let from_first = (0..count).map(|step| &self.endpoints[(first + step) % count]);
+        let wanted = |endpoint: &&Arc<Endpoint>| panics || endpoint.health.is_up();
+        let other = |endpoint: &&Arc<Endpoint>| not.is_none_or(|not| !Arc::ptr_eq(endpoint, not));
+        let picked = from_first.clone().find(|endpoint| wanted(endpoint) && other(endpoint));
+        Arc::clone(picked.unwrap_or(&self.endpoints[first]))
+    }
+
+    /// Asks every endpoint whether it answers.
+    async fn check(&self, checks: &config::Checks) {
+        let each = self.endpoints.iter().map(|endpoint| async move {
+            let answers = tokio::time::timeout(checks.timeout, self.answers(endpoint, &checks.path)).await;
+            let answers = answers.unwrap_or(false);
+            if endpoint.health.checked(answers, checks.failures, checks.successes) {
+                tracing::warn!(
+                    target: "palisade::upstream", upstream = %self.name, endpoint = %endpoint.label, answers,
+                    "checks say otherwise than before",
+                );
+            }
+            self.metrics.upstream_up(&self.name, &endpoint.label, endpoint.health.is_up());
+        });
+        futures_util::future::join_all(each).await;
+    }
+
+    /// Whether an endpoint answers with a status of 2xx or 3xx.
+    async fn answers(&self, endpoint: &Endpoint, path: &str) -> bool {
+        let Ok(mut connection) = endpoint.pool.checkout().await else { return false };
+        let mut message = http::Request::new(RequestBody::nothing());
+        match self.protocol {
+            UpstreamProtocol::Http1 => {
+                let (Ok(uri), Ok(host)) = (Uri::try_from(path), HeaderValue::from_str(&endpoint.authority)) else {
+                    return false;
+                };
+                *message.uri_mut() = uri;
+                message.headers_mut().insert(header::HOST, host);
+            }
+            UpstreamProtocol::Http2 => {
+                let uri = Uri::builder().scheme("http").authority(endpoint.authority.as_str()).path_and_query(path);
+                let Ok(uri) = uri.build() else { return false };
+                *message.uri_mut() = uri;
+                *message.version_mut() = Version::HTTP_2;
+            }
         }
+        // Its body is not read, so the connection ends with it.
+        let answer = connection.send(message).await;
+        answer.is_ok_and(|response| response.status().is_success() || response.status().is_redirection())
+    }
+}
+
+/// An attempt that came to nothing.
+struct Failed {
+    failure: Failure,
+    /// The body, if nothing of the request was sent.
+    unsent: Option<RequestBody>,
+    /// The server has done nothing, or says so.
+    refused: bool,
+}
+
+impl Failed {
+    fn sent(failure: Failure) -> Self {
+        Self { failure, unsent: None, refused: false }
+    }
+}
+
+/// Checks an upstream's endpoints, while there is somebody to use them.
+async fn check(upstream: Weak<Upstream>, checks: config::Checks) {
+    while let Some(upstream) = upstream.upgrade() {
+        upstream.check(&checks).await;
+        drop(upstream);
+        tokio::time::sleep(checks.interval).await;
     }
 }
 

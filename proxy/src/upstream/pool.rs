@@ -12,7 +12,7 @@ use palisade_supervisor::chain;
 use tokio::time::Instant;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::connect::connect;
+use super::connect::{Target, connect};
 use super::framed::{Exchanges, Framed};
 use crate::config::{self, UpstreamProtocol};
 use crate::http::RequestBody;
@@ -42,7 +42,7 @@ struct Kept {
 
 #[derive(Debug)]
 struct Shared {
-    endpoint: config::Endpoint,
+    target: Target,
     protocol: UpstreamProtocol,
     connect_timeout: Duration,
     idle_timeout: Duration,
@@ -103,14 +103,16 @@ pub(super) struct SendError {
     pub(super) error: hyper::Error,
     /// What the server did wrong, if that is why.
     pub(super) fault: Option<Fault>,
+    /// The server says that it has not looked at the request.
+    pub(super) refused: bool,
     /// The body, if nothing of the request has been sent.
     pub(super) unsent: Option<RequestBody>,
 }
 
 impl Pool {
-    pub(super) fn new(endpoint: config::Endpoint, config: &config::Upstream, tasks: TaskTracker) -> Self {
+    pub(super) fn new(endpoint: &config::Endpoint, config: &config::Upstream, tasks: TaskTracker) -> Self {
         let shared = Shared {
-            endpoint,
+            target: Target::new(endpoint),
             protocol: config.protocol,
             connect_timeout: config.connect_timeout,
             idle_timeout: config.idle_timeout,
@@ -161,7 +163,7 @@ impl Pool {
                 return Ok(connection(idle.connection, true));
             }
         }
-        let stream = connect(&self.shared.endpoint).await.map_err(unreachable)?;
+        let stream = connect(&self.shared.target).await.map_err(unreachable)?;
         let exchanges = Exchanges::new(self.shared.bounds);
         let stream = TokioIo::new(Framed::new(stream, exchanges.clone()));
         let (sender, driver) = http1::Builder::new()
@@ -187,7 +189,7 @@ impl Pool {
             kept.used = Instant::now();
             return Ok(connection(kept.sender.clone(), true));
         }
-        let stream = connect(&self.shared.endpoint).await.map_err(unreachable)?;
+        let stream = connect(&self.shared.target).await.map_err(unreachable)?;
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
@@ -235,7 +237,9 @@ impl Connection {
                 Sender::Http2(_) => None,
             };
             let unsent = error.take_message().map(Request::into_body);
-            SendError { error: error.into_error(), fault, unsent }
+            let error = error.into_error();
+            let refused = is_refused(&error);
+            SendError { error, fault, refused, unsent }
         })
     }
 
@@ -255,6 +259,15 @@ impl Connection {
             }
         });
     }
+}
+
+/// Whether an HTTP/2 server says that it has done nothing (RFC 9113 sections 6.8 and 8.7).
+fn is_refused(error: &hyper::Error) -> bool {
+    let reset = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    reset.filter(|reset| reset.is_remote()).is_some_and(|reset| {
+        reset.reason() == Some(h2::Reason::REFUSED_STREAM)
+            || (reset.is_go_away() && reset.reason() == Some(h2::Reason::NO_ERROR))
+    })
 }
 
 fn keep(shared: &Shared, connection: Http1) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::slot::{Slot, Table};
 use super::super::written;
-use super::super::{Balance, Endpoint, Upstream, UpstreamProtocol};
+use super::super::{Balance, Checks, Endpoint, Outliers, Upstream, UpstreamProtocol};
 use super::Reading;
 
 /// The upstreams there are. One that is broken itself is named here too, so that only names written nowhere are
@@ -66,8 +66,31 @@ impl Reading<'_> {
             // hyper takes no less than 8 KiB.
             max_header_bytes: self.size(&written.max_header_bytes, default.max_header_bytes, 8 << 10..=1 << 20),
             max_headers: self.number(&written.max_headers, default.max_headers, 1..=10_000),
+            outliers: written.outliers.value().map_or(default.outliers, |outliers| Outliers {
+                failures: self.count(&outliers.failures, default.outliers.failures, 0..=1000),
+                eject_for: self.timeout(&outliers.eject_for, default.outliers.eject_for),
+            }),
+            checks: written.checks.given().and_then(|(checks, node)| self.checks(checks, node)),
+            panic_below: u8::try_from(self.count(&written.panic_below, default.panic_below.into(), 0..=100))
+                .unwrap_or(default.panic_below),
             endpoints: default.endpoints,
         }
+    }
+
+    fn checks(&mut self, written: &written::Checks, node: u64) -> Option<Checks> {
+        self.require(&written.path, "path", node);
+        let (path, path_node) = written.path.given()?;
+        if !path.starts_with('/') || path.parse::<http::Uri>().is_err() {
+            let problem = self.problem(path_node, format!("`{path}` can't be the path of a request"));
+            self.push(problem.label("write it like `/healthz`"));
+        }
+        Some(Checks {
+            path: path.clone(),
+            interval: self.timeout(&written.interval, Duration::from_secs(5)),
+            timeout: self.timeout(&written.timeout, Duration::from_secs(1)),
+            failures: self.count(&written.failures, 3, 1..=100),
+            successes: self.count(&written.successes, 1, 1..=100),
+        })
     }
 
     /// The name of the upstream that a route means.
@@ -167,6 +190,9 @@ impl Upstream {
             max_idle: 128,
             max_header_bytes: 64 * 1024,
             max_headers: 200,
+            outliers: Outliers { failures: 5, eject_for: Duration::from_secs(10) },
+            checks: None,
+            panic_below: 50,
         }
     }
 }

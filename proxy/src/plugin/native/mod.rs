@@ -5,6 +5,9 @@ mod codec;
 mod encode;
 mod wire;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::wire::judge_frames;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

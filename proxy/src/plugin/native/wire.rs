@@ -103,6 +103,37 @@ pub(super) fn response_verdict(answer: CheckResponseResponse) -> Result<Response
     }
 }
 
+/// Judges answers, applies what passes, and sees that nothing was changed that no plugin may change.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn judge_frames(request: Option<CheckRequestResponse>, response: Option<CheckResponseResponse>) {
+    let owned = [http::header::HOST, http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING];
+    let kept = |ops: &[HeaderOp]| {
+        let mut fields = http::HeaderMap::new();
+        for name in &owned {
+            fields.insert(name, http::HeaderValue::from_static("mine"));
+        }
+        mutation::apply(ops, &mut fields);
+        for name in &owned {
+            let values: Vec<_> = fields.get_all(name).iter().collect();
+            assert_eq!(values, ["mine"], "{name} was changed by {ops:?}");
+        }
+    };
+    let replied = |reply: &Reply| assert!((200..600).contains(&reply.status.as_u16()), "{reply:?}");
+    match request.map(verdict) {
+        Some(Ok(Verdict::Allow { request, response })) => {
+            kept(&request);
+            kept(&response);
+        }
+        Some(Ok(Verdict::Deny(reply))) => replied(&reply),
+        Some(Err(_)) | None => {}
+    }
+    match response.map(response_verdict) {
+        Some(Ok(ResponseVerdict::Pass(ops))) => kept(&ops),
+        Some(Ok(ResponseVerdict::Replace(reply))) => replied(&reply),
+        Some(Err(_)) | None => {}
+    }
+}
+
 fn ops(mutations: Vec<HeaderMutation>) -> Result<Vec<HeaderOp>, CallError> {
     use v1::header_mutation::Mutation;
     mutation::bounded(mutations.iter().map(|mutation| match &mutation.mutation {

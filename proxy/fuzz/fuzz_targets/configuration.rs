@@ -1,0 +1,7 @@
+//! Any text is a configuration or a list of problems that can be shown. `make fuzz` runs it; the short form is in `proxy/src/fuzz.rs`.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| palisade::fuzz::configuration(bytes));

@@ -1,0 +1,246 @@
+//! What reads foreign bytes, as functions of bytes: for the fuzz targets in `proxy/fuzz`, and for the short forms of
+//! them here, which run with every test. Each panics when something that must hold does not.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use palisade_plugin_proto::v1::{CheckRequestResponse, CheckResponseResponse};
+use prost::Message;
+use rustls::crypto::aws_lc_rs::default_provider;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{self, Requests};
+use crate::http::wire::{Bounds, Fault, Framer, Passed, Side};
+use crate::http::{Client, Connections, path, serve};
+use crate::listener::{Service, Serving, Slot};
+use crate::plugin::{CertificateBundle, Plugins, judge_frames};
+use crate::proxy::Proxy;
+use crate::route::Routes;
+use crate::telemetry::Metrics;
+use crate::tls;
+use crate::upstream::Upstreams;
+
+/// Any text is a configuration or a list of problems, and problems can be shown.
+pub fn configuration(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match config::parse("palisade.yaml".as_ref(), text) {
+        Ok(config) => drop(config.effective_yaml()),
+        Err(problems) => drop((problems.to_string(), problems.to_json())),
+    }
+}
+
+/// Two implementations agree on every path.
+pub fn paths(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    assert_eq!(path::normalise(text, &Requests::default()).ok(), reference(text), "{text:?}");
+}
+
+/// The canonical form by another way: all is decoded first, then rewritten until nothing changes.
+fn reference(text: &str) -> Option<String> {
+    let mut decoded = Vec::new();
+    let mut written = String::new();
+    let mut rest = text.strip_prefix('/').map(|_| text.as_bytes())?;
+    while let Some((&first, behind)) = rest.split_first() {
+        let encoded = first == b'%';
+        let byte = if encoded {
+            let digits = behind.get(..2)?;
+            rest = &behind[2..];
+            let value = |digit: u8| char::from(digit).to_digit(16);
+            u8::try_from(value(digits[0])? * 16 + value(digits[1])?).ok()?
+        } else {
+            rest = behind;
+            first
+        };
+        decoded.push(byte);
+        match (byte, encoded) {
+            (b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~', _) => written.push(char::from(byte)),
+            (b'/' | b'\\' | b';', true) | (0..=0x1f | 0x7f, true) => return None,
+            (_, true) => written.push_str(&format!("%{byte:02X}")),
+            (_, false) if b"!$&'()*+,=:@/".contains(&byte) => written.push(char::from(byte)),
+            (_, false) => return None,
+        }
+    }
+    std::str::from_utf8(&decoded).ok()?;
+    while written.contains("//") {
+        written = written.replace("//", "/");
+    }
+    // RFC 3986 section 5.2.4, with an error where it would climb above the root.
+    let mut output = String::new();
+    let mut input = written;
+    while !input.is_empty() {
+        if let Some(behind) = input.strip_prefix("/./") {
+            input = format!("/{behind}");
+        } else if input == "/." {
+            input = "/".to_owned();
+        } else if input.starts_with("/../") || input == "/.." {
+            let parent = output.rfind('/')?;
+            output.truncate(parent);
+            input = format!("/{}", input.get(4..).unwrap_or_default());
+        } else {
+            let end = input[1..].find('/').map_or(input.len(), |at| at + 1);
+            output.push_str(&input[..end]);
+            input.replace_range(..end, "");
+        }
+    }
+    Some(output)
+}
+
+/// How HTTP/1 is cut makes no difference to how it is read. The first byte says how.
+pub fn heads(bytes: &[u8]) {
+    let Some((&size, bytes)) = bytes.split_first() else { return };
+    for side in [Side::Client, Side::Server] {
+        let whole = read(side, bytes, bytes.len());
+        let cut = read(side, bytes, usize::from(size).max(1));
+        assert_eq!(whole.1.map(|fault| fault.reason), cut.1.map(|fault| fault.reason), "{:?}", bytes.escape_ascii());
+        if whole.1.is_none() {
+            assert_eq!(whole.0, cut.0, "{:?}", bytes.escape_ascii());
+        }
+    }
+}
+
+/// How much passes, and why no more.
+fn read(side: Side, bytes: &[u8], size: usize) -> (usize, Option<Fault>) {
+    let mut framer = Framer::new(side, Bounds { bytes: 4096, fields: 32, target: 1024 });
+    framer.expect(false);
+    let (mut passed, mut end) = (0, 0);
+    loop {
+        end = (end + size.max(1)).min(bytes.len());
+        match framer.pass(&bytes[passed..end]) {
+            Passed::Some(count) | Passed::Held(count) => passed += count,
+            Passed::Fault(count, fault) => return (passed + count, Some(fault)),
+        }
+        if end == bytes.len() {
+            return (passed, None);
+        }
+    }
+}
+
+/// Any message of a plugin is refused, or changes nothing that it may not.
+pub fn verdicts(bytes: &[u8]) {
+    if let Ok(answer) = CheckRequestResponse::decode(bytes) {
+        judge_frames(Some(answer), None);
+    }
+    if let Ok(answer) = CheckResponseResponse::decode(bytes) {
+        judge_frames(None, Some(answer));
+    }
+}
+
+/// Any bytes are a certificate bundle that fits, or are refused.
+pub fn certificates(bytes: &[u8]) {
+    let at = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let (chain, key) = bytes.split_at(at);
+    let sent = CertificateBundle {
+        name: "fuzz".to_owned(),
+        server_names: Vec::new(),
+        chain_pem: chain.to_vec(),
+        key_pem: key.to_vec(),
+    };
+    tls::judge(sent, &default_provider(), SystemTime::now());
+}
+
+/// Any bytes on a connection come to an end, whatever protocol they begin like.
+pub fn connection(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let sent = Bytes::copy_from_slice(bytes);
+    runtime.block_on(async move {
+        let ended = tokio::time::timeout(Duration::from_secs(20), exchange(sent)).await;
+        assert!(ended.is_ok(), "the connection does not end");
+    });
+}
+
+async fn exchange(sent: Bytes) {
+    let text = "listeners: [{address: 'unix:/run/fuzz.sock', limits: {header_timeout: 1s, idle_timeout: 1s, \
+                first_byte_timeout: 1s, body_idle_timeout: 1s}}]\n";
+    let config = config::parse("palisade.yaml".as_ref(), text).expect("a configuration");
+    let (metrics, plugins, connections) = (Arc::new(Metrics::default()), Plugins::default(), Connections::default());
+    let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
+    let upstreams = Upstreams::new(&config.upstreams, None, &tasks, &end, &metrics);
+    let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &metrics).expect("no routes"));
+    let listener = &config.listeners[0];
+    let owned = Arc::default();
+    let proxy = Proxy::new(listener, &routes, &plugins, &owned, &connections, &metrics).expect("no plugins");
+    let service = Service {
+        name: "fuzz".into(),
+        address: listener.address.clone(),
+        limits: listener.limits,
+        tls: None,
+        trusted_proxies: Vec::new(),
+        connections: connections.clone(),
+        metrics,
+    };
+    let slot = Slot::new(Arc::new(Serving { service: Arc::new(service), proxy: Arc::new(proxy) }), &end);
+    let client = Client {
+        place: None,
+        listener: "fuzz".into(),
+        peer: None,
+        local: listener.address.clone(),
+        tls: None,
+        trusted: false,
+    };
+    let (mut far, near) = duplex(1 << 20);
+    let serving = serve(near, None, Arc::new(client), listener.limits, Arc::new(slot), &connections);
+    let talking = async move {
+        // The server may have had enough.
+        let _closed = far.write_all(&sent).await;
+        let _closed = far.shutdown().await;
+        let _closed = far.read_to_end(&mut Vec::new()).await;
+    };
+    tokio::join!(serving, talking);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn two_implementations_agree_on_paths(path in "(/|/?(\\.|%2e|%2E|a|%41|%2f|//|/|;|%c3%a9|%|%00|b|~|:|é| ){0,12})") {
+            paths(path.as_bytes());
+        }
+
+        #[test]
+        fn any_configuration_is_one_or_is_not(text in "(listeners|routes|: |\\n|  |- |\\[|\\]|\\{|\\}|a|&a|\\*a|'|\"|address|1s){0,20}") {
+            configuration(text.as_bytes());
+        }
+
+        #[test]
+        fn any_head_is_read_in_one_way(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            heads(&bytes);
+        }
+
+        #[test]
+        fn any_verdict_is_judged(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            verdicts(&bytes);
+        }
+
+        #[test]
+        fn any_bundle_is_judged(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            certificates(&bytes);
+        }
+    }
+
+    #[test]
+    fn any_connection_comes_to_an_end() {
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let settings = [&preface[..], b"\0\0\0\x04\0\0\0\0\0"].concat();
+        for sent in [
+            &b""[..],
+            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab",
+            b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nmore",
+            b"\x16\x03\x01\0\0",
+            preface,
+            &settings,
+            &[&settings[..], b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a"].concat(),
+            &[&settings[..], b"\0\0\x02\x01\x01\0\0\0\x01\x82\x86"].concat(),
+        ] {
+            connection(sent);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Upstreams that are broken, hostile, down or the proxy itself.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::Request;
+use palisade_tests::{Client, Proxy, Scripted, Upstream, read_head};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine";
+
+async fn proxy(upstreams: &str, route: &str) -> Proxy {
+    Proxy::start(&format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]\nroutes: [{{upstream: app{route}}}]\nupstreams: {{{upstreams}}}\n"
+    ))
+    .await
+}
+
+#[tokio::test]
+async fn answers_that_can_be_read_in_two_ways_are_refused() {
+    let body = "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    for answer in [
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n{body}"),
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{body}"),
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n".to_owned(),
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc".to_owned(),
+        "HTTP/1.1 200 OK\nContent-Length: 3\n\nabc".to_owned(),
+        "HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 3\r\n\r\nabc".to_owned(),
+        "HTTP/1.1 200 OK\r\nContent-Length : 3\r\n\r\nabc".to_owned(),
+        "HTTP/1.1 099 No\r\nContent-Length: 3\r\n\r\nabc".to_owned(),
+        "HTTP/2 200 OK\r\nContent-Length: 3\r\n\r\nabc".to_owned(),
+        format!("{}{OK}", "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n".repeat(1000)),
+    ] {
+        let sent = answer.clone();
+        let upstream = Scripted::start(move |mut stream, _| {
+            let answer = answer.clone();
+            async move {
+                read_head(&mut stream).await;
+                // The proxy may hang up in the middle of it.
+                let _cut = stream.write_all(answer.as_bytes()).await;
+                let _end = stream.read_to_end(&mut Vec::new()).await;
+            }
+        })
+        .await;
+        let proxy = Proxy::in_front_of(upstream.address(), "", ", retries: 0").await;
+        let reply = proxy.get("/", &[]).await;
+        assert_eq!((reply.status, reply.reason().as_str()), (502, "upstream_invalid"), "{sent:.200}: {reply:?}");
+    }
+}
+
+/// Answers each request with these bytes, and lets the client end the connection.
+async fn serve(mut stream: TcpStream, answer: &[u8]) {
+    while read_head(&mut stream).await {
+        if stream.write_all(answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_nobody_asked_for_reach_nobody() {
+    const POISON: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
+    for answer in [format!("{OK}{POISON}"), format!("{OK}\r\n"), format!("HTTP/1.1 204 No Content\r\n\r\n{POISON}")] {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (count, sent) = (Arc::clone(&connections), answer.clone());
+        let upstream = Scripted::start(move |stream, _| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let answer = answer.clone();
+            async move { serve(stream, answer.as_bytes()).await }
+        })
+        .await;
+        let proxy = Proxy::in_front_of(upstream.address(), "", ", retries: 0").await;
+        let mut client = Client::http1(proxy.address()).await;
+        for n in 1..=5 {
+            let reply = client.get("/", &[]).await;
+            assert_ne!(reply.text(), "poison", "{sent}");
+            assert!(matches!(reply.status, 200 | 204), "{sent}: {reply:?}");
+            assert_eq!(connections.load(Ordering::SeqCst), n, "{sent}: the connection was used again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_comes_back_is_seen_to_do_so() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let yaml = format!(
+        "listeners: [{{name: web, address: '{address}'}}]\nroutes: [{{upstream: 'http://{address}', retries: 0}}]\n"
+    );
+    let proxy = Proxy::start(&yaml).await;
+    assert_eq!(proxy.get("/", &[]).await.status, 508);
+    assert_eq!(proxy.metric("palisade_requests_total", &[]).await, 2);
+    assert_eq!(proxy.metric("palisade_requests_total", &[("reason", "loop_detected")]).await, 1);
+    // Others' names are no loop.
+    let upstream = Upstream::http1("app").await;
+    let other = Proxy::in_front_of(upstream.address(), "", "").await;
+    assert_eq!(other.get("/", &[("via", "1.1 palisade-00000000, 1.1 other")]).await.status, 200);
+    let via = upstream.last().values("via");
+    assert_eq!(via.len(), 2, "{via:?}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_gets_no_requests_for_a_while() {
+    let upstream = Upstream::http1("app").await;
+    let down = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoints = format!("endpoints: ['{down}', '{}']", upstream.address());
+    let outliers = "outliers: {failures: 2, eject_for: 1h}";
+    let proxy = self::proxy(&format!("app: {{{endpoints}, {outliers}, panic_below: 50}}"), ", retries: 0").await;
+    let mut client = Client::http1(proxy.address()).await;
+    let mut failed = 0;
+    for _ in 0..20 {
+        let reply = client.get("/", &[]).await;
+        if reply.status != 200 {
+            reply.assert_failed(503, "upstream_connect");
+            assert_eq!(reply.header("retry-after"), "1");
+            failed += 1;
+        }
+    }
+    assert_eq!(failed, 2);
+    assert_eq!(proxy.metric("palisade_upstream_ejections_total", &[("upstream", "app")]).await, 1);
+    // Alone, it is better than nothing: it is back with the first request that it answers.
+    let alone = self::proxy(&format!("app: {{endpoints: ['{down}'], {outliers}}}"), ", retries: 0").await;
+    for _ in 0..5 {
+        alone.get("/", &[]).await.assert_failed(503, "upstream_connect");
+    }
+    let _server = Scripted::start_at(down, |stream, _| async move { serve(stream, OK.as_bytes()).await }).await;
+    assert_eq!(alone.get("/", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_its_checks_gets_no_requests() {
+    let upstream = Upstream::http1("app").await;
+    let sick = Scripted::start(|stream, _| async move {
+        serve(stream, b"HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\nsick").await;
+    })
+    .await;
+    let checks = "checks: {path: /healthz, interval: 50ms, failures: 2, timeout: 10s}";
+    let endpoints = format!("endpoints: ['localhost:{}', '{}']", sick.address().port(), upstream.address());
+    let mut proxy = self::proxy(&format!("app: {{{endpoints}, {checks}}}"), "").await;
+    let label = format!("http://localhost:{}", sick.address().port());
+    proxy.wait_for_log("what the checks say", |line| line.contains("checks say otherwise")).await;
+    proxy.until_metric("palisade_upstream_up", &[("upstream", "app")], 1).await;
+    assert_eq!(proxy.metric("palisade_upstream_up", &[("endpoint", &label)]).await, 0);
+    let mut client = Client::http1(proxy.address()).await;
+    for _ in 0..10 {
+        assert_eq!(client.get("/", &[]).await.text(), "hello from app");
+    }
+    assert!(upstream.seen().iter().any(|seen| seen.target == "/healthz" && seen.method == "GET"));
+}
+
+/// One connection of HTTP/2 that resets its first stream with `code`, and answers the others with 200.
+async fn resets(mut stream: TcpStream, code: u8, streams: Arc<AtomicUsize>) {
+    let mut seen = vec![0; 24];
+    if stream.read_exact(&mut seen).await.is_err() {
+        return;
+    }
+    stream.write_all(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00").await.unwrap();
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).await.is_ok() {
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).await.unwrap();
+        let answer = match head[3] {
+            1 if streams.fetch_add(1, Ordering::SeqCst) == 0 => {
+                [b"\x00\x00\x04\x03\x00", &head[5..9], &[0, 0, 0, code]].concat()
+            }
+            // `:status: 200` (RFC 7541 appendix A), and the end of the stream.
+            1 => [b"\x00\x00\x01\x01\x05", &head[5..9], b"\x88"].concat(),
+            4 if head[4] == 0 => b"\x00\x00\x00\x04\x01\x00\x00\x00\x00".to_vec(),
+            _ => continue,
+        };
+        stream.write_all(&answer).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_has_refused_to_look_at_is_sent_again() {
+    const REFUSED_STREAM: u8 = 7;
+    const CANCEL: u8 = 8;
+    for (code, status, expected) in [(REFUSED_STREAM, 200, 2), (CANCEL, 502, 1)] {
+        let streams = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&streams);
+        let upstream = Scripted::start(move |stream, _| resets(stream, code, Arc::clone(&count))).await;
+        let proxy = Proxy::in_front_of(upstream.address(), ", protocol: http2", "").await;
+        let mut client = Client::http1(proxy.address()).await;
+        let reply = client.send(Request::post("/").body(bytes::Bytes::new()).unwrap()).await;
+        assert_eq!((reply.status, streams.load(Ordering::SeqCst)), (status, expected), "{reply:?}");
+    }
+}
