@@ -235,3 +235,18 @@ async fn a_proxy_that_is_pid_1_runs_plugins_of_mosn_s_sdk() {
 fn inner_pid(line: &str) -> Option<i32> {
     line.strip_prefix("NSpid:")?.split_whitespace().last()?.parse().ok()
 }
+
+#[tokio::test]
+async fn a_go_plugin_runs_hardened() {
+    for release in GoPlugin::ALL {
+        let Some(program) = release.program() else { return };
+        // Where whoever it runs as gets to it.
+        let dir = place();
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let copy = dir.path().join("header-auth");
+        std::fs::copy(program, &copy).unwrap();
+        let (proxy, upstream) = start(&copy, &[], ", sandbox: hardened").await;
+        it_decides(&proxy, &upstream).await;
+        it_ends_when_asked(&proxy).await;
+    }
+}

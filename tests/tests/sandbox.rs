@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -171,6 +173,37 @@ async fn ports_and_capabilities_that_are_named_can_be_used() {
         assert!(said.contains("got out"), "{said}");
         let said = outcome("raw-socket", &format!("{{user: '{PLUGIN}', capabilities: [kill]}}")).await;
         assert!(said.contains("refused"), "{said}");
+    }
+}
+
+/// Under `hardened`, several parts stand in the way of most tries. Each has to do alone as well.
+#[tokio::test]
+async fn each_part_works_without_the_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = format!("connect:{}", listener.local_addr().unwrap());
+    let name = format!("palisade-part-{}", std::process::id());
+    let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let abstract_socket = format!("abstract-socket:{name}");
+    for (part, way) in [
+        ("isolate: true", "signal"),
+        ("isolate: true", "ptrace"),
+        // Those with CAP_PERFMON may look into all processes.
+        ("isolate: true, capabilities: []", "environ"),
+        ("isolate: true", abstract_socket.as_str()),
+        ("network: none", connect.as_str()),
+        ("connect: [1]", connect.as_str()),
+        ("deny: [exec]", "shell"),
+        ("deny: [namespace]", "user-namespace"),
+        ("deny: [debug]", "ptrace"),
+        ("read: []", "read:/etc/hostname"),
+        ("limits: {memory: 64MiB}", "memory:100"),
+        ("capabilities: []", "raw-socket"),
+        ("capabilities: []", "mount"),
+        ("deny: [raw_socket]", "raw-socket"),
+        ("deny: [mount]", "mount"),
+    ] {
+        let said = outcome(way, &format!("{{profile: none, {part}}}")).await;
+        assert!(said.contains(": refused"), "{part}, {way}: {said}");
     }
 }
 
