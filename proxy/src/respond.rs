@@ -96,6 +96,8 @@ reasons! {
     PluginFailed = "plugin_failed", SERVICE_UNAVAILABLE, "a filter failed";
     /// The plugin answered something that is no valid answer.
     PluginInvalid = "plugin_invalid", SERVICE_UNAVAILABLE, "a filter gave an invalid answer";
+    /// Two processes of a plugin ended while they judged it, one after the other.
+    PoisonRequest = "poison_request", SERVICE_UNAVAILABLE, "this request can't be judged";
     /// The plugin did not answer in time.
     PluginTimeout = "plugin_timeout", GATEWAY_TIMEOUT, "a filter did not answer in time";
     /// No endpoint could be connected to.

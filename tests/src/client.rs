@@ -246,6 +246,8 @@ impl Client {
     /// When the request can't be written.
     pub async fn try_send(&mut self, request: Request<Bytes>) -> hyper::Result<Reply> {
         let (parts, body) = request.into_parts();
+        // The end of an answer is seen a moment before its connection can take the next request.
+        self.ready().await?;
         let response = self.dispatch(Request::from_parts(parts, Full::new(body).boxed())).await?;
         whole(response).await
     }

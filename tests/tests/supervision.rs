@@ -48,7 +48,8 @@ async fn a_crash_in_a_call_fails_the_request_with_503_and_nothing_else() {
     for how in ["crash", "exit"] {
         let reply = proxy.get("/", &[ADMIN, ("x-fake", how)]).await;
         assert_eq!(reply.status, 503, "{reply:?}");
-        assert!(reply.reason().starts_with("plugin_"), "{reply:?}");
+        // The restarts may take longer than the time there is.
+        assert!(["poison_request", "plugin_unavailable"].contains(&&*reply.reason()), "{reply:?}");
     }
     assert_eq!(upstream.count(), 0, "a request that nobody judged was let through");
     proxy.until_replaced("auth", pid).await;

@@ -22,6 +22,7 @@ use super::readiness::{ListenerAddress, Phase};
 use super::{Admin, CHANGE_TIMEOUT, Change, Changed, LONGEST_WAIT, ORDER_TIMEOUT, Refused};
 use crate::config::nearest;
 use crate::plugin::Running;
+use crate::telemetry::Observed;
 
 /// The text form of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -70,17 +71,20 @@ struct PluginView {
     instance: Option<usize>,
     #[serde(flatten)]
     status: Status,
+    /// Whether it gets no calls since it fails them.
+    quarantined: bool,
     last_exit_report: Option<String>,
 }
 
 /// One for each instance.
 fn views(plugin: &Running) -> Vec<PluginView> {
     let several = plugin.instances().len() > 1;
-    let view = |(index, status): (usize, Status)| {
+    let view = |(index, observed): (usize, Observed)| {
+        let Observed { status, quarantined } = observed;
         let last_exit_report = status.last_exit.as_ref().map(|report| report.to_string());
-        PluginView { instance: several.then_some(index + 1), status, last_exit_report }
+        PluginView { instance: several.then_some(index + 1), status, quarantined, last_exit_report }
     };
-    plugin.statuses().into_iter().enumerate().map(view).collect()
+    plugin.observed().into_iter().enumerate().map(view).collect()
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Json<ProxyView> {
@@ -177,7 +181,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let generation = admin.in_force.now();
-    let plugins: Vec<_> = generation.plugins.iter().flat_map(|plugin| plugin.statuses()).collect();
+    let plugins: Vec<_> = generation.plugins.iter().flat_map(|plugin| plugin.observed()).collect();
     match admin.metrics.render(&plugins) {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &format!("metrics can't be written: {error}"), None),
@@ -272,7 +276,7 @@ async fn inspect(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> R
     let Some(plugin) = generation.plugins.get(&name) else { return unknown(&generation, &name) };
     let several = plugin.instances().len() > 1;
     let mut instances = Vec::new();
-    for (index, status) in plugin.statuses().into_iter().enumerate() {
+    for (index, Observed { status, .. }) in plugin.observed().into_iter().enumerate() {
         let facts = match status.pid {
             Some(pid) => spawn_blocking(move || Facts::of(pid)).await.ok(),
             None => None,

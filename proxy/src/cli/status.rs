@@ -38,6 +38,8 @@ pub(super) struct Plugin {
     instance: Option<usize>,
     pub(super) state: String,
     next_attempt: Option<f64>,
+    #[serde(default)]
+    quarantined: bool,
     /// Why it does not serve though it runs, or is not started again.
     why: Option<String>,
     pub(super) pid: Option<i32>,
@@ -176,6 +178,7 @@ impl Plugin {
             return format!("{state}: {why}");
         }
         match self.next_attempt {
+            None if self.quarantined => format!("{state}, quarantined"),
             Some(next) if next - now >= 1.0 => format!("{state}, next attempt in {}", between(now, next)),
             Some(_) => format!("{state}, next attempt now"),
             None => state,

@@ -274,6 +274,7 @@ fn plugin(it: &Plugin) -> Value {
         ("max_restarts", it.restart.max_restarts.map_or(Value::Null, Value::from)),
         ("window", window),
     ]);
+    let quarantine = mapping([("failures", it.quarantine.failures.into()), ("time", time(it.quarantine.time))]);
     mapping([
         ("command", strings(&it.command)),
         ("cwd", path(&it.cwd)),
@@ -284,6 +285,9 @@ fn plugin(it: &Plugin) -> Value {
         ("contract", contract.into()),
         ("owns", list(&it.owns, |name| name.as_str().into())),
         ("instances", it.instances.into()),
+        ("max_calls", it.max_calls.into()),
+        ("max_queue", it.max_queue.into()),
+        ("quarantine", quarantine),
         ("config", redacted(&Value::Mapping(it.config.clone()))),
         ("timeout", time(it.timeout)),
         ("on_failure", on_failure(it.on_failure)),

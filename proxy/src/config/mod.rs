@@ -470,6 +470,12 @@ pub struct Plugin {
     pub owns: Vec<http::HeaderName>,
     /// Processes of it: 1 to 64, default 1.
     pub instances: usize,
+    /// Calls that one process works on at a time. Default 1000.
+    pub max_calls: usize,
+    /// Calls that wait for one process beyond these; more are refused. Default 1000.
+    pub max_queue: usize,
+    /// When a process that fails its calls, while others do not, gets none for a while.
+    pub quarantine: Quarantine,
     /// Handed over by `Configure`; always a mapping.
     pub config: serde_yaml::Mapping,
     /// Default of [`PluginFilter::timeout`].
@@ -585,6 +591,15 @@ pub struct Health {
     pub call_misses: u32,
     /// How long its process may be stopped, by SIGSTOP or a debugger, before it is killed. Default 5 s.
     pub stopped_timeout: Duration,
+}
+
+/// When one of several processes is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quarantine {
+    /// Failed calls in a row. Default 5.
+    pub failures: u32,
+    /// From one failure to the next try. Default 10 s.
+    pub time: Duration,
 }
 
 /// How a plugin is started again.

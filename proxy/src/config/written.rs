@@ -421,6 +421,12 @@ pub(super) struct Plugin {
     pub(super) owns: List<String>,
     /// Processes of it, 1 to 64. Default 1.
     pub(super) instances: Slot<u64>,
+    /// Calls that one process works on at a time, 1 to 100000. Default 1000.
+    pub(super) max_calls: Slot<u64>,
+    /// Calls that wait for one process beyond these, 0 to 100000; more are refused at once. Default 1000.
+    pub(super) max_queue: Slot<u64>,
+    /// When a process that fails its calls, while others do not, gets none for a while.
+    pub(super) quarantine: Slot<Quarantine>,
     /// Handed to the plugin as it is.
     pub(super) config: Slot<Raw>,
     /// How long a filter waits for the plugin's verdict. Default 200ms.
@@ -632,6 +638,16 @@ pub(super) struct Health {
     pub(super) call_misses: Slot<u64>,
     /// How long its process may be stopped, by SIGSTOP or a debugger, before it is killed. Default 5s.
     pub(super) stopped_timeout: Slot<Span>,
+}
+
+/// When one of several processes is left out.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Quarantine {
+    /// Failed calls in a row, 1 to 100000. Default 5.
+    pub(super) failures: Slot<u64>,
+    /// From one failure to the next try. Default 10s.
+    pub(super) time: Slot<Span>,
 }
 
 /// How a plugin is started again.

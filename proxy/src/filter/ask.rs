@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use palisade_supervisor::Unavailable;
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::config;
@@ -40,6 +41,8 @@ impl From<CallError> for Failed {
             CallError::Overloaded => Reason::PluginOverloaded,
             CallError::Failed(_) => Reason::PluginFailed,
             CallError::Invalid(_) => Reason::PluginInvalid,
+            // Else one that ends the plugin would get past it.
+            CallError::Poison => return Self::stopping(Failure::new(Reason::PoisonRequest).with(error)),
             CallError::InvalidReply(_) => return Self::stopping(Failure::new(Reason::PluginInvalid).with(error)),
             CallError::Unrepresentable(_) => return Self::stopping(Failure::new(Reason::BadHeader).with(error)),
         };
@@ -63,19 +66,19 @@ pub(super) async fn ask_request(
     route: Option<&config::Route>,
 ) -> Result<Asked, Failed> {
     let mut deadline = Instant::now() + timeout;
-    let mut client = plugin.client_by(deadline).await?;
-    let mut again = true;
+    let mut attempts = Attempts::new(plugin);
     loop {
+        let client = attempts.client(deadline).await?;
         // Another instance may need other things than the one before it.
         let needs = client.needs();
         let content = held(&needs, max_body, body, &mut deadline).await?;
+        // Waited for by the caller, before anything is sent: a call whose client has left is not made.
+        let place = client.place(deadline).await?;
         let call = client.check_request(&Subject { request, route, body: content }, deadline)?;
-        match plugin.call(&client, &request.id, call).await {
-            Ok(answer) => return Ok(Asked { answer, needs }),
-            Err(CallError::Lost(_)) if again => client = replacement(plugin, &client, deadline).await?,
-            Err(error) => return Err(error.into()),
+        match plugin.call(&client, &request.id, place, call).await {
+            Err(CallError::Lost(error)) => attempts.lost(client, error, deadline).await?,
+            answer => return Ok(Asked { answer: answer?, needs }),
         }
-        again = false;
     }
 }
 
@@ -87,23 +90,56 @@ pub(super) async fn ask_response(
     response: &ResponseHead<'_>,
 ) -> Result<ResponseVerdict, Failed> {
     let deadline = Instant::now() + timeout;
-    let mut client = plugin.client_by(deadline).await?;
-    let mut again = true;
+    let mut attempts = Attempts::new(plugin);
     loop {
+        let client = attempts.client(deadline).await?;
+        let place = client.place(deadline).await?;
         let call = client.check_response(request, response, deadline);
-        match plugin.call(&client, &request.id, call).await {
-            Ok(verdict) => return Ok(verdict),
-            Err(CallError::Lost(_)) if again => client = replacement(plugin, &client, deadline).await?,
-            Err(error) => return Err(error.into()),
+        match plugin.call(&client, &request.id, place, call).await {
+            Err(CallError::Lost(error)) => attempts.lost(client, error, deadline).await?,
+            answer => return Ok(answer?),
         }
-        again = false;
     }
 }
 
-/// The client for a second attempt. Its call may reach a plugin that has seen the first one: a filter that is asked
-/// twice gives two verdicts, of which the client gets one.
-async fn replacement(plugin: &Running, lost: &Lease, deadline: Instant) -> Result<Lease, Failed> {
-    Ok(plugin.client_after(lost, deadline).await?)
+/// Whom to ask, after what has been lost: another process once, and the same one once more if it seems to live. The
+/// second call may reach a plugin that has seen the first one: a filter that is asked twice gives two verdicts, of which
+/// the client gets one.
+struct Attempts<'a> {
+    plugin: &'a Running,
+    lost: Option<Lease>,
+    /// Taken after a loss.
+    turn: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> Attempts<'a> {
+    fn new(plugin: &'a Running) -> Self {
+        Self { plugin, lost: None, turn: None }
+    }
+
+    async fn client(&mut self, deadline: Instant) -> Result<Lease, Failed> {
+        let Some(lost) = &self.lost else { return Ok(self.plugin.client_by(deadline).await?) };
+        if self.turn.is_none() {
+            self.turn = self.plugin.suspected(deadline).await;
+        }
+        Ok(self.plugin.client_after(lost, deadline).await?)
+    }
+
+    /// The connection broke. `Err`: that was the last attempt.
+    async fn lost(&mut self, client: Lease, error: String, deadline: Instant) -> Result<(), CallError> {
+        let Some(before) = &self.lost else {
+            self.lost = Some(client);
+            return Ok(());
+        };
+        let gone = self.plugin.is_gone(&client, deadline).await;
+        match client.is_of_the_process_of(before) {
+            // It was on its way out already: nobody else has been asked yet.
+            true if gone => Ok(()),
+            // It has most likely ended both: it is not let near a third.
+            false if gone && self.plugin.is_gone(before, deadline).await => Err(CallError::Poison),
+            true | false => Err(CallError::Lost(error)),
+        }
+    }
 }
 
 /// The body, where the plugin needs it. The time that the client takes to send it is added to the deadline.

@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 
 use super::mosn::Mosn;
 use super::native::Native;
+use super::record::Record;
 use super::{Client, Events, Speaks};
 use crate::config::{self, Contract};
 
@@ -66,7 +67,7 @@ impl Adapter for Contracts {
                 .map_err(AttachError::new)?,
             Contract::Mosn => Speaks::Mosn(Mosn::new(channel)),
         };
-        Ok(Client { speaks, calls: instance.calls })
+        Ok(Client { speaks, record: Record::default(), calls: instance.calls })
     }
 
     fn observe(&self, transition: &Transition) {

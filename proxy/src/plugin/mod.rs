@@ -2,10 +2,12 @@
 
 mod adapter;
 mod events;
+mod gate;
 mod mosn;
 mod mutation;
 mod native;
 mod pool;
+mod record;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +25,7 @@ pub(crate) use self::mutation::{HeaderOp, apply};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::native::judge_frames;
 pub(crate) use self::pool::{Lease, Running};
+use self::record::Record;
 use crate::config::{self, Config, Filter};
 use crate::http::Request;
 use crate::respond::Reply;
@@ -120,6 +123,7 @@ fn roles(config: &Config, name: &str) -> Roles {
 #[derive(Debug)]
 pub(crate) struct Client {
     speaks: Speaks,
+    record: Record,
     /// Tells its supervisor of the calls under way.
     calls: Calls,
 }
@@ -227,6 +231,9 @@ pub(crate) enum CallError {
     /// It refuses, with a reply that can't be sent. It is a refusal all the same.
     #[error("its reply can't be sent: {0}")]
     InvalidReply(String),
+    /// It ended two processes, one after the other.
+    #[error("it ended two processes")]
+    Poison,
     /// The request can't be written in its contract: the client's fault.
     #[error("{0}")]
     Unrepresentable(String),

@@ -11,13 +11,16 @@ use futures_util::future::{join_all, select_all};
 use futures_util::stream::FuturesUnordered;
 use palisade_supervisor::{Plugin, PluginSpec, StartError, State, Status, Unavailable};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::gate::Gate;
+use super::record::Quarantine;
 use super::{CallError, Client, Contracts, Events, Roles};
 use crate::config;
+use crate::telemetry::Observed;
 
 /// How long a client whose connection broke may still be its instance's client before it is tried again: the time that
 /// an exit takes to be noticed.
@@ -38,12 +41,24 @@ pub(crate) struct Running {
     /// Calls under way. They are not cancelled when the client leaves: bursts of cancelled calls look like an attack
     /// to the plugin's HTTP/2 server, which then closes the connection under everybody's calls.
     calls: TaskTracker,
+    quarantine: Quarantine,
+    /// One permit: calls that were lost with their process are asked again one after the other. The one that ends the
+    /// next process, too, is known by that.
+    suspects: Semaphore,
 }
 
 #[derive(Debug)]
 struct Instance {
     supervised: Plugin<Contracts>,
-    in_flight: Arc<AtomicUsize>,
+    load: Arc<Load>,
+}
+
+/// The calls of an instance, from one process to the next.
+#[derive(Debug)]
+struct Load {
+    /// With those that wait.
+    in_flight: AtomicUsize,
+    gate: Gate,
 }
 
 /// A client that a call may go to.
@@ -51,7 +66,7 @@ struct Instance {
 pub(crate) struct Lease {
     client: Arc<Client>,
     index: usize,
-    in_flight: Arc<AtomicUsize>,
+    load: Arc<Load>,
 }
 
 impl std::ops::Deref for Lease {
@@ -62,19 +77,45 @@ impl std::ops::Deref for Lease {
     }
 }
 
+/// A call's share of what its instance works on at a time.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _counted: Counted,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    /// Waits for a place, no longer than until `deadline`. Cancel safe.
+    pub(crate) async fn place(&self, deadline: Instant) -> Result<Place, CallError> {
+        // Those that wait count as well: others go where fewer do.
+        let counted = Counted::new(&self.load);
+        let permit = self.load.gate.enter(deadline).await?;
+        Ok(Place { _counted: counted, _permit: permit })
+    }
+
+    pub(crate) fn is_of_the_process_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.client, &other.client)
+    }
+
+    fn calls(&self) -> usize {
+        self.load.in_flight.load(Ordering::Relaxed)
+    }
+}
+
 /// Counts a call for as long as it is under way.
-struct Counted(Arc<AtomicUsize>);
+#[derive(Debug)]
+struct Counted(Arc<Load>);
 
 impl Counted {
-    fn new(in_flight: &Arc<AtomicUsize>) -> Self {
-        in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(in_flight))
+    fn new(load: &Arc<Load>) -> Self {
+        load.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(load))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -116,7 +157,8 @@ impl Running {
         let start = |instance| {
             let contracts = Contracts::new(plugin, roles, several.then_some(instance), events.clone());
             let supervised = Plugin::start(spec.clone(), contracts)?;
-            Ok(Instance { supervised, in_flight: Arc::default() })
+            let gate = Gate::new(plugin.max_calls, plugin.max_queue);
+            Ok(Instance { supervised, load: Arc::new(Load { in_flight: AtomicUsize::new(0), gate }) })
         };
         let instances = (1..=plugin.instances.max(1)).map(start).collect::<Result<_, StartError>>()?;
         Ok(Self {
@@ -127,6 +169,8 @@ impl Running {
             instances,
             turn: AtomicUsize::new(0),
             calls: TaskTracker::new(),
+            quarantine: Quarantine { failures: plugin.quarantine.failures, time: plugin.quarantine.time },
+            suspects: Semaphore::new(1),
         })
     }
 
@@ -155,9 +199,16 @@ impl Running {
         self.instances.iter().map(|instance| &instance.supervised)
     }
 
-    /// The state of each instance.
-    pub(crate) fn statuses(&self) -> Vec<Status> {
-        self.instances().map(Plugin::status).collect()
+    /// Each instance as it is now.
+    pub(crate) fn observed(&self) -> Vec<Observed> {
+        let fails = |instance: &Instance| Some(instance.supervised.client()?.record.fails(self.quarantine));
+        let fails: Vec<_> = self.instances.iter().map(fails).collect();
+        let sound = fails.contains(&Some(false));
+        let observed = |(instance, fails): (&Instance, Option<bool>)| Observed {
+            status: instance.supervised.status(),
+            quarantined: sound && fails == Some(true),
+        };
+        self.instances.iter().zip(fails).map(observed).collect()
     }
 
     /// The client with the fewest calls under way, waiting for one no longer than until `deadline`.
@@ -186,44 +237,67 @@ impl Running {
         if let Some(lease) = self.pick(Some(lost.index)) {
             return Ok(lease);
         }
-        let instance = &self.instances[lost.index].supervised;
-        let mut status = instance.watch();
-        let same = || instance.client().is_some_and(|client| Arc::ptr_eq(&client, &lost.client));
-        let notice = deadline.min(Instant::now() + EXIT_NOTICE);
-        while same() {
-            match tokio::time::timeout_at(notice, status.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => break,
-            }
-        }
+        self.is_gone(lost, deadline).await;
         self.client_by(deadline).await
     }
 
-    /// Of those that serve, the one with the fewest calls under way.
+    /// Whether the process of `lost` has ended, waiting for the news no longer than until `deadline`.
+    pub(crate) async fn is_gone(&self, lost: &Lease, deadline: Instant) -> bool {
+        let instance = &self.instances[lost.index].supervised;
+        let mut status = instance.watch();
+        let notice = deadline.min(Instant::now() + EXIT_NOTICE);
+        while instance.client().is_some_and(|client| Arc::ptr_eq(&client, &lost.client)) {
+            match tokio::time::timeout_at(notice, status.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// The turn of a call that was lost. Waiting for it takes no more than half of the time there is; then it goes on
+    /// without, beside another one.
+    pub(crate) async fn suspected(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
+        let patience = deadline.saturating_duration_since(Instant::now()) / 2;
+        tokio::time::timeout(patience, self.suspects.acquire()).await.ok()?.ok()
+    }
+
+    /// Of those that serve, the one with the fewest calls under way. One that fails its calls while another does not is
+    /// passed over, but for a try now and then.
     fn pick(&self, not: Option<usize>) -> Option<Lease> {
         let count = self.instances.len();
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
-        (0..count)
-            .map(|step| first.wrapping_add(step) % count)
-            .filter(|index| Some(*index) != not)
-            .filter_map(|index| Some(self.lease(index, self.instances[index].supervised.client()?)))
-            .min_by_key(|lease| lease.in_flight.load(Ordering::Relaxed))
+        let (mut sound, mut failing): (Option<Lease>, Option<Lease>) = (None, None);
+        for index in (0..count).map(|step| first.wrapping_add(step) % count).filter(|index| Some(*index) != not) {
+            let Some(client) = self.instances[index].supervised.client() else { continue };
+            let lease = self.lease(index, client);
+            let best = if lease.client.record.fails(self.quarantine) { &mut failing } else { &mut sound };
+            if best.as_ref().is_none_or(|best| lease.calls() < best.calls()) {
+                *best = Some(lease);
+            }
+        }
+        match (sound, failing) {
+            (Some(_), Some(failing)) if failing.client.record.may_be_tried(self.quarantine) => Some(failing),
+            (sound, failing) => sound.or(failing),
+        }
     }
 
     fn lease(&self, index: usize, client: Arc<Client>) -> Lease {
-        Lease { client, index, in_flight: Arc::clone(&self.instances[index].in_flight) }
+        Lease { client, index, load: Arc::clone(&self.instances[index].load) }
     }
 
-    /// Makes a call about the request `id`, which keeps to its deadline itself. Goes on without a caller who leaves.
-    pub(crate) async fn call<T, F>(&self, lease: &Lease, id: &str, call: F) -> Result<T, CallError>
+    /// Makes a call about the request `id`, which keeps to its deadline itself. Goes on without
+    /// a caller who leaves.
+    pub(crate) async fn call<T, F>(&self, lease: &Lease, id: &str, place: Place, call: F) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, CallError>> + Send + 'static,
     {
-        let counted = Counted::new(&lease.in_flight);
-        let told = lease.client.calls.begin(id);
+        let client = Arc::clone(&lease.client);
+        let told = client.calls.begin(id);
         let call = async move {
             let answer = call.await;
+            client.record.note(&answer);
             match &answer {
                 Err(CallError::Timeout) => told.missed(),
                 Err(CallError::Lost(_)) => told.broken(),
@@ -231,7 +305,7 @@ impl Running {
                 Err(CallError::Overloaded) => drop(told),
                 Ok(_) | Err(_) => told.answered(),
             }
-            drop(counted);
+            drop(place);
             answer
         };
         Kept { call: Some(Box::pin(call)), tasks: &self.calls }.await

@@ -237,7 +237,7 @@ impl Metrics {
     }
 
     /// Everything, in the text form of OpenMetrics, with what the supervisor knows of the plugins at this moment.
-    pub(crate) fn render(&self, plugins: &[Status]) -> Result<String, fmt::Error> {
+    pub(crate) fn render(&self, plugins: &[Observed]) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &expiry(&self.certificates()))?;
@@ -245,6 +245,14 @@ impl Metrics {
         encode_eof(&mut text)?;
         Ok(text)
     }
+}
+
+/// One instance at this moment.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    pub(crate) status: Status,
+    /// Whether it gets no calls since it fails them.
+    pub(crate) quarantined: bool,
 }
 
 /// How a change of what is in force ended.
@@ -289,19 +297,23 @@ fn expiry(certificates: &BTreeMap<BundleLabels, i64>) -> Registry {
 }
 
 /// The supervisor keeps these numbers itself; they are copied when somebody asks.
-fn supervision(plugins: &[Status]) -> Registry {
+fn supervision(plugins: &[Observed]) -> Registry {
     let up = Family::<PluginLabels, Gauge>::default();
     let restarts = Family::<PluginLabels, Counter>::default();
     let failures = Family::<PluginLabels, Gauge>::default();
-    for status in plugins {
+    let quarantined = Family::<PluginLabels, Gauge>::default();
+    for Observed { status, quarantined: out } in plugins {
         let labels = PluginLabels { plugin: Name::from(&*status.name) };
         up.get_or_create(&labels).inc_by(i64::from(status.state == State::Serving));
         restarts.get_or_create(&labels).inc_by(status.restarts);
+        quarantined.get_or_create(&labels).inc_by(i64::from(*out));
         let most = failures.get_or_create(&labels).get().max(i64::from(status.failures));
         failures.get_or_create(&labels).set(most);
     }
     let mut registry = Registry::default();
     registry.register("palisade_plugin_up", "Instances of a plugin that serve", up);
+    let help = "Instances of a plugin that get no calls since they fail them";
+    registry.register("palisade_plugin_quarantined", help, quarantined);
     registry.register("palisade_plugin_restarts", "Starts of a plugin after its first", restarts);
     registry.register("palisade_plugin_failures", "Failures in a row, of the instance with the most", failures);
     registry

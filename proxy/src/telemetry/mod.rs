@@ -3,4 +3,4 @@
 pub(crate) mod logs;
 mod metrics;
 
-pub(crate) use metrics::{Connection, Metrics, Outcome};
+pub(crate) use metrics::{Connection, Metrics, Observed, Outcome};

@@ -12,7 +12,7 @@ use serde_yaml::{Mapping, Value};
 use super::super::slot::{Plain, Raw, Sha256, Slot, Table};
 use super::super::tree::{Meaning, NodeId, Shape};
 use super::super::written;
-use super::super::{Contract, Health, OnFailure, Plugin, Profile, Restart, Sandbox};
+use super::super::{Contract, Health, OnFailure, Plugin, Profile, Quarantine, Restart, Sandbox};
 use super::program::joined;
 use super::{Plugins, Reading};
 
@@ -52,6 +52,9 @@ impl Reading<'_> {
             contract: Contract::Palisade,
             owns: Vec::new(),
             instances: 1,
+            max_calls: 1000,
+            max_queue: 1000,
+            quarantine: Quarantine::default(),
             config: Mapping::new(),
             timeout: Duration::from_millis(200),
             on_failure: OnFailure::Deny,
@@ -89,6 +92,9 @@ impl Reading<'_> {
             contract: written.contract.value().map_or(default.contract, |&contract| contract.into()),
             owns: self.header_names(&written.owns),
             instances: self.number(&written.instances, default.instances, 1..=64),
+            max_calls: self.number(&written.max_calls, default.max_calls, 1..=100_000),
+            max_queue: self.number(&written.max_queue, default.max_queue, 0..=100_000),
+            quarantine: self.quarantine(written.quarantine.value().unwrap_or(&written::Quarantine::default())),
             config: self.plugin_config(&written.config),
             timeout: self.timeout(&written.timeout, default.timeout),
             on_failure: written.on_failure.value().map_or(default.on_failure, |&choice| choice.into()),
@@ -223,6 +229,14 @@ impl Reading<'_> {
         }
     }
 
+    fn quarantine(&mut self, written: &written::Quarantine) -> Quarantine {
+        let default = Quarantine::default();
+        Quarantine {
+            failures: self.count(&written.failures, default.failures, 1..=100_000),
+            time: self.timeout(&written.time, default.time),
+        }
+    }
+
     fn restart(&mut self, slot: &Slot<written::Restart>) -> Restart {
         let default = Restart::default();
         let Some((written, node)) = slot.given() else { return default };
@@ -312,6 +326,12 @@ impl Default for Health {
             call_misses: 3,
             stopped_timeout: Duration::from_secs(5),
         }
+    }
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self { failures: 5, time: Duration::from_secs(10) }
     }
 }
 

@@ -307,7 +307,7 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [python3], sand: hardened}
 ",
         &[
-            "3:27 unknown field `sand` [known here: command, cwd, env, env_pass, checksum, sandbox, contract, owns, instances, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
+            "3:27 unknown field `sand` [known here: command, cwd, env, env_pass, checksum, sandbox, contract, owns, instances, max_calls, max_queue, quarantine, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
         ],
     ),
 ];

@@ -79,6 +79,9 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
             eprintln!("asked to hang");
             std::future::pending().await
         }
+        "unless-broken" if std::fs::read_to_string("broken")? == std::process::id().to_string() => {
+            return Err("it is broken".into());
+        }
         "error" => return Err("asked to fail".into()),
         "empty" => return Ok(CheckRequestResponse::default()),
         "no-mutation" => return Ok(allow().mutate(HeaderMutation::default())),
