@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use palisade_supervisor::{Adapter, AttachError, InstanceInfo, Plugin, PluginSpec};
-use tokio::time::Instant;
 use tonic::transport::Channel;
 
 /// Callers get the bare channel. A real host would make its generated client here, and its first calls.
@@ -21,9 +20,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt().init();
     let runtime_dir = std::env::temp_dir().join(format!("palisade-host-{}", std::process::id()));
     let plugin = Plugin::start(PluginSpec::new("example", std::env::args_os().skip(1), runtime_dir), Bare)?;
-    let channel = plugin.wait_client(Instant::now() + Duration::from_secs(10)).await?;
+    let channel = plugin.wait_client(tokio::time::Instant::now() + Duration::from_secs(10)).await?;
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     tracing::info!(?channel, pid = plugin.status().pid, "ready to call");
-    tokio::signal::ctrl_c().await?;
+    interrupt.recv().await;
     plugin.shutdown().await;
     Ok(())
 }
