@@ -46,9 +46,22 @@ impl Config {
                     .into(),
             ),
         ]);
-        // Only keys that are no scalars can't be written, and there are none.
-        serde_yaml::to_string(&root).unwrap_or_default()
+        written(&root)
     }
+}
+
+/// A document, so that it reads as the same again.
+fn written(document: &Value) -> String {
+    // Only keys that are no scalars can't be written, and there are none.
+    let yaml = serde_yaml::to_string(document).unwrap_or_default();
+    // Breaks of lines for some readers and for others not, and the library writes them as they are. JSON is YAML, and has
+    // escapes for them.
+    let breaks = [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
+    if !yaml.contains(breaks.map(|(character, _)| character)) {
+        return yaml;
+    }
+    let json = serde_json::to_string_pretty(document).unwrap_or(yaml);
+    breaks.into_iter().fold(json, |json, (character, escaped)| json.replace(character, escaped))
 }
 
 /// Whether a key's value should not be shown.
