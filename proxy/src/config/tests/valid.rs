@@ -344,8 +344,7 @@ fn config_value() -> impl Strategy<Value = Value> {
         )
         .prop_map(Value::from),
         // Line breaks of YAML and of other standards.
-        "[ a\n\r\u{85}\u{2028}\u{2029}]{1,4}"
-        .prop_map(Value::from),
+        "[ a\n\r\u{85}\u{2028}\u{2029}]{1,4}".prop_map(Value::from),
     ];
     leaf.prop_recursive(4, 32, 4, |inner| {
         prop_oneof![
