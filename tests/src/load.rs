@@ -56,8 +56,9 @@ impl Load {
                     }
                     let reply = match soon("an answer", client.try_send(get(path, headers))).await {
                         Ok(reply) => reply,
-                        // Told to go before the request was sent: no HTTP/2 client takes that for a failure.
-                        Err(error) if http2 && error.is_canceled() => {
+                        // Told to go before the request was sent, while it waited or before that: no HTTP/2 client takes
+                        // that for a failure.
+                        Err(error) if http2 && (error.is_canceled() || error.is_closed()) => {
                             client = connect().await;
                             client.get(path, headers).await
                         }
