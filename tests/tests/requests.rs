@@ -237,9 +237,8 @@ async fn what_concerns_one_connection_stays_on_it() {
 /// What a client of HTTP/2 sends first, with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
-#[tokio::test]
-async fn http2_connections_without_a_whole_request_are_closed() {
-    let upstream = Upstream::http1("app").await;
+/// A proxy that waits 300 ms for whatever a client has to send.
+async fn impatient(upstream: &Upstream) -> Proxy {
     let yaml = format!(
         "listeners:
   - name: web
@@ -249,7 +248,13 @@ routes: [{{upstream: 'http://{}'}}]
 ",
         upstream.address()
     );
-    let proxy = Proxy::start(&yaml).await;
+    Proxy::start(&yaml).await
+}
+
+#[tokio::test]
+async fn http2_connections_without_a_whole_request_are_closed() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = impatient(&upstream).await;
     // HEADERS of stream 1 with ":method: GET" and ":scheme: http", but without END_HEADERS; no CONTINUATION follows.
     let headers = b"\x00\x00\x02\x01\x01\x00\x00\x00\x01\x82\x86";
     // DATA for a stream that nobody opened.
@@ -291,16 +296,7 @@ async fn streams_that_are_reset_at_once_end_the_connection_and_nothing_else() {
 #[tokio::test]
 async fn slow_clients_are_not_waited_for_beyond_their_limits() {
     let upstream = Upstream::http1("app").await;
-    let yaml = format!(
-        "listeners:
-  - name: web
-    address: 127.0.0.1:0
-    limits: {{first_byte_timeout: 300ms, header_timeout: 300ms, idle_timeout: 300ms, body_idle_timeout: 300ms}}
-routes: [{{upstream: 'http://{}'}}]
-",
-        upstream.address()
-    );
-    let proxy = Proxy::start(&yaml).await;
+    let proxy = impatient(&upstream).await;
     // Nothing, half a preface, half a head: each is closed, which `rest` waits for.
     for sent in ["", "PRI * HTTP/2.0\r\n", "GET / HTTP/1.1\r\nHost:"] {
         let mut raw = Raw::connect(proxy.address()).await;
