@@ -75,6 +75,8 @@ pub struct Options {
     pub uid: Option<u32>,
     /// The `palisade` program; the one built beside the tests where unset.
     pub program: Option<PathBuf>,
+    /// Its log goes elsewhere: whether it is ready is asked on the admin socket.
+    pub unheard: bool,
 }
 
 /// How a command ended.
@@ -235,6 +237,14 @@ upstreams: {{app: {{endpoints: ['{endpoint}']{upstream}}}}}
     /// When it does not become ready.
     pub async fn start_with(dir: Arc<TempDir>, yaml: &str, options: &Options) -> Self {
         let mut proxy = Self::spawn(dir, yaml, options);
+        if options.unheard {
+            let ready = proxy.until_ready().await;
+            let listeners = ready["listeners"].as_array().unwrap().iter();
+            let field = |listener: &Value, key: &str| listener[key].as_str().unwrap().to_owned();
+            proxy.listeners = listeners.clone().map(|it| (field(it, "name"), field(it, "address"))).collect();
+            proxy.first = listeners.map(|it| field(it, "name")).next().unwrap();
+            return proxy;
+        }
         proxy.wait_for_log("ready", |line| line.ends_with(": ready") || line.contains(": ready ")).await;
         let addresses: Vec<(String, String)> = {
             let lines = proxy.log.lines.lock().unwrap();
@@ -243,6 +253,23 @@ upstreams: {{app: {{endpoints: ['{endpoint}']{upstream}}}}}
         proxy.first = addresses.first().unwrap().0.clone();
         proxy.listeners = addresses.into_iter().collect();
         proxy
+    }
+
+    /// The status once it is ready.
+    async fn until_ready(&mut self) -> Value {
+        let started = Instant::now();
+        let socket = self.runtime_dir().join("admin.sock");
+        loop {
+            if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+                let status = self.status().await;
+                if status["ready"] == true {
+                    return status;
+                }
+            }
+            let exited = self.child.try_wait().unwrap();
+            assert!(exited.is_none() && started.elapsed() < LONG, "the proxy is not ready ({exited:?})");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Starts it without waiting for anything.
@@ -373,7 +400,10 @@ upstreams: {{app: {{endpoints: ['{endpoint}']{upstream}}}}}
             })
         };
         let text = reply.text();
-        let series = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' '));
+        let series = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            rest.strip_prefix('{').or(rest.starts_with(' ').then_some(rest))?.rsplit_once(' ')
+        });
         series.filter(|(series, _)| has(series)).map(|(_, value)| value.parse::<u64>().unwrap()).sum()
     }
 

@@ -16,14 +16,13 @@ const LAST_WORK: Duration = Duration::from_secs(1);
 pub(super) fn run(args: Run) -> Result<(), Failure> {
     stand_by_as_pid_1().map_err(|error| Failure::failed(format_args!("can't run as pid 1: {error}")))?;
     let config = config::load(&args.config).map_err(Failure::Invalid)?;
-    logs::init(args.log_format, &args.log);
-    let workers = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("palisade")
-        .build()
-        .map_err(|error| Failure::failed(format_args!("can't start threads: {error}")))?;
+    let no_threads = |error| Failure::failed(format_args!("can't start threads: {error}"));
+    logs::init(args.log_format, &args.log).map_err(no_threads)?;
+    let workers =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("palisade").build().map_err(no_threads)?;
     let ended = workers.block_on(runtime::run(config));
     workers.shutdown_timeout(LAST_WORK);
+    logs::settle();
     ended.map_err(|error| {
         let message = chain(&error);
         // A plugin's report begins with the word by itself.

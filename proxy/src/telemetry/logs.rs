@@ -2,11 +2,21 @@
 
 use std::env;
 use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::Subscriber;
 use tracing::subscriber::set_global_default;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+use super::queue::Queue;
+
+/// How long the last lines have to reach a log that stands still when the process ends.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// The log of this process.
+static LOG: OnceLock<Queue> = OnceLock::new();
 
 /// What is logged where nothing is said about it.
 pub(crate) const DEFAULT_FILTER: &str = "info";
@@ -31,24 +41,38 @@ pub(crate) fn parse_filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// Sends the events of this process to stderr. In a process that has a log already, that one stays.
-pub(crate) fn init(format: Format, filter: &str) {
+/// Sends the events of this process to stderr, without ever waiting for it. In a process that has a log already, that
+/// one stays.
+///
+/// # Errors
+///
+/// When there can be no thread that writes.
+pub(crate) fn init(format: Format, filter: &str) -> io::Result<()> {
+    let log = Queue::new(io::stderr())?;
     let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // Who gives a filter has had it read before; an unreadable part is left out here.
     let filter = EnvFilter::builder().parse_lossy(filter);
+    let set = match format {
+        Format::Text => set_global_default(text(filter, color, log.clone())),
+        Format::Json => set_global_default(json(filter, log.clone())),
+    };
     // There being a log already is what the caller wants.
-    set_global_default_of(format, filter, color).ok();
+    if set.is_ok() {
+        LOG.set(log).ok();
+    }
+    Ok(())
 }
 
-fn set_global_default_of(
-    format: Format,
-    filter: EnvFilter,
-    color: bool,
-) -> Result<(), tracing::subscriber::SetGlobalDefaultError> {
-    match format {
-        Format::Text => set_global_default(text(filter, color, io::stderr)),
-        Format::Json => set_global_default(json(filter, io::stderr)),
+/// Lets what was logged reach stderr before the process ends, if it can.
+pub(crate) fn settle() {
+    if let Some(log) = LOG.get() {
+        log.settle(LAST_LINES);
     }
+}
+
+/// Lines that were lost, since the log stood still or could not be written.
+pub(super) fn lost() -> u64 {
+    LOG.get().map_or(0, Queue::lost)
 }
 
 /// Lines that can't be written are lost: nothing here may take the proxy down. The library would report the loss with
@@ -159,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_second_log_leaves_the_first() {
-        init(Format::Text, "off");
-        init(Format::Json, "off");
+        init(Format::Text, "off").unwrap();
+        init(Format::Json, "off").unwrap();
     }
 }

@@ -18,6 +18,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::logs;
 use crate::config::Config;
 use crate::http::Closed;
 
@@ -242,6 +243,7 @@ impl Metrics {
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &expiry(&self.certificates()))?;
         encode_registry(&mut text, &supervision(plugins))?;
+        encode_registry(&mut text, &log_lines(logs::lost()))?;
         encode_eof(&mut text)?;
         Ok(text)
     }
@@ -293,6 +295,14 @@ fn expiry(certificates: &BTreeMap<BundleLabels, i64>) -> Registry {
     let mut registry = Registry::default();
     let help = "When a certificate in use ends, since the epoch";
     registry.register_with_unit("palisade_certificate_expiry", help, Unit::Seconds, expiry);
+    registry
+}
+
+fn log_lines(lost: u64) -> Registry {
+    let lines = Counter::<u64>::default();
+    lines.inc_by(lost);
+    let mut registry = Registry::default();
+    registry.register("palisade_log_lines_lost", "Lines of the log that could not be written", lines);
     registry
 }
 

@@ -2,5 +2,6 @@
 
 pub(crate) mod logs;
 mod metrics;
+mod queue;
 
 pub(crate) use metrics::{Connection, Metrics, Observed, Outcome};
