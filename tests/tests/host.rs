@@ -68,6 +68,31 @@ async fn a_killed_proxy_leaves_no_process_and_starts_again_in_the_same_place() {
 }
 
 #[tokio::test]
+async fn directories_of_any_depth_that_a_plugin_leaves_cost_the_proxy_nothing() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = config(&["dig:20000", "exit:1"], &upstream, "")
+        .replace("timeout: 10s", "required: false, restart: {policy: never}");
+    // Found in the next start, where the proxy was killed meanwhile.
+    let dir = Arc::new(place());
+    let left = dir.path().join("run/p-abcdef");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::set_permissions(left.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let program: Vec<String> = serde_json::from_str(&fake(&["dig:20000"])).unwrap();
+    let dug = std::process::Command::new(&program[0]).arg(&program[1]).env("PLUGIN_UNIX_SOCKET_DIR", &left).status();
+    assert!(dug.unwrap().success());
+
+    let proxy = Proxy::start_in(dir, &yaml).await;
+    soon("the plugin has ended", async {
+        while proxy.plugin("auth").await["state"] != "disabled" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    eventually("only the admin socket is left", || left_in(&proxy.runtime_dir()).len() == 1).await;
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 503);
+}
+
+#[tokio::test]
 async fn a_second_proxy_in_the_same_runtime_directory_is_refused() {
     let upstream = Upstream::http1("app").await;
     let first = Proxy::start(&config(&["serve"], &upstream, "")).await;

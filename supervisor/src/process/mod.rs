@@ -42,6 +42,7 @@ use crate::trust::checksum::{self, Checksum, Checksums, Verified};
 mod confined;
 mod private_dir;
 mod program;
+mod removal;
 mod spawner;
 
 /// Why there is no process.

@@ -15,6 +15,8 @@ use nix::unistd::{geteuid, mkdtemp};
 use palisade_plugin_proto::env::MAX_SOCKET_PATH;
 use tracing::{info, warn};
 
+use super::removal;
+
 /// What plugins may append: go-plugin's names are a slash, `plugin` and up to ten digits.
 const SOCKET_NAME: usize = 20;
 
@@ -101,7 +103,7 @@ impl PrivateDir {
 
 impl Drop for PrivateDir {
     fn drop(&mut self) {
-        match fs::remove_dir_all(&self.path) {
+        match removal::remove(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 warn!(path = %self.path.display(), %error, "the private directory of a plugin could not be removed");
             }
@@ -152,7 +154,7 @@ pub(crate) fn sweep(runtime_dir: &Path) -> Result<(), PrivateDirError> {
         }
         let path = entry.path();
         if lock(&path, FlockArg::LockExclusiveNonblock).is_ok() {
-            match fs::remove_dir_all(&path) {
+            match removal::remove(&path) {
                 Ok(()) => info!(path = %path.display(), "removed a directory that a killed host had left"),
                 Err(error) => warn!(path = %path.display(), %error, "a leftover directory could not be removed"),
             }

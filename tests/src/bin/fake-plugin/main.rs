@@ -9,6 +9,7 @@
 //! | `flood` | prints to stderr as fast as it can, in the background |
 //! | `close-stdout` | closes it |
 //! | `touch:NAME` | makes a file in the socket directory |
+//! | `dig:N` | makes directories in the socket directory, N deep |
 //! | `sleep:MS`, `stay` | waits, or waits for ever |
 //! | `exit:CODE`, `signal:NAME` | ends itself |
 //! | `exit-after:MS` | exits with 3 after a while, in the background |
@@ -65,6 +66,7 @@ async fn main() -> ExitCode {
             "flood" => drop(std::thread::spawn(flood)),
             "close-stdout" => nix::unistd::close(1).unwrap(),
             "touch" => drop(std::fs::File::create(socket_dir().join(value)).unwrap()),
+            "dig" => dig(value.parse().unwrap()),
             "sleep" => tokio::time::sleep(Duration::from_millis(value.parse().unwrap())).await,
             "stay" => std::future::pending().await,
             "exit" => std::process::exit(value.parse().unwrap()),
@@ -109,6 +111,17 @@ async fn main() -> ExitCode {
 
 fn socket_dir() -> PathBuf {
     std::env::var_os(UNIX_SOCKET_DIR).expect("a host started it").into()
+}
+
+/// Deeper than any path can say.
+fn dig(depth: usize) {
+    let here = std::env::current_dir().unwrap();
+    std::env::set_current_dir(socket_dir()).unwrap();
+    for _ in 0..depth {
+        std::fs::create_dir("d").unwrap();
+        std::env::set_current_dir("d").unwrap();
+    }
+    std::env::set_current_dir(here).unwrap();
 }
 
 /// Prints to stdout at once.
