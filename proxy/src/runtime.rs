@@ -7,7 +7,7 @@ mod lock;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,6 +157,13 @@ async fn run_as(config: Config, mut heir: Option<&mut Heir>, mut given: Vec<Inhe
     let mut signals = Signals::new().map_err(Error::Signals)?;
     let hangups = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let upgrades = signal(SignalKind::user_defined2()).map_err(Error::Signals)?;
+    if !Path::new("/proc/self").exists() {
+        tracing::warn!(
+            target: "palisade",
+            "/proc is not there: processes that plugins leave behind, plugins that are stopped, and how much memory and \
+             how many descriptors are in use are not seen",
+        );
+    }
     let runtime_dir = prepare_runtime_dir(&config.runtime_dir).map_err(Error::RuntimeDir)?;
     let config = Config { runtime_dir: runtime_dir.clone(), ..config };
     let path = runtime_dir.join(admin::SOCKET);

@@ -87,7 +87,7 @@ pub use crate::inspect::Facts;
 pub use crate::instance::{Adapter, AttachError, InstanceInfo};
 pub use crate::mtls::MtlsError;
 pub use crate::plugin::{Plugin, StartError, Unavailable};
-pub use crate::process::{PrivateDirError, SpawnError, prepare_runtime_dir, resolve_program};
+pub use crate::process::{DEFAULT_PATH, PrivateDirError, SpawnError, prepare_runtime_dir, resolve_program};
 pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, Usage, chain};
 pub use crate::sandbox::{
     Confinement, Files, Helper, Limits, Network, OnMissing, Probe, Sandbox, SyscallClass, Tcp, User, sandbox_exec,

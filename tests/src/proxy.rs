@@ -176,7 +176,16 @@ pub async fn validate(yaml: &str, flags: &[&str]) -> Outcome {
 /// When it does not give up, or leaves a process behind.
 pub async fn run_to_exit(dir: &Path, yaml: &str) -> Outcome {
     write(dir, yaml);
-    let outcome = finish(command(dir, &["run", "-c", "palisade.yaml"], &Options::default())).await;
+    cli_in(dir, &["run", "-c", "palisade.yaml"], &Options::default()).await
+}
+
+/// Runs the binary in a directory as an operator would.
+///
+/// # Panics
+///
+/// When the command does not come to an end, or leaves a process behind.
+pub async fn cli_in(dir: &Path, arguments: &[&str], options: &Options) -> Outcome {
+    let outcome = finish(command(dir, arguments, options)).await;
     eventually("nothing of the proxy is left", || process::of_directory(dir).is_empty()).await;
     outcome
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::problem::{Place, Problem, Problems};
@@ -18,6 +18,14 @@ pub(super) fn read(path: &Path) -> Result<String, Problems> {
             _ => problem,
         })
     };
+    // Opening one waits for whoever writes to it. What a shell hands over as /dev/fd/N has no such name.
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if std::fs::symlink_metadata(real).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+        return Err(whole(Problem::new(
+            Place::default(),
+            "can't read the file: it is a FIFO, which is not waited for",
+        )));
+    }
     let file = File::open(path).map_err(unread)?;
     let metadata = file.metadata().map_err(unread)?;
     if let Some(problem) = writable_by_others(path, &metadata) {

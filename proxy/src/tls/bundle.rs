@@ -50,8 +50,12 @@ pub(super) enum BundleError {
     Chain(String),
     #[error("the chain holds {0} certificates, must be 1 to {MAX_CHAIN}")]
     ChainLength(usize),
-    #[error("the key is not an unencrypted PKCS#8, PKCS#1 or SEC1 key in PEM")]
+    #[error("the key is not a PKCS#8, PKCS#1 or SEC1 key in PEM")]
     Key,
+    #[error("the key is encrypted; supply it decrypted, as by `openssl pkey -in KEY -out PLAIN`")]
+    EncryptedKey,
+    #[error("there is more than one key")]
+    Keys,
     #[error("the key is of a kind that is not supported")]
     KeyKind,
     #[error("the key does not belong to the certificate")]
@@ -85,7 +89,7 @@ impl Bundle {
         if chain.is_empty() || chain.len() > MAX_CHAIN {
             return Err(BundleError::ChainLength(chain.len()));
         }
-        let key = PrivateKeyDer::from_pem_slice(&sent.key_pem).map_err(|_| BundleError::Key)?;
+        let key = only_key(&sent.key_pem)?;
         let Leaf { not_before, not_after, alternative_names } = examine(&chain[0])?;
         if let Ok(ahead) = not_before.duration_since(now + SKEW) {
             return Err(BundleError::NotYetValid(format!("{} s", (ahead + SKEW).as_secs())));
@@ -113,6 +117,23 @@ impl Bundle {
         let bytes: Vec<_> = Sha256::digest(leaf).iter().map(|byte| format!("{byte:02X}")).collect();
         bytes.join(":")
     }
+}
+
+/// Of two keys, which one is meant must not be a riddle.
+fn only_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, BundleError> {
+    let mut keys = PrivateKeyDer::pem_slice_iter(pem);
+    match (keys.next(), keys.next()) {
+        (Some(Ok(key)), None) => Ok(key),
+        (Some(_), Some(_)) => Err(BundleError::Keys),
+        _ if is_encrypted(pem) => Err(BundleError::EncryptedKey),
+        _ => Err(BundleError::Key),
+    }
+}
+
+/// As PKCS#8 and the older form of OpenSSL say it (RFC 7468 section 11, RFC 1421 section 4.6.1.1).
+fn is_encrypted(pem: &[u8]) -> bool {
+    let says = |words: &[u8]| pem.windows(words.len()).any(|window| window == words);
+    says(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || says(b"Proc-Type: 4,ENCRYPTED")
 }
 
 /// What is used of a leaf.
@@ -206,6 +227,34 @@ pub(super) mod tests {
             let named = CertificateBundle { server_names: vec![bad.to_owned()], ..good() };
             assert!(matches!(fault(named), BundleError::ServerName(_)), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn keys_come_in_many_forms_and_one_at_a_time() {
+        let text = |pem: &[u8]| String::from_utf8(pem.to_vec()).unwrap();
+        let good = || sent("a", &["a.example"]);
+        let crlf = |pem: &[u8]| text(pem).replace("\r\n", "\n").replace('\n', "\r\n").into_bytes();
+        let taken = |sent: CertificateBundle| bundle(sent).map(|_| ());
+        let CertificateBundle { chain_pem, key_pem, .. } = good();
+        let with_line_ends = CertificateBundle { chain_pem: crlf(&chain_pem), key_pem: crlf(&key_pem), ..good() };
+        assert_eq!(taken(with_line_ends), Ok(()));
+        // One file for both, in either order, with words around.
+        for file in [[&key_pem[..], b"words\n", &chain_pem].concat(), [&chain_pem[..], &key_pem].concat()] {
+            assert_eq!(taken(CertificateBundle { chain_pem: file.clone(), key_pem: file, ..good() }), Ok(()));
+        }
+        let two = [&key_pem[..], &good().key_pem].concat();
+        let sent =
+            |key_pem: &[u8]| CertificateBundle { chain_pem: chain_pem.clone(), key_pem: key_pem.to_vec(), ..good() };
+        assert_eq!(taken(sent(&two)), Err(BundleError::Keys));
+        let pkcs8 = text(&key_pem).replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+        let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n\
+                   -----END RSA PRIVATE KEY-----\n";
+        for encrypted in [pkcs8.as_str(), old] {
+            assert_eq!(taken(sent(encrypted.as_bytes())), Err(BundleError::EncryptedKey), "{encrypted}");
+        }
+        let cut = &key_pem[..key_pem.len() / 2];
+        assert_eq!(taken(sent(cut)), Err(BundleError::Key));
+        assert_eq!(taken(sent(&chain_pem)), Err(BundleError::Key));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use self::private_dir::PrivateDir;
 pub use self::private_dir::PrivateDirError;
 pub use self::private_dir::check as prepare_runtime_dir;
 pub(crate) use self::private_dir::sweep;
-pub use self::program::resolve as resolve_program;
+pub use self::program::{DEFAULT_PATH, resolve as resolve_program};
 use crate::connect::Endpoint;
 use crate::mtls::{Identity, MtlsError};
 use crate::report::Usage;

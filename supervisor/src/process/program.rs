@@ -18,8 +18,9 @@ use crate::connect::Endpoint;
 use crate::mtls::Identity;
 use crate::spec::{PORT, PluginSpec, SOCKET};
 
-/// For plugins that start programs themselves, such as scripts whose first line is `#!/usr/bin/env python3`.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// `PATH` of plugins that are given no other: for those that start programs themselves, such as scripts whose first line
+/// is `#!/usr/bin/env python3`.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Ports for plugins that listen on TCP: go-plugin's defaults. Below those that the kernel gives to connections, so that
 /// no attempt to reach a port can occupy it.

@@ -4,6 +4,7 @@
 //! values away when there was a problem. So one wrong value hides no other, and nothing is reported that only follows
 //! from another problem.
 
+mod elf;
 mod filter;
 mod listener;
 mod plugin;

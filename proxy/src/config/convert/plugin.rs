@@ -77,8 +77,10 @@ impl Reading<'_> {
         let default = self.plugin_without_problems();
         self.require(&written.command, "command", node);
         let (cwd, cwd_exists) = self.cwd(&written.cwd);
-        let command =
-            written.command.given().map(|(command, node)| self.command(command, node, cwd_exists.then_some(&cwd)));
+        let command = written
+            .command
+            .given()
+            .map(|(command, node)| self.command(command, node, cwd_exists.then_some(&cwd), written));
         let (command, files) = command.unwrap_or_default();
         self.told_where(written, &command);
         let env_pass = self.env_pass(&written.env_pass, &written.env);

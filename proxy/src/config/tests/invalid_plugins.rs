@@ -8,7 +8,42 @@ fn each_is_reported_at_its_place() {
     place.write("crlf", "#!/usr/bin/env python3\r\n", 0o755);
     place.write("noint", "#!/nowhere/python9\n", 0o755);
     place.write("noline", "print(1)\n", 0o755);
+    place.write("nosearch", "#!/usr/bin/env no-such-python\n", 0o755);
     place.check(LISTENER, CASES);
+}
+
+#[test]
+fn a_compiled_program_that_cannot_run_here_is_refused() {
+    let place = Place::new();
+    // Of machine 9999, and cut off: what else there is, `convert/elf.rs` tests.
+    let mut header = b"\x7fELF\x02\x01".to_vec();
+    header.resize(64, 0);
+    header[18..20].copy_from_slice(&9999_u16.to_le_bytes());
+    place.write("other", "", 0o755);
+    std::fs::write(place.file().with_file_name("other"), &header).unwrap();
+    place.write("cut", "\x7fELF\x02\x01", 0o755);
+    let text = format!("{LISTENER}plugins:\n  a: {{command: [./other]}}\n  b: {{command: [./cut]}}\n");
+    let found = place.problems(&text);
+    let this = std::env::consts::ARCH;
+    let expected = [
+        format!(
+            "3:17 `DIR/other` is a program for machine 9999, and this machine is {this} [build it for this machine]"
+        ),
+        "4:17 `DIR/cut` is no whole program [copy or build it again]".to_owned(),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn what_a_script_looks_for_is_looked_for_where_the_plugin_will() {
+    let place = Place::new();
+    place.write("bin/only-here", "#!/bin/sh\n", 0o755);
+    place.write("script", "#!/usr/bin/env only-here\n", 0o755);
+    let verdict =
+        |more: &str| place.problems(&format!("{LISTENER}plugins: {{a: {{command: [./script]{more}}}}}\n")).len();
+    assert_eq!((verdict(""), verdict(", env_pass: [LANG]"), verdict(", env: {A: b}")), (1, 1, 1));
+    // What is in a PATH of its own is the operator's business.
+    assert_eq!((verdict(", env_pass: [PATH]"), verdict(", env: {PATH: /nowhere}")), (0, 0));
 }
 
 #[test]
@@ -111,11 +146,13 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [./crlf]}
   b: {command: [./noint]}
   c: {command: [./noline]}
+  d: {command: [./nosearch]}
 ",
         &[
             r#"3:17 the `#!` line of `DIR/crlf` ends with a Windows line end, so `/usr/bin/env` is not found [try: sed -i 's/\r$//' DIR/crlf]"#,
             "4:17 `DIR/noint` needs `/nowhere/python9`, which does not exist [install the interpreter, or correct the script's `#!` line]",
             "5:17 `DIR/noline` is a script without a `#!` line [begin it with a line like `#!/usr/bin/env python3`, or name the interpreter in `command`]",
+            "6:17 `DIR/nosearch` needs `no-such-python`, which is not in the plugin's PATH, /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin [install it there, hand on the proxy's with `env_pass: [PATH]`, or write its path in the `#!` line]",
         ],
     ),
     (
