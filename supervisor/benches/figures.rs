@@ -40,7 +40,7 @@ async fn restarts() {
         let old = client(&plugin).await.info.clone();
         sleep(Duration::from_millis(20)).await;
         let killed = Instant::now();
-        kill(old.pid, Signal::SIGKILL);
+        kill(old.pid.unwrap(), Signal::SIGKILL);
         loop {
             if client(&plugin).await.info.start > old.start {
                 break;

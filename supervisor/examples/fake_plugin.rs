@@ -93,7 +93,11 @@ async fn services(options: &[String]) -> std::io::Result<Router> {
     let controller =
         (!has("no-controller")).then(|| GrpcControllerServer::new(Controller { deaf: has("ignore-shutdown") }));
     let stdio = has("stdio").then(|| GrpcStdioServer::new(Stdio));
-    Ok(Server::builder().add_optional_service(health).add_optional_service(controller).add_optional_service(stdio))
+    let mut server = Server::builder();
+    if let Some(millis) = options.iter().find_map(|option| option.strip_prefix("close-after-ms=")) {
+        server = server.max_connection_age(Duration::from_millis(millis.parse().map_err(std::io::Error::other)?));
+    }
+    Ok(server.add_optional_service(health).add_optional_service(controller).add_optional_service(stdio))
 }
 
 struct Controller {

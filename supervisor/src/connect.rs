@@ -1,4 +1,4 @@
-//! From the address that a plugin announced to an HTTP/2 connection.
+//! From the address of a plugin, announced or configured, to an HTTP/2 connection.
 //!
 //! No HTTP/2 keep-alive pings: gRPC servers in Go, Python and Java close connections that ping more often than every
 //! five minutes ("too_many_pings"). Health checks find what pings would.
@@ -9,22 +9,26 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use palisade_plugin_proto::handshake::Address;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Uri};
 use tower::service_fn;
 
 use crate::mtls::Secure;
 use crate::spec::TcpPolicy;
-use crate::trust::peer::{Owner, PeerError};
+use crate::trust::directory;
+use crate::trust::peer::{Owner, PeerError, Trusted};
 
 /// How long one attempt may take. Local sockets answer at once or not at all.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -38,8 +42,10 @@ const LAST_RETRY: Duration = Duration::from_millis(100);
 
 /// Where a plugin listens, and may be connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Endpoint {
+pub enum Endpoint {
+    /// A unix socket, by its path.
     Unix(PathBuf),
+    /// A TCP port.
     Tcp(SocketAddr),
 }
 
@@ -72,6 +78,14 @@ pub enum ConnectError {
     /// A file, a directory, a FIFO, a symbolic link.
     #[error("{0:?} is not a socket")]
     NotASocket(PathBuf),
+    /// A directory in which everybody may put another socket in the place of this one.
+    #[error("{open:?} can be written to by everybody, who could put another socket in the place of {socket:?}")]
+    OpenToEverybody {
+        /// The socket.
+        socket: PathBuf,
+        /// The directory.
+        open: PathBuf,
+    },
     /// A socket that is not the plugin's own.
     #[error("{endpoint} is not the plugin's own")]
     NotOwn {
@@ -142,7 +156,7 @@ impl Endpoint {
     }
 
     /// Connects, and sees whose socket that is before anything is sent.
-    async fn dial(&self, owner: Owner) -> Result<Box<dyn Stream>, ConnectError> {
+    async fn dial(&self, alive: &Alive) -> Result<Box<dyn Stream>, ConnectError> {
         let not_own = |source| ConnectError::NotOwn { endpoint: self.to_string(), source };
         let dialled = timeout(ATTEMPT, async {
             match self {
@@ -152,16 +166,27 @@ impl Endpoint {
                     if !found.file_type().is_socket() {
                         return Err(ConnectError::NotASocket(path.clone()));
                     }
+                    if let Alive::Line { .. } = alive {
+                        self.check_directory(path).await?;
+                    }
                     let stream = UnixStream::connect(path).await.map_err(|source| self.failed(source))?;
-                    owner.check_unix(&stream).map_err(not_own)?;
+                    match alive {
+                        Alive::Process { owner, .. } => owner.check_unix(&stream),
+                        Alive::Line { trusted, .. } => trusted.check_unix(&stream),
+                    }
+                    .map_err(not_own)?;
                     Ok(Box::new(stream) as Box<dyn Stream>)
                 }
                 Self::Tcp(address) => {
                     let stream = TcpStream::connect(address).await.map_err(|source| self.failed(source))?;
                     // Whose an address of another machine is can't be seen from here.
                     if address.ip().to_canonical().is_loopback() {
-                        let address = *address;
-                        let looked = spawn_blocking(move || owner.check_tcp(address)).await;
+                        let (address, alive) = (*address, alive.clone());
+                        let look = move || match alive {
+                            Alive::Process { owner, .. } => owner.check_tcp(address),
+                            Alive::Line { trusted, .. } => trusted.check_tcp(address),
+                        };
+                        let looked = spawn_blocking(look).await;
                         looked.map_err(|error| self.failed(error.into()))?.map_err(not_own)?;
                     }
                     stream.set_nodelay(true).map_err(|source| self.failed(source))?;
@@ -173,13 +198,23 @@ impl Endpoint {
     }
 
     /// A connection for HTTP/2: as it was dialled, or inside TLS.
-    async fn open(&self, secure: Option<&Secure>, owner: Owner) -> Result<Box<dyn Stream>, ConnectError> {
-        let stream = self.dial(owner).await?;
+    async fn open(&self, secure: Option<&Secure>, alive: &Alive) -> Result<Box<dyn Stream>, ConnectError> {
+        let stream = self.dial(alive).await?;
         let Some(secure) = secure else { return Ok(stream) };
         let failed = |source| ConnectError::Tls { endpoint: self.to_string(), source };
         match timeout(TLS_HANDSHAKE, secure.over(stream)).await {
             Ok(secured) => Ok(Box::new(secured.map_err(failed)?)),
             Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Not on this thread: a path may lie on a file system that never answers.
+    async fn check_directory(&self, socket: &Path) -> Result<(), ConnectError> {
+        let path = socket.to_owned();
+        let looked = spawn_blocking(move || directory::open_to_everybody(&path)).await;
+        match looked.map_err(|error| self.failed(error.into()))?.map_err(|source| self.failed(source))? {
+            Some(open) => Err(ConnectError::OpenToEverybody { socket: socket.to_owned(), open }),
+            None => Ok(()),
         }
     }
 
@@ -205,29 +240,84 @@ async fn real(path: &Path) -> Option<PathBuf> {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// The process that announced the address, and whether it still runs. A connection that broke is made anew only as
-/// long as it does: later, a TCP port may belong to somebody else.
+/// What a run consists of, for as long as which it may be connected to.
 #[derive(Debug, Clone)]
-pub(crate) struct Alive {
-    running: Arc<AtomicBool>,
-    owner: Owner,
+pub(crate) enum Alive {
+    /// The process that announced the address. A connection that broke is made anew only as long as it runs: later, a
+    /// TCP port may belong to somebody else.
+    Process { running: Arc<AtomicBool>, owner: Owner },
+    /// The one connection to a plugin that somebody else has started. It is never made anew: behind the next one may be
+    /// another process, which has been neither checked nor configured. So with the connection the run is over.
+    Line { over: CancellationToken, trusted: Trusted },
 }
 
 impl Alive {
-    pub(crate) fn new(owner: Owner) -> Self {
-        Self { running: Arc::new(AtomicBool::new(true)), owner }
+    pub(crate) fn process(owner: Owner) -> Self {
+        Self::Process { running: Arc::new(AtomicBool::new(true)), owner }
     }
 
     pub(crate) fn end(&self) {
-        self.running.store(false, Ordering::Release);
+        match self {
+            Self::Process { running, .. } => running.store(false, Ordering::Release),
+            Self::Line { over, .. } => over.cancel(),
+        }
     }
 
+    /// Whether a second connection may be made.
     fn check(&self, endpoint: &Endpoint) -> Result<(), ConnectError> {
-        if self.running.load(Ordering::Acquire) {
-            return Ok(());
+        let gone = match self {
+            Self::Process { running, .. } if running.load(Ordering::Acquire) => return Ok(()),
+            Self::Process { .. } => "the plugin's process has gone",
+            // Asked for as soon as the first one takes no more calls.
+            Self::Line { over, .. } => {
+                over.cancel();
+                "the connection is over"
+            }
+        };
+        Err(endpoint.failed(io::Error::new(io::ErrorKind::NotConnected, gone)))
+    }
+
+    /// Ties the first connection to the run.
+    fn tie(&self, stream: Box<dyn Stream>) -> Box<dyn Stream> {
+        match self {
+            Self::Process { .. } => stream,
+            Self::Line { over, .. } => Box::new(Line {
+                stream,
+                over: Box::pin(over.clone().cancelled_owned()),
+                _ends_the_run: over.clone().drop_guard(),
+            }),
         }
-        let gone = io::Error::new(io::ErrorKind::NotConnected, "the plugin's process has gone");
-        Err(endpoint.failed(gone))
+    }
+}
+
+/// A connection that ends with its run, and its run with it.
+struct Line {
+    stream: Box<dyn Stream>,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    _ends_the_run: DropGuard,
+}
+
+impl AsyncRead for Line {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // HTTP/2 reads at all times, so it learns of the end here.
+        if self.over.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -253,7 +343,7 @@ pub(crate) async fn connect(
     alive: Alive,
     progress: &Progress,
 ) -> Result<Channel, ConnectError> {
-    let first = first_connection(&endpoint, secure.as_ref(), &alive, progress).await?;
+    let first = alive.tie(first_connection(&endpoint, secure.as_ref(), &alive, progress).await?);
 
     // A server may close a connection of a certain age, so later ones are made where the process still runs.
     let first = Arc::new(Mutex::new(Some(first)));
@@ -266,7 +356,7 @@ pub(crate) async fn connect(
                 return Ok(TokioIo::new(stream));
             }
             alive.check(&endpoint)?;
-            endpoint.open(secure.as_ref(), alive.owner).await.map(TokioIo::new)
+            endpoint.open(secure.as_ref(), &alive).await.map(TokioIo::new)
         }
     });
     // The authority is never resolved; servers see it in `:authority`.
@@ -293,7 +383,7 @@ async fn first_connection(
 ) -> Result<Box<dyn Stream>, ConnectError> {
     let mut pause = FIRST_RETRY;
     loop {
-        match endpoint.open(secure, alive.owner).await {
+        match endpoint.open(secure, alive).await {
             Ok(stream) => return Ok(stream),
             Err(error) if may_pass(&error) => progress.set(crate::report::chain(&error)),
             Err(error) => return Err(error),
@@ -311,6 +401,7 @@ fn may_pass(error: &ConnectError) -> bool {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
         ),
         ConnectError::NotASocket(_)
+        | ConnectError::OpenToEverybody { .. }
         | ConnectError::NotOwn { .. }
         | ConnectError::Slow(_)
         | ConnectError::Tls { .. }
@@ -328,7 +419,7 @@ mod tests {
 
     fn this_process() -> Alive {
         let pid = i32::try_from(std::process::id()).unwrap();
-        Alive::new(Owner { pid, uid: nix::unistd::geteuid().as_raw() })
+        Alive::process(Owner { pid, uid: nix::unistd::geteuid().as_raw() })
     }
 
     async fn tcp(address: &str, policy: TcpPolicy) -> Result<Endpoint, EndpointError> {

@@ -68,7 +68,7 @@ pub(crate) fn frozen(pid: i32) -> bool {
 /// Checks for life at a fixed beat, and at once when it is `asked`, and reports each result until nobody takes it.
 pub(crate) async fn watch<F: Future<Output = Option<()>>>(
     channel: Channel,
-    pid: i32,
+    pid: Option<i32>,
     policy: HealthPolicy,
     asked: Arc<Notify>,
     report: impl Fn(Health) -> F,
@@ -90,13 +90,14 @@ pub(crate) async fn watch<F: Future<Output = Option<()>>>(
 }
 
 /// One check, of the process before the service.
-async fn look(channel: &Channel, pid: i32, policy: &HealthPolicy) -> Health {
-    if frozen(pid) {
+async fn look(channel: &Channel, pid: Option<i32>, policy: &HealthPolicy) -> Health {
+    // Of a process that others have started, nothing is known but what it answers.
+    if pid.is_some_and(frozen) {
         return Health::Frozen;
     }
     match check(channel.clone(), policy).await {
         // It may have been stopped meanwhile.
-        Health::Missed(_) if frozen(pid) => Health::Frozen,
+        Health::Missed(_) if pid.is_some_and(frozen) => Health::Frozen,
         found => found,
     }
 }

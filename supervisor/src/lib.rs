@@ -80,7 +80,7 @@ mod sys;
 mod trust;
 
 pub use crate::calls::{Call, Calls, CallsHit};
-pub use crate::connect::{ConnectError, EndpointError};
+pub use crate::connect::{ConnectError, Endpoint, EndpointError};
 pub use crate::handshake::HandshakeFailure;
 pub use crate::init::stand_by_as_pid_1;
 pub use crate::inspect::Facts;
@@ -93,7 +93,7 @@ pub use crate::sandbox::{
     Confinement, Files, Helper, Limits, Network, OnMissing, Probe, Sandbox, SyscallClass, Tcp, User, sandbox_exec,
 };
 pub use crate::spec::{
-    HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
+    Found, HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,
 };
 pub use crate::status::{NotServing, State, Status, Transition, WontRetry};
 pub use crate::trust::checksum::{Checksum, ChecksumSyntax, Checksums};

@@ -68,7 +68,7 @@ pub struct Unavailable {
 }
 
 impl<A: Adapter> Plugin<A> {
-    /// Takes a plugin on and starts it. Returns before it serves: [`Plugin::wait_client`] and [`Plugin::watch`] tell
+    /// Takes a plugin on and starts it, or connects to one that is [`PluginSpec::found`]. Returns before it serves: [`Plugin::wait_client`] and [`Plugin::watch`] tell
     /// when it does. Leftovers of a killed host in the runtime directory are removed.
     ///
     /// # Errors
@@ -79,8 +79,10 @@ impl<A: Adapter> Plugin<A> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime(plugin.clone()))?;
         spec.check().map_err(|source| StartError::Spec { plugin: plugin.clone(), source })?;
         let unusable = |source| StartError::RuntimeDir { plugin: plugin.clone(), source };
-        prepare_runtime_dir(&spec.runtime_dir).map_err(unusable)?;
-        sweep(&spec.runtime_dir).map_err(unusable)?;
+        if spec.found.is_none() {
+            prepare_runtime_dir(&spec.runtime_dir).map_err(unusable)?;
+            sweep(&spec.runtime_dir).map_err(unusable)?;
+        }
 
         let spec = Arc::new(spec);
         let slot = Slot::default();

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use palisade_plugin_proto::env;
+use palisade_plugin_proto::env::{self, MAX_SOCKET_PATH};
 
+use crate::connect::Endpoint;
 use crate::sandbox::{Helper, Sandbox};
 use crate::trust::checksum::Checksums;
 
@@ -25,6 +27,8 @@ pub struct PluginSpec {
     /// An argument with `{socket}` or `{port}` says that the program prints no handshake: each start it is told a fresh
     /// path or loopback port to listen on, and connected to as soon as it does. `handshake.timeout` bounds the wait.
     pub command: Vec<OsString>,
+    /// A plugin that runs already. Set: `command` is empty, and whatever concerns a process counts for nothing.
+    pub found: Option<Found>,
     /// Working directory of the plugin.
     pub cwd: PathBuf,
     /// Variables set for the plugin. `PLUGIN_*` belongs to the protocol and is refused.
@@ -61,6 +65,18 @@ pub struct PluginSpec {
     pub stop: StopPolicy,
     /// How many reports of ended processes are kept. At least one is.
     pub exit_reports: usize,
+}
+
+/// A plugin that somebody else has started. It is connected to, and never ended: what a stop does to a process, it
+/// does to the connection alone. One that is lost counts as the plugin's end, and is made again as the process would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where it listens. A unix socket must not lie in a directory that everybody may write to, or below one that is not
+    /// sticky. A TCP address beyond this machine needs [`TcpPolicy::Any`].
+    pub endpoint: Endpoint,
+    /// Who may listen there besides root and the host's own user: a user's number. It is looked at before anything is
+    /// sent, on a unix socket and on a loopback port; on an address of another machine it can't be.
+    pub uid: Option<u32>,
 }
 
 /// Limits of the handshake.
@@ -160,6 +176,7 @@ impl PluginSpec {
         Self {
             name: name.into(),
             command: command.into_iter().map(Into::into).collect(),
+            found: None,
             // Where the working directory has been deleted under the host, `/` at least exists.
             cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             env: BTreeMap::new(),
@@ -181,6 +198,14 @@ impl PluginSpec {
         }
     }
 
+    /// A plugin that runs already, with the default limits. It needs no directory.
+    pub fn found(name: impl Into<String>, endpoint: Endpoint) -> Self {
+        let found = Some(Found { endpoint, uid: None });
+        // go-plugin's name for a whole plugin means nothing to other servers, and all know the empty one.
+        let health = HealthPolicy { service: String::new(), ..HealthPolicy::default() };
+        Self { found, health, ..Self::new(name, [] as [OsString; 0], PathBuf::new()) }
+    }
+
     /// Checks what can be known without starting anything.
     ///
     /// # Errors
@@ -191,8 +216,10 @@ impl PluginSpec {
         if self.name.is_empty() || self.name.len() > MAX_NAME || !self.name.bytes().all(legal) {
             return Err(SpecError::Name(self.name.clone()));
         }
-        if self.command.first().is_none_or(|program| program.is_empty()) {
-            return Err(SpecError::NoCommand);
+        match &self.found {
+            Some(found) => self.check_found(found)?,
+            None if self.command.first().is_none_or(|program| program.is_empty()) => return Err(SpecError::NoCommand),
+            None => {}
         }
         if self.command.iter().any(|argument| argument.as_bytes().contains(&0)) {
             return Err(SpecError::NulInCommand);
@@ -227,6 +254,27 @@ impl PluginSpec {
             return Err(SpecError::MtlsWithoutHandshake);
         }
         Ok(())
+    }
+}
+
+impl PluginSpec {
+    fn check_found(&self, found: &Found) -> Result<(), SpecError> {
+        let Self { command, checksums, sandbox, auto_mtls, .. } = self;
+        if !command.is_empty() || *checksums != Checksums::default() || *sandbox != Sandbox::default() || *auto_mtls {
+            return Err(SpecError::NotStarted);
+        }
+        match &found.endpoint {
+            Endpoint::Unix(path) if !path.is_absolute() || path.as_os_str().len() > MAX_SOCKET_PATH => {
+                Err(SpecError::SocketPath(path.clone()))
+            }
+            Endpoint::Tcp(address) if address.port() == 0 || address.ip().to_canonical().is_unspecified() => {
+                Err(SpecError::Nowhere(*address))
+            }
+            Endpoint::Tcp(address) if self.tcp == TcpPolicy::LoopbackOnly && !address.ip().is_loopback() => {
+                Err(SpecError::Remote(*address))
+            }
+            Endpoint::Unix(_) | Endpoint::Tcp(_) => Ok(()),
+        }
     }
 }
 
@@ -315,6 +363,18 @@ pub enum SpecError {
     /// Nothing to run.
     #[error("the command is empty")]
     NoCommand,
+    /// Something that only a process can have.
+    #[error("a plugin that runs already has no command, checksum, sandbox or AutoMTLS")]
+    NotStarted,
+    /// No path of a unix socket.
+    #[error("{0:?} is not the path of a unix socket: absolute, at most {MAX_SOCKET_PATH} bytes")]
+    SocketPath(PathBuf),
+    /// Nobody can be connected to there.
+    #[error("{0} is no address to connect to")]
+    Nowhere(SocketAddr),
+    /// An address beyond this machine.
+    #[error("{0} is not a loopback address")]
+    Remote(SocketAddr),
     /// An argument that no process can be given.
     #[error("the command contains a NUL byte")]
     NulInCommand,
@@ -385,6 +445,34 @@ mod tests {
                 SpecError::ChecksumOfNothing("python3".into()),
             ),
         ];
+        let found = |address: &str| Some(Found { endpoint: Endpoint::Tcp(address.parse().unwrap()), uid: None });
+        let mut spec = PluginSpec::found("auth", Endpoint::Unix("/run/auth.sock".into()));
+        assert_eq!(spec.check(), Ok(()));
+        spec.found = found("127.0.0.1:9000");
+        assert_eq!(spec.check(), Ok(()));
+        for address in ["0.0.0.0:9000", "127.0.0.1:0"] {
+            spec.found = found(address);
+            assert_eq!(spec.check(), Err(SpecError::Nowhere(address.parse().unwrap())));
+        }
+        spec.found = found("10.0.0.5:80");
+        assert_eq!(spec.check(), Err(SpecError::Remote("10.0.0.5:80".parse().unwrap())));
+        spec.tcp = TcpPolicy::Any;
+        assert_eq!(spec.check(), Ok(()));
+        let started: [fn(&mut PluginSpec); 3] = [
+            |spec| spec.command.push("auth".into()),
+            |spec| spec.auto_mtls = true,
+            |spec| spec.sandbox.no_new_privs = !spec.sandbox.no_new_privs,
+        ];
+        for change in started {
+            let mut spec = spec.clone();
+            change(&mut spec);
+            assert_eq!(spec.check(), Err(SpecError::NotStarted));
+        }
+        for path in ["auth.sock".into(), format!("/{}", "x".repeat(107))] {
+            let spec = PluginSpec::found("auth", Endpoint::Unix(path.clone().into()));
+            assert_eq!(spec.check(), Err(SpecError::SocketPath(path.into())));
+        }
+
         let good = PluginSpec::new("auth", ["python3", "auth.py"], "/run/palisade");
         assert_eq!(good.check(), Ok(()));
         for (change, expected) in cases {

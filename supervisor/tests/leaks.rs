@@ -31,7 +31,7 @@ async fn crashes_leave_no_descriptor_thread_task_zombie_directory_or_memory() {
     // Every restart counts as the first after a healthy run.
     scenario.spec.restart.reset_after = std::time::Duration::ZERO;
     let plugin = scenario.start();
-    let mut pid = client(&plugin).await.info.pid;
+    let mut pid = client(&plugin).await.pid();
     let (cycles, begun) = (cycles(), Instant::now());
     let mut first = Held::now();
     for restart in 1..=cycles {

@@ -19,14 +19,14 @@ async fn a_killed_plugin_serves_again_without_any_traffic() {
     let scenario = Scenario::fake(&[]);
     let plugin = scenario.start();
     let first = client(&plugin).await;
-    kill(first.info.pid, Signal::SIGKILL);
+    kill(first.pid(), Signal::SIGKILL);
     let status = until(&plugin, |status| status.restarts == 1 && status.state == State::Serving).await;
     assert!(matches!(&status.last_exit.unwrap().cause, ExitCause::Signalled(signal) if signal == "SIGKILL"));
     let second = client(&plugin).await;
     assert_eq!((first.info.start, second.info.start), (1, 2));
     plugin.shutdown().await;
     assert_eq!(plugin.status().state, State::Stopped);
-    assert!(!runs(second.info.pid));
+    assert!(!runs(second.pid()));
     assert!(plugin.client().is_none());
     assert_eq!(scenario.private_dirs(), 0);
 }
@@ -46,7 +46,7 @@ async fn an_exit_before_the_handshake_is_explained() {
 async fn a_plugin_without_health_and_controller_serves_and_stops() {
     let scenario = Scenario::fake(&["no-health", "no-controller"]);
     let plugin = scenario.start();
-    let pid = client(&plugin).await.info.pid;
+    let pid = client(&plugin).await.pid();
     // Its answer to health checks is an error, but an answer.
     plugin.stop().await;
     assert!(!runs(pid));
@@ -69,7 +69,7 @@ async fn whoever_holds_the_output_does_not_delay_a_restart_and_is_killed() {
     // One in the plugin's group, one in a session of its own.
     let scenario = Scenario::shell("sleep 600 & echo $! > $OUT; setsid sleep 600 & echo $! >> $OUT; exec \"$FAKE\"");
     let plugin = scenario.start();
-    let pid = client(&plugin).await.info.pid;
+    let pid = client(&plugin).await.pid();
     let holders = scenario.pids(2).await;
     kill(pid, Signal::SIGKILL);
     until(&plugin, |status| status.restarts == 1 && status.state == State::Serving).await;
@@ -104,7 +104,7 @@ async fn nothing_a_plugin_ignores_keeps_it_alive() {
         scenario.spec.stop.rpc_timeout = Duration::from_millis(100);
         scenario.spec.stop.term_timeout = Duration::from_millis(100);
         let plugin = scenario.start();
-        let pid = client(&plugin).await.info.pid;
+        let pid = client(&plugin).await.pid();
         if let Some(signal) = first {
             kill(pid, signal);
         }
@@ -121,7 +121,7 @@ async fn nothing_a_plugin_ignores_keeps_it_alive() {
 async fn an_operator_stops_starts_and_restarts() {
     let scenario = Scenario::fake(&[]);
     let plugin = scenario.start();
-    let first = client(&plugin).await.info.pid;
+    let first = client(&plugin).await.pid();
     plugin.stop().await;
     assert_eq!(plugin.status().state, State::Stopped);
     assert!(!runs(first));
@@ -135,7 +135,7 @@ async fn an_operator_stops_starts_and_restarts() {
     plugin.restart().await;
     let third = client(&plugin).await;
     assert_eq!(third.info.start, second.info.start + 1);
-    assert!(!runs(second.info.pid));
+    assert!(!runs(second.pid()));
     plugin.shutdown().await;
     plugin.shutdown().await;
     plugin.restart().await;
@@ -174,7 +174,7 @@ async fn a_policy_may_leave_it_at_an_end() {
     assert!(matches!(status.last_exit.unwrap().cause, ExitCause::Exited(0)));
     plugin.start_again().await;
     let second = client(&plugin).await;
-    kill(second.info.pid, Signal::SIGKILL);
+    kill(second.pid(), Signal::SIGKILL);
     until(&plugin, |status| status.restarts == 2 && status.state == State::Serving).await;
     plugin.shutdown().await;
 }
@@ -217,7 +217,7 @@ async fn fifty_that_die_together_are_all_noticed_reaped_and_started_again() {
     let plugins: Vec<_> = scenarios.iter().map(Scenario::start).collect();
     let mut pids = vec![];
     for plugin in &plugins {
-        pids.push(client(plugin).await.info.pid);
+        pids.push(client(plugin).await.pid());
     }
     for pid in &pids {
         kill(*pid, Signal::SIGKILL);
@@ -248,7 +248,7 @@ async fn twenty_stubborn_plugins_stop_together() {
         .collect();
     let mut pids = vec![];
     for plugin in &plugins {
-        pids.push(client(plugin).await.info.pid);
+        pids.push(client(plugin).await.pid());
     }
     let stops: Vec<_> =
         plugins.iter().cloned().map(|plugin| tokio::spawn(async move { plugin.shutdown().await })).collect();
@@ -262,7 +262,7 @@ async fn twenty_stubborn_plugins_stop_together() {
 async fn dropping_the_last_handle_kills_the_plugin() {
     let scenario = Scenario::fake(&[]);
     let plugin = scenario.start();
-    let pid = client(&plugin).await.info.pid;
+    let pid = client(&plugin).await.pid();
     let mut watch = plugin.watch();
     drop(plugin);
     while watch.changed().await.is_ok() {}
@@ -276,7 +276,7 @@ fn a_runtime_that_ends_takes_its_plugins_along() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (plugin, pid) = runtime.block_on(async {
         let plugin = scenario.start();
-        let pid = client(&plugin).await.info.pid;
+        let pid = client(&plugin).await.pid();
         (plugin, pid)
     });
     drop(runtime);

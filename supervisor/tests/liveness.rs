@@ -34,7 +34,7 @@ async fn a_stopped_process_is_found_and_killed_at_its_deadline() {
     scenario.spec.health.interval = 20 * MS;
     scenario.spec.health.stopped_timeout = 300 * MS;
     let plugin = scenario.start();
-    let pid = client(&plugin).await.info.pid;
+    let pid = client(&plugin).await.pid();
     kill(pid, Signal::SIGSTOP);
     let found = Instant::now();
     until(&plugin, not_serving(NotServing::Frozen)).await;
@@ -56,11 +56,11 @@ async fn a_process_that_is_continued_in_time_goes_on() {
     scenario.spec.health.stopped_timeout = LONG;
     let plugin = scenario.start();
     let first = client(&plugin).await;
-    kill(first.info.pid, Signal::SIGSTOP);
+    kill(first.pid(), Signal::SIGSTOP);
     until(&plugin, not_serving(NotServing::Frozen)).await;
-    kill(first.info.pid, Signal::SIGCONT);
+    kill(first.pid(), Signal::SIGCONT);
     until(&plugin, |status| status.state == State::Serving).await;
-    assert_eq!((client(&plugin).await.info.pid, plugin.status().restarts), (first.info.pid, 0));
+    assert_eq!((client(&plugin).await.pid(), plugin.status().restarts), (first.pid(), 0));
     plugin.shutdown().await;
 }
 
@@ -72,12 +72,12 @@ async fn one_that_is_found_running_at_the_deadline_is_not_killed() {
     scenario.spec.health.stopped_timeout = 200 * MS;
     let plugin = scenario.start();
     let first = client(&plugin).await;
-    kill(first.info.pid, Signal::SIGSTOP);
-    let stopped = || std::fs::read_to_string(format!("/proc/{}/stat", first.info.pid)).unwrap().contains(") T ");
+    kill(first.pid(), Signal::SIGSTOP);
+    let stopped = || std::fs::read_to_string(format!("/proc/{}/stat", first.pid())).unwrap().contains(") T ");
     eventually("it is stopped", stopped).await;
     miss(&first.info.calls);
     until(&plugin, not_serving(NotServing::Frozen)).await;
-    kill(first.info.pid, Signal::SIGCONT);
+    kill(first.pid(), Signal::SIGCONT);
     until(&plugin, |status| status.state == State::Serving).await;
     assert_eq!(plugin.status().restarts, 0);
     plugin.shutdown().await;
@@ -92,7 +92,7 @@ async fn one_that_hangs_is_found_by_the_calls_that_it_leaves() {
     scenario.spec.health.timeout = 200 * MS;
     let plugin = scenario.start();
     let hanging = client(&plugin).await;
-    kill(hanging.info.pid, Signal::SIGUSR1);
+    kill(hanging.pid(), Signal::SIGUSR1);
     eventually("it hangs", || told.exists()).await;
     miss(&hanging.info.calls);
     let status = until(&plugin, serving_again).await;
@@ -112,7 +112,7 @@ async fn one_that_is_slow_is_checked_and_left_alive() {
     miss(&slow.info.calls);
     // It has been in another state meanwhile.
     until(&plugin, |status| status.since > before && status.state == State::Serving).await;
-    assert_eq!(client(&plugin).await.info.pid, slow.info.pid);
+    assert_eq!(client(&plugin).await.pid(), slow.pid());
     // Once for each interval: it stays as it is however many calls it misses.
     let mut watch = plugin.watch();
     watch.mark_unchanged();
@@ -131,14 +131,14 @@ async fn one_that_says_it_does_not_serve_gets_no_calls_until_it_does() {
     scenario.spec.health.failures = 10_000;
     let plugin = scenario.start();
     let first = client(&plugin).await;
-    kill(first.info.pid, Signal::SIGUSR1);
+    kill(first.pid(), Signal::SIGUSR1);
     until(&plugin, not_serving(NotServing::Reported)).await;
     assert!(plugin.client().is_none());
     let json = serde_json::to_value(plugin.status()).unwrap();
     assert_eq!((&json["state"], &json["why"]), (&"not_serving".into(), &"reported".into()));
-    kill(first.info.pid, Signal::SIGUSR2);
+    kill(first.pid(), Signal::SIGUSR2);
     let again = client(&plugin).await;
-    assert_eq!((again.info.pid, again.info.start), (first.info.pid, 1), "it was killed for what it said");
+    assert_eq!((again.pid(), again.info.start), (first.pid(), 1), "it was killed for what it said");
     plugin.shutdown().await;
 }
 
@@ -149,7 +149,7 @@ async fn one_that_keeps_saying_so_is_killed() {
     scenario.spec.health.failures = 3;
     let plugin = scenario.start();
     let first = client(&plugin).await;
-    kill(first.info.pid, Signal::SIGUSR1);
+    kill(first.pid(), Signal::SIGUSR1);
     let status = until(&plugin, serving_again).await;
     let cause = &status.last_exit.unwrap().cause;
     assert!(matches!(cause, ExitCause::Unhealthy(why) if why == "it reports NOT_SERVING"), "{cause:?}");
@@ -168,11 +168,11 @@ async fn a_restart_waits_for_the_calls_under_way() {
     });
     until(&plugin, |status| status.state == State::Draining).await;
     assert!(plugin.client().is_none(), "a plugin that is drained gets new calls");
-    assert!(runs(first.info.pid));
+    assert!(runs(first.pid()));
     call.answered();
     restarting.await.unwrap();
     assert_eq!(client(&plugin).await.info.start, 2);
-    assert!(!runs(first.info.pid));
+    assert!(!runs(first.pid()));
     plugin.shutdown().await;
 }
 
@@ -184,7 +184,7 @@ async fn a_call_that_never_ends_does_not_keep_a_plugin() {
     let first = client(&plugin).await;
     let _call = first.info.calls.begin("request-7");
     plugin.stop().await;
-    assert!(!runs(first.info.pid));
+    assert!(!runs(first.pid()));
     assert_eq!(plugin.status().state, State::Stopped);
     plugin.shutdown().await;
 }
@@ -199,7 +199,7 @@ async fn the_report_of_a_crash_names_the_calls_that_it_hit() {
     let hit = (calls.begin("request-7"), calls.begin("request-8"));
     // The connection may be seen to break before the end is.
     hit.0.broken();
-    kill(first.info.pid, Signal::SIGKILL);
+    kill(first.pid(), Signal::SIGKILL);
     let report = until(&plugin, serving_again).await.last_exit.unwrap();
     assert_eq!(report.calls.ids, ["request-7", "request-8"]);
     assert!(report.to_string().contains("\n  calls under way: 2 (request-7, request-8)"), "{report}");

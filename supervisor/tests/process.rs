@@ -24,7 +24,7 @@ async fn inside(change: impl FnOnce(&mut Scenario)) -> (Scenario, BTreeMap<Strin
     );
     change(&mut scenario);
     let plugin = scenario.start();
-    let pid = client(&plugin).await.info.pid;
+    let pid = client(&plugin).await.pid();
     let endpoint = plugin.status().endpoint.unwrap();
     plugin.shutdown().await;
     let text = std::fs::read_to_string(scenario.out()).unwrap();

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 async fn a_crash_is_reported_with_what_is_known_of_it() {
     let scenario = Scenario::fake(&["banner=loading \u{1b}[31m", "stderr=a last word"]);
     let plugin = scenario.start();
-    let pid = client(&plugin).await.info.pid;
+    let pid = client(&plugin).await.pid();
     kill(pid, Signal::SIGABRT);
     let report = until_report(&plugin).await;
     assert_eq!((report.pid, &report.end), (Some(pid), &Some(ProcessEnd::Signalled("SIGABRT".into()))));

@@ -22,7 +22,7 @@ async fn a_pinned_program_runs_and_knows_its_name() {
     let mut scenario = Scenario::fake(&[]);
     scenario.spec.checksums.program = Some(Checksum::of(&example("fake_plugin")).unwrap());
     let plugin = scenario.start();
-    let pid = client(&plugin).await.info.pid;
+    let pid = client(&plugin).await.pid();
     let name = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
     assert!(name.starts_with(example("fake_plugin").as_os_str().as_encoded_bytes()));
     assert_eq!(fs::read_link(format!("/proc/{pid}/exe")).unwrap(), example("fake_plugin"));

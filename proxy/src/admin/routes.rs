@@ -223,8 +223,9 @@ fn unknown(generation: &Generation, name: &str) -> Response {
 /// Replaces the processes of a plugin.
 async fn upgrade(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
     let generation = admin.in_force.now();
-    if generation.plugins.get(&name).is_none() {
-        return unknown(&generation, &name);
+    let Some(plugin) = generation.plugins.get(&name) else { return unknown(&generation, &name) };
+    if plugin.is_found() {
+        return not_started(&name, "start a new one beside it, write its `address`, and reload");
     }
     if let Err(refused) = change(&admin, Change::Upgrade(name.clone())).await {
         return refused;
@@ -274,6 +275,9 @@ async fn change(admin: &Admin, change: Change) -> Result<Changed, Response> {
 async fn inspect(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
     let generation = admin.in_force.now();
     let Some(plugin) = generation.plugins.get(&name) else { return unknown(&generation, &name) };
+    if plugin.is_found() {
+        return not_started(&name, "what it may do is up to whoever starts it");
+    }
     let several = plugin.instances().len() > 1;
     let mut instances = Vec::new();
     for (index, Observed { status, .. }) in plugin.observed().into_iter().enumerate() {
@@ -295,6 +299,12 @@ async fn inspect(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> R
         }));
     }
     Json(json!({"name": name, "instances": instances})).into_response()
+}
+
+/// An order that makes no sense without a process.
+fn not_started(name: &str, help: &str) -> Response {
+    let error = format!("plugin `{name}` has an `address`: the proxy has not started it");
+    refused(StatusCode::CONFLICT, &error, Some(help.to_owned()))
 }
 
 fn refused(status: StatusCode, error: &str, help: Option<String>) -> Response {

@@ -268,7 +268,7 @@ fn plugin(it: &Plugin) -> Value {
         ("timeout", time(it.health.timeout)),
         ("failures", it.health.failures.into()),
         ("call_misses", it.health.call_misses.into()),
-        ("stopped_timeout", time(it.health.stopped_timeout)),
+        ("stopped_timeout", if it.found.is_some() { Value::Null } else { time(it.health.stopped_timeout) }),
     ]);
     let policy = match it.restart.policy {
         RestartMode::Always => "always",
@@ -288,16 +288,20 @@ fn plugin(it: &Plugin) -> Value {
         ("window", window),
     ]);
     let quarantine = mapping([("failures", it.quarantine.failures.into()), ("time", time(it.quarantine.time))]);
+    let started = |value: Value| if it.found.is_some() { Value::Null } else { value };
+    let found = |show: fn(&supervisor::Found) -> Value| it.found.as_ref().map_or(Value::Null, show);
     mapping([
-        ("command", strings(&it.command)),
-        ("cwd", path(&it.cwd)),
-        ("env", redacted(&table(&it.env))),
-        ("env_pass", strings(&it.env_pass)),
-        ("checksum", checksums(&it.checksums)),
-        ("sandbox", sandbox(&it.sandbox)),
+        ("command", started(strings(&it.command))),
+        ("address", found(|it| it.endpoint.to_string().into())),
+        ("peer_user", found(|it| it.uid.map_or(Value::Null, Value::from))),
+        ("cwd", started(path(&it.cwd))),
+        ("env", started(redacted(&table(&it.env)))),
+        ("env_pass", started(strings(&it.env_pass))),
+        ("checksum", started(checksums(&it.checksums))),
+        ("sandbox", started(sandbox(&it.sandbox))),
         ("contract", contract.into()),
         ("owns", list(&it.owns, |name| name.as_str().into())),
-        ("instances", it.instances.into()),
+        ("instances", started(it.instances.into())),
         ("max_calls", it.max_calls.into()),
         ("max_queue", it.max_queue.into()),
         ("quarantine", quarantine),
@@ -305,14 +309,14 @@ fn plugin(it: &Plugin) -> Value {
         ("timeout", time(it.timeout)),
         ("on_failure", on_failure(it.on_failure)),
         ("required", it.required.into()),
-        ("handshake_timeout", time(it.handshake_timeout)),
+        ("handshake_timeout", started(time(it.handshake_timeout))),
         ("ready_timeout", time(it.ready_timeout)),
         ("allow_remote_tcp", it.allow_remote_tcp.into()),
-        ("auto_mtls", it.auto_mtls.into()),
+        ("auto_mtls", started(it.auto_mtls.into())),
         ("health", health),
         ("restart", restart),
         ("drain_timeout", time(it.drain_timeout)),
-        ("stop_timeout", time(it.stop_timeout)),
+        ("stop_timeout", started(time(it.stop_timeout))),
         ("probation", time(it.probation)),
         ("exit_reports", it.exit_reports.into()),
     ])

@@ -452,8 +452,10 @@ pub enum UpstreamProtocol {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plugin {
     /// Program and arguments, at least one. A program with a `/` is relative to [`Plugin::cwd`]; else it is looked up
-    /// in `PATH` of the proxy.
+    /// in `PATH` of the proxy. Empty where it is found at an address.
     pub command: Vec<String>,
+    /// Where it listens, if somebody else starts it.
+    pub found: Option<palisade_supervisor::Found>,
     /// Default: the directory of the configuration file.
     pub cwd: PathBuf,
     /// Variables set for the plugin.

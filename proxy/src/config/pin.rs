@@ -22,6 +22,9 @@ pub enum PinError {
     /// What is to be pinned.
     #[error("{0}")]
     Unreadable(String),
+    /// There is no program of ours.
+    #[error("the plugin has an `address`: the proxy starts no program of it")]
+    NotStarted,
     /// The file is written in a way that can't be edited safely. The text is what to write instead.
     #[error("the file can't be edited safely here; write under the plugin yourself:\n{0}")]
     NotEditable(String),
@@ -37,6 +40,9 @@ pub enum PinError {
 ///
 /// Where one of the files is not there or can't be read.
 pub fn checksums(plugin: &Plugin) -> Result<Checksums, PinError> {
+    if plugin.found.is_some() {
+        return Err(PinError::NotStarted);
+    }
     let [program, arguments @ ..] = &plugin.command[..] else { return Ok(Checksums::default()) };
     let told = |error: &dyn std::error::Error| PinError::Unreadable(palisade_supervisor::chain(error));
     let path = resolve_program(program.as_ref(), &plugin.cwd).map_err(|error| told(&error))?;

@@ -398,12 +398,17 @@ pub(super) enum Protocol {
 /// A plugin's process and how it is used.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["command"]))]
+#[schemars(extend("oneOf" = [{"required": ["command"]}, {"required": ["address"]}]))]
 pub(super) struct Plugin {
     /// Program and arguments: `[python3, auth.py]`. A program with a `/` is relative to `cwd`; else it is looked up in
     /// `PATH`. No shell is involved. An argument with `{socket}` or `{port}` tells a program that prints no handshake where
     /// to listen.
     pub(super) command: Slot<Command>,
+    /// In the place of `command`: where a plugin listens that runs already, `unix:/run/auth.sock` or
+    /// `tcp:127.0.0.1:9000`. It is connected to, and never ended.
+    pub(super) address: Slot<String>,
+    /// With `address`: the user, by name or number, who may listen there besides root and the proxy's own. Default nobody.
+    pub(super) peer_user: Slot<Plain>,
     /// Working directory, relative to this file's. Default: this file's directory.
     pub(super) cwd: Slot<String>,
     /// Variables set for the plugin. Secrets don't belong here: others can read them.

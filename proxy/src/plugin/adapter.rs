@@ -5,7 +5,7 @@ use std::path::Path;
 
 use palisade_plugin_proto::env;
 use palisade_supervisor::{
-    Adapter, AttachError, HealthPolicy, InstanceInfo, PluginSpec, RestartPolicy, TcpPolicy, Transition,
+    Adapter, AttachError, HealthPolicy, InstanceInfo, PluginSpec, RestartPolicy, Sandbox, TcpPolicy, Transition,
 };
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::Value as Json;
@@ -78,11 +78,12 @@ impl Adapter for Contracts {
 /// What the supervisor is to run.
 pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> PluginSpec {
     let mut spec = PluginSpec::new(name, &plugin.command, runtime_dir);
+    spec.found.clone_from(&plugin.found);
     spec.cwd.clone_from(&plugin.cwd);
     spec.env = plugin.env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
     spec.env_pass = plugin.env_pass.iter().map(OsString::from).collect();
     spec.checksums = plugin.checksums.clone();
-    spec.sandbox = plugin.sandbox.policy.clone();
+    spec.sandbox = if plugin.found.is_some() { Sandbox::default() } else { plugin.sandbox.policy.clone() };
     // This very program, even where its file has been replaced since.
     spec.helper = Some(("/proc/self/exe".into(), vec![crate::cli::SANDBOX_EXEC.into()]));
     if plugin.contract == Contract::Mosn {
@@ -101,7 +102,7 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
         call_misses: plugin.health.call_misses,
         stopped_timeout: plugin.health.stopped_timeout,
         // go-plugin's name for the whole plugin; servers without the handshake know only the standard one.
-        service: if spec.is_probed() { String::new() } else { HealthPolicy::default().service },
+        service: if spec.is_probed() || spec.found.is_some() { String::new() } else { HealthPolicy::default().service },
     };
     spec.restart = RestartPolicy {
         mode: plugin.restart.policy,

@@ -194,6 +194,11 @@ impl Running {
         &self.name
     }
 
+    /// Whether somebody else has started it.
+    pub(crate) fn is_found(&self) -> bool {
+        self.made_of.found.is_some()
+    }
+
     /// Its instances, always in the same order.
     pub(crate) fn instances(&self) -> impl ExactSizeIterator<Item = &Plugin<Contracts>> {
         self.instances.iter().map(|instance| &instance.supervised)

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 use tracing::{error, info, warn};
 
+use self::peer::Peer;
 use self::run::{News, Reporter, Run, report, written};
 use crate::calls::Calls;
 use crate::handshake::HandshakeFailure;
@@ -22,6 +23,7 @@ use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure};
 use crate::spec::PluginSpec;
 use crate::status::{Outlook, State, Status, Transition};
 
+mod peer;
 mod run;
 
 /// Turns a raw connection into what callers use. The host's own contract with its plugins lives here.
@@ -48,8 +50,8 @@ pub struct InstanceInfo {
     pub plugin: String,
     /// Counts the starts, from 1. No two clients of a plugin have the same.
     pub start: u64,
-    /// The process.
-    pub pid: i32,
+    /// The process; `None` where somebody else has started it.
+    pub pid: Option<i32>,
     /// Where it listens, as `unix:/path` or `tcp:ip:port`.
     pub endpoint: String,
     /// The application version that it chose.
@@ -98,8 +100,8 @@ pub(crate) struct Instance<A: Adapter> {
     /// Whom to tell when the orders so far have been carried out.
     waiting: Vec<oneshot::Sender<()>>,
     starts: u64,
-    spawned: mpsc::Receiver<Result<Process, SpawnError>>,
-    spawning: mpsc::Sender<Result<Process, SpawnError>>,
+    spawned: mpsc::Receiver<Result<Peer, SpawnError>>,
+    spawning: mpsc::Sender<Result<Peer, SpawnError>>,
     spawning_since: Instant,
     news: mpsc::Receiver<(u64, News<A::Client>)>,
     reporter: mpsc::Sender<(u64, News<A::Client>)>,
@@ -202,7 +204,7 @@ impl<A: Adapter> Instance<A> {
                 }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     let thawed = matches!(self.machine.phase(), Phase::NotServing { .. })
-                        && self.run.as_ref().is_some_and(|run| !health::frozen(run.pid()));
+                        && self.run.as_ref().and_then(Run::pid).is_some_and(|pid| !health::frozen(pid));
                     self.feed(if thawed { Event::Thawed } else { Event::Deadline }).await;
                 }
             }
@@ -211,15 +213,16 @@ impl<A: Adapter> Instance<A> {
         self.background.wait().await;
     }
 
-    async fn process_spawned(&mut self, spawned: Result<Process, SpawnError>) {
+    async fn process_spawned(&mut self, spawned: Result<Peer, SpawnError>) {
         match spawned {
-            Ok(process) => {
-                for part in process.confinement().map_or(&[][..], |found| &found.missing) {
-                    warn!(plugin = %self.name, pid = process.pid(), "the plugin starts without a part of its sandbox: {part}");
+            Ok(peer) => {
+                for part in peer.confinement().map_or(&[][..], |found| &found.missing) {
+                    warn!(plugin = %self.name, pid = peer.pid(), "the plugin starts without a part of its sandbox: {part}");
                 }
                 let reporter = Reporter { start: self.starts, news: self.reporter.clone() };
-                self.run = Some(Run::begin(self.spec.clone(), self.name.clone(), process, reporter));
-                self.feed(Event::Spawned).await;
+                let event = if peer.process().is_some() { Event::Spawned } else { Event::Found };
+                self.run = Some(Run::begin(self.spec.clone(), self.name.clone(), peer, reporter));
+                self.feed(event).await;
             }
             Err(error) => {
                 let hope = error.hope();
@@ -297,14 +300,15 @@ impl<A: Adapter> Instance<A> {
         }
         let (handshaken, hope) = (run.accepted.is_some(), run.hope);
         let report = run.finish(&self.background, |end| match phase {
-            Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
+            Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } if end.is_some() => {
                 let failure =
                     if handshaken { StartFailure::ExitedBeforeReady } else { StartFailure::ExitedBeforeHandshake };
                 ExitCause::StartFailure(Arc::new(failure))
             }
             _ => match end {
-                ProcessEnd::Exited(code) => ExitCause::Exited(*code),
-                ProcessEnd::Signalled(signal) => ExitCause::Signalled(signal.clone()),
+                Some(ProcessEnd::Exited(code)) => ExitCause::Exited(*code),
+                Some(ProcessEnd::Signalled(signal)) => ExitCause::Signalled(signal.clone()),
+                None => ExitCause::Disconnected,
             },
         });
         let report = report.await;
@@ -390,12 +394,12 @@ impl<A: Adapter> Instance<A> {
             Action::Withhold => {
                 self.offered.0.store(None);
                 if let (State::NotServing { why }, _) = self.shown() {
-                    warn!(plugin = %self.name, pid = self.run.as_ref().map(Run::pid), "the plugin does not serve: {why}");
+                    warn!(plugin = %self.name, pid = self.run.as_ref().and_then(Run::pid), "the plugin does not serve: {why}");
                 }
             }
             Action::Offer => {
                 self.offered.0.store(self.client.clone());
-                info!(plugin = %self.name, pid = self.run.as_ref().map(Run::pid), "the plugin serves again");
+                info!(plugin = %self.name, pid = self.run.as_ref().and_then(Run::pid), "the plugin serves again");
             }
             Action::Check => {
                 if let Some(run) = &self.run {
@@ -443,13 +447,17 @@ impl<A: Adapter> Instance<A> {
         let (spec, spawning) = (self.spec.clone(), self.spawning.clone());
         self.background.spawn(async move {
             // Dropped where the instance has ended, and killed by that.
-            spawning.send(Process::spawn(spec).await).await.ok();
+            let peer = match &spec.found {
+                Some(found) => Ok(Peer::found(found)),
+                None => Process::spawn(spec).await.map(|process| Peer::Started(Box::new(process))),
+            };
+            spawning.send(peer).await.ok();
         });
     }
 
     fn signal(&self, signal: Signal) {
         if let Some(run) = &self.run {
-            run.process().signal(signal);
+            run.peer().signal(signal);
         }
     }
 
@@ -488,11 +496,11 @@ impl<A: Adapter> Instance<A> {
             status.outlook = outlook;
             status.restarts = self.machine.restarts();
             status.failures = self.machine.failures();
-            status.pid = run.map(Run::pid);
+            status.pid = run.and_then(Run::pid);
             let accepted = run.and_then(|run| run.accepted.as_ref());
             status.endpoint = accepted.map(|accepted| accepted.endpoint.to_string());
             status.app_version = accepted.map(|accepted| accepted.app_version);
-            status.confinement = run.and_then(|run| run.process().confinement().cloned());
+            status.confinement = run.and_then(|run| run.peer().confinement().cloned());
             status.serving_since = run.and_then(|run| run.serving_since);
         });
         if moved {
@@ -500,7 +508,7 @@ impl<A: Adapter> Instance<A> {
                 plugin: self.spec.name.clone(),
                 at: SystemTime::now(),
                 start: self.starts,
-                pid: run.map(Run::pid),
+                pid: run.and_then(Run::pid),
                 from,
                 to: state,
                 reason: self.reason_of(&state),
@@ -563,7 +571,7 @@ fn breaks_by_exit(failure: &StartFailure) -> bool {
 
 async fn exit_of<C: Send + Sync + 'static>(run: Option<&Run<C>>) {
     match run {
-        Some(run) => run.process().exited().await,
+        Some(run) => run.peer().exited().await,
         None => std::future::pending().await,
     }
 }

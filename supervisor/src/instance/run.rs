@@ -1,7 +1,6 @@
 //! One start of a plugin: its process, what reads its output, what talks to it.
 
 use std::future::Future;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,6 +21,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status as RpcStatus};
 use tracing::debug;
 
+use super::peer::{Ended, Peer};
 use super::{Adapter, InstanceInfo};
 use crate::calls::{Calls, CallsHit};
 use crate::connect::{Alive, Endpoint, Progress, await_listener, connect};
@@ -29,12 +29,10 @@ use crate::handshake::{self, Accepted, HandshakeFailure, Heard};
 use crate::health::{self, Health};
 use crate::logs::{Log, Sink, Stream};
 use crate::mtls::Secure;
-use crate::process::Process;
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, user};
 use crate::restart::Hope;
 use crate::spec::PluginSpec;
 use crate::status::State;
-use crate::trust::peer::Owner;
 
 /// How long output may keep coming after the process has gone: its last lines are on their way, and a stranger that
 /// holds the pipe must not delay the restart.
@@ -78,7 +76,7 @@ impl<C> Reporter<C> {
 pub(super) struct Run<C> {
     spec: Arc<PluginSpec>,
     reporter: Reporter<C>,
-    process: Process,
+    peer: Peer,
     private_dir: PathBuf,
     started: Instant,
     log: Log,
@@ -112,24 +110,26 @@ pub(super) struct Run<C> {
 }
 
 impl<C: Send + Sync + 'static> Run<C> {
-    /// Takes a fresh process and starts reading what it prints.
-    pub(super) fn begin(spec: Arc<PluginSpec>, name: Arc<str>, mut process: Process, reporter: Reporter<C>) -> Self {
+    /// Takes a fresh process and starts reading what it prints; or a plugin that runs already.
+    pub(super) fn begin(spec: Arc<PluginSpec>, name: Arc<str>, mut peer: Peer, reporter: Reporter<C>) -> Self {
         let log = Log::new(name);
-        let (stdout, stderr) = process.take_output();
+        let (stdout, stderr) = match &mut peer {
+            Peer::Started(process) => process.take_output(),
+            Peer::Found(_) => (None, None),
+        };
         let cancel = CancellationToken::new();
-        let owner = Owner { pid: process.pid(), uid: process.uid() };
         let calls = Calls::new(spec.health.call_misses);
         let mut run = Self {
-            private_dir: process.private_dir().unwrap_or_default(),
+            private_dir: peer.private_dir().unwrap_or_default(),
+            alive: peer.alive(),
             spec,
             reporter,
-            process,
+            peer,
             started: Instant::now(),
             drains: JoinSet::new(),
             tasks: TaskTracker::new(),
             watching: cancel.child_token(),
             cancel,
-            alive: Alive::new(owner),
             check: Arc::default(),
             calls,
             suspected: None,
@@ -149,11 +149,18 @@ impl<C: Send + Sync + 'static> Run<C> {
         if let Some(stderr) = stderr {
             run.drains.spawn(run.log.sink(Stream::Stderr).drain(stderr));
         }
-        if let Some(endpoint) = run.process.told().cloned() {
+        // `check` has seen that there is one.
+        let app_version = run.spec.app_versions.first().copied().unwrap_or_default();
+        let told =
+            run.peer.told().map(|endpoint| Accepted { endpoint: endpoint.clone(), app_version, certificate: None });
+        if let Some(told) = told {
             if let Some(stdout) = stdout {
                 run.drains.spawn(run.log.sink(Stream::Stdout).drain(stdout));
             }
-            run.await_listener(endpoint);
+            match &run.peer {
+                Peer::Started(_) => run.await_listener(told),
+                Peer::Found(_) => run.accepted = Some(told),
+            }
         } else if let Some(stdout) = stdout {
             run.drains.spawn(read_stdout(
                 stdout,
@@ -168,13 +175,10 @@ impl<C: Send + Sync + 'static> Run<C> {
     }
 
     /// In the place of a handshake: the plugin was told where to listen, and is awaited there.
-    fn await_listener(&self, endpoint: Endpoint) {
+    fn await_listener(&self, told: Accepted) {
         let (alive, progress, reporter) = (self.alive.clone(), self.progress.clone(), self.reporter.clone());
-        // `check` has seen that there is one.
-        let app_version = self.spec.app_versions.first().copied().unwrap_or_default();
         self.spawn(async move {
-            let listens = await_listener(&endpoint, &alive, &progress).await;
-            let outcome = listens.map(|()| Accepted { endpoint, app_version, certificate: None });
+            let outcome = await_listener(&told.endpoint, &alive, &progress).await.map(|()| told);
             reporter.tell(News::Handshake(outcome.map_err(HandshakeFailure::Told))).await;
         });
     }
@@ -183,17 +187,17 @@ impl<C: Send + Sync + 'static> Run<C> {
         self.reporter.start
     }
 
-    pub(super) fn pid(&self) -> i32 {
-        self.process.pid()
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.peer.pid()
     }
 
-    pub(super) fn process(&self) -> &Process {
-        &self.process
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Waits a moment for a process that has just failed us: its exit is the better explanation.
     pub(super) async fn exits_soon(&self) -> bool {
-        timeout(LAST_WORDS, self.process.exited()).await.is_ok()
+        timeout(LAST_WORDS, self.peer.exited()).await.is_ok()
     }
 
     pub(super) fn blame(&mut self, cause: ExitCause) {
@@ -220,7 +224,7 @@ impl<C: Send + Sync + 'static> Run<C> {
     /// The handshake's part of the time is over.
     pub(super) fn handshake_overdue(&mut self) {
         let limit = self.spec.handshake.timeout;
-        let failure = match self.process.told() {
+        let failure = match self.peer.told() {
             None => HandshakeFailure::Timeout { limit, line: self.heard.last() },
             Some(endpoint) => {
                 HandshakeFailure::NotListening { endpoint: endpoint.to_string(), limit, last: self.progress.get() }
@@ -245,7 +249,7 @@ impl<C: Send + Sync + 'static> Run<C> {
         };
         let (spec, progress, alive) = (self.spec.clone(), self.progress.clone(), self.alive.clone());
         let (endpoint, reporter) = (accepted.endpoint.clone(), self.reporter.clone());
-        let secure = match (self.process.identity(), &accepted.certificate) {
+        let secure = match (self.peer.identity(), &accepted.certificate) {
             (None, None) => Ok(None),
             (Some(identity), Some(certificate)) => {
                 identity.connector(certificate).map(Some).map_err(HandshakeFailure::Mtls)
@@ -313,7 +317,9 @@ impl<C: Send + Sync + 'static> Run<C> {
     }
 
     pub(super) fn ask_shutdown(&mut self) {
-        let (channel, reporter) = (self.channel.clone(), self.reporter.clone());
+        // What others have started is not ours to end.
+        let channel = self.channel.clone().filter(|_| self.peer.process().is_some());
+        let reporter = self.reporter.clone();
         self.spawn(async move {
             if !shutdown_taken(channel).await {
                 reporter.tell(News::ShutdownRefused).await;
@@ -333,18 +339,16 @@ impl<C: Send + Sync + 'static> Run<C> {
     pub(super) async fn finish(
         mut self,
         background: &TaskTracker,
-        stage: impl FnOnce(&ProcessEnd) -> ExitCause,
+        stage: impl FnOnce(Option<&ProcessEnd>) -> ExitCause,
     ) -> ExitReport {
         self.alive.end();
         let after = self.started.elapsed();
-        // A status that cannot be had counts as a plain end: the process has gone all the same.
-        let status = self.process.reap().await.ok();
-        self.core_dumped = status.is_some_and(|status| status.core_dumped());
-        let end = status.map_or(ProcessEnd::Exited(-1), ProcessEnd::of);
+        let Ended { end, core_dumped } = self.peer.reap().await;
+        self.core_dumped = core_dumped;
         self.end_tasks().await;
-        let cause = self.cause.take().unwrap_or_else(|| stage(&end));
+        let cause = self.cause.take().unwrap_or_else(|| stage(end.as_ref()));
         self.clear_remains(background);
-        self.report(cause, Some(end), after)
+        self.report(cause, end, after)
     }
 
     /// Gives up on a process that SIGKILL did not end.
@@ -361,7 +365,7 @@ impl<C: Send + Sync + 'static> Run<C> {
     /// lives holds the pipes open.
     pub(super) async fn drain(&mut self) {
         self.hit = self.calls.hit();
-        self.process.signal(Signal::SIGKILL);
+        self.peer.signal(Signal::SIGKILL);
         let drained = async { while self.drains.join_next().await.is_some() {} };
         if timeout(LAST_WORDS, drained).await.is_err() {
             self.drains.shutdown().await;
@@ -377,15 +381,16 @@ impl<C: Send + Sync + 'static> Run<C> {
     }
 
     fn clear_remains(&mut self, background: &TaskTracker) {
-        let remains = self.process.take_remains();
-        background.spawn_blocking(|| remains.clear());
+        if let Some(remains) = self.peer.take_remains() {
+            background.spawn_blocking(|| remains.clear());
+        }
     }
 
     fn report(&self, cause: ExitCause, end: Option<ProcessEnd>, after: Duration) -> ExitReport {
         let state = self.ended_in.unwrap_or(State::Stopping);
-        let mut report = report(&self.spec, Some(self.pid()), state, cause, end, after);
+        let mut report = report(&self.spec, self.pid(), state, cause, end, after);
         report.core_dumped = self.core_dumped;
-        report.usage = self.process.usage();
+        report.usage = self.peer.usage();
         report.calls.clone_from(&self.hit);
         report.transcript = self.heard.transcript();
         report.stderr = self.log.tail();
@@ -416,6 +421,7 @@ pub(super) fn report(
         transcript: Vec::new(),
         stderr: Vec::new(),
         command: written(spec),
+        address: spec.found.as_ref().map(|found| found.endpoint.to_string()),
         cwd: spec.cwd.clone(),
         user: user(),
         likely: None,

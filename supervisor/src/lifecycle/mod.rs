@@ -124,6 +124,8 @@ pub(crate) enum Next {
 pub(crate) enum Event {
     Order(Order),
     Spawned,
+    /// There is no process to be made: the plugin runs somewhere, and where it listens is known.
+    Found,
     SpawnFailed(Hope),
     /// The line was read and what it says is acceptable.
     Handshaken,
@@ -272,6 +274,7 @@ impl Lifecycle {
         let actions = match event {
             Event::Order(order) => self.obey(order, now),
             Event::Spawned => self.spawned(now),
+            Event::Found => self.found(now),
             Event::SpawnFailed(hope) => self.spawn_failed(hope, now),
             Event::Handshaken => match self.phase {
                 Phase::AwaitHandshake { .. } => {
@@ -392,6 +395,17 @@ impl Lifecycle {
             Phase::Starting { order: None } => {
                 self.phase = Phase::AwaitHandshake { until: now + self.limits.handshake };
                 vec![]
+            }
+            Phase::Starting { order: Some(next) } => self.kill(next, Some(Blame::Requested), now),
+            _ => vec![],
+        }
+    }
+
+    fn found(&mut self, now: Instant) -> Vec<Action> {
+        match self.phase {
+            Phase::Starting { order: None } => {
+                self.phase = Phase::AwaitReady { until: now + self.limits.ready };
+                vec![Action::Prepare]
             }
             Phase::Starting { order: Some(next) } => self.kill(next, Some(Blame::Requested), now),
             _ => vec![],

@@ -73,14 +73,17 @@ fn every_phase_meets_every_event() {
         (starting(None), E::Order(O::Finish), starting(Some(Finish)), vec![]),
         (starting(None), E::Order(O::Discard), starting(Some(Finish)), vec![]),
         (starting(None), E::Spawned, P::AwaitHandshake { until: now + 1_000 * MS }, vec![]),
+        (starting(None), E::Found, P::AwaitReady { until: now + 2_000 * MS }, vec![A::Prepare]),
         (starting(None), E::SpawnFailed(Hope::Transient), paused, vec![]),
         (starting(Some(Stay)), E::Order(O::Start), starting(None), vec![]),
         (starting(Some(Stay)), E::Order(O::Restart), starting(None), vec![]),
         (starting(Some(Stay)), E::Order(O::Finish), starting(Some(Finish)), vec![]),
         (starting(Some(Stay)), E::Order(O::Discard), starting(Some(Finish)), vec![]),
         (starting(Some(Stay)), E::Spawned, begun(killed, Stay), vec![blame(Blame::Requested), A::Kill]),
+        (starting(Some(Stay)), E::Found, begun(killed, Stay), vec![blame(Blame::Requested), A::Kill]),
         (starting(Some(Stay)), E::SpawnFailed(Hope::Transient), P::Stopped, vec![]),
         (starting(Some(Finish)), E::Spawned, begun(killed, Finish), vec![blame(Blame::Requested), A::Kill]),
+        (starting(Some(Finish)), E::Found, begun(killed, Finish), vec![blame(Blame::Requested), A::Kill]),
         (starting(Some(Finish)), E::SpawnFailed(Hope::Transient), P::Finished, vec![]),
         // Before it serves.
         (handshake, E::Handshaken, P::AwaitReady { until: now + 2_000 * MS }, vec![A::Prepare]),
@@ -238,6 +241,7 @@ fn every_phase_meets_every_event() {
     let exits = EXITS.map(E::Exited);
     let others = [
         E::Spawned,
+        E::Found,
         E::SpawnFailed(Hope::Transient),
         E::Handshaken,
         E::StartFailed(Hope::Transient),

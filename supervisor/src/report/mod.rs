@@ -54,8 +54,10 @@ pub struct ExitReport {
     pub transcript: Vec<String>,
     /// Its last lines on stderr, at most 20.
     pub stderr: Vec<String>,
-    /// Program and arguments.
+    /// Program and arguments. Empty where somebody else has started it.
     pub command: Vec<String>,
+    /// Where it listens, where somebody else has started it: as `unix:/path` or `tcp:ip:port`.
+    pub address: Option<String>,
     /// Its working directory.
     pub cwd: PathBuf,
     /// The user it ran as.
@@ -84,6 +86,8 @@ pub enum ExitCause {
     /// seconds.
     #[serde(serialize_with = "duration_seconds")]
     Frozen(Duration),
+    /// The connection to it was lost, where somebody else has started it.
+    Disconnected,
     /// It was stopped or restarted by an operator, or with the host.
     Requested,
 }
@@ -156,6 +160,7 @@ impl fmt::Display for ExitCause {
             Self::Unhealthy(detail) => write!(f, "stopped answering health checks: {detail}"),
             Self::Unresponsive(detail) => write!(f, "left calls unanswered and failed a health check: {detail}"),
             Self::Frozen(limit) => write!(f, "was stopped by a signal or a debugger for {}", Readable(*limit)),
+            Self::Disconnected => f.write_str("lost the connection"),
             Self::Requested => f.write_str("order"),
         }
     }
@@ -167,21 +172,26 @@ impl ExitReport {
     pub fn headline(&self) -> String {
         let after = format!("after {}", Readable(self.after));
         let plugin = format!("plugin `{}`", self.plugin);
+        let ended = if self.address.is_some() { "was disconnected" } else { "was killed" };
         match (&self.cause, &self.end) {
             (ExitCause::StartFailure(why), Some(end)) => format!("{plugin} {} ({end}, {after})", chain(why.as_ref())),
             (ExitCause::StartFailure(why), None) => format!("{plugin} {} ({after})", chain(why.as_ref())),
             (ExitCause::Exited(code), _) => format!("{plugin} exited (exit status {code}, {after})"),
             (ExitCause::Signalled(signal), _) => format!("{plugin} was killed by {signal} ({after})"),
             (ExitCause::Unhealthy(detail), _) => {
-                format!("{plugin} stopped answering health checks and was killed: {detail} ({after})")
+                format!("{plugin} stopped answering health checks and {ended}: {detail} ({after})")
             }
             (ExitCause::Unresponsive(detail), _) => {
-                format!("{plugin} left calls unanswered, failed a health check and was killed: {detail} ({after})")
+                format!("{plugin} left calls unanswered, failed a health check and {ended}: {detail} ({after})")
             }
             (ExitCause::Frozen(limit), _) => {
                 let limit = Readable(*limit);
                 format!("{plugin} was stopped by a signal or a debugger for {limit} and was killed ({after})")
             }
+            (ExitCause::Disconnected, _) => {
+                format!("{plugin} is no longer connected: it went, or closed the connection ({after})")
+            }
+            (ExitCause::Requested, None) if self.address.is_some() => format!("{plugin} {ended} ({after})"),
             (ExitCause::Requested, Some(end)) => format!("{plugin} was stopped ({end}, {after})"),
             (ExitCause::Requested, None) => format!("{plugin} was stopped ({after})"),
         }
@@ -220,8 +230,13 @@ impl fmt::Display for ExitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = if matches!(self.cause, ExitCause::Requested) { "" } else { "error: " };
         write!(f, "{error}{}", self.headline())?;
-        write!(f, "\n  command: {}", self.command.join(" "))?;
-        write!(f, "     cwd: {}     user: {}", self.cwd.display(), self.user)?;
+        match &self.address {
+            Some(address) => write!(f, "\n  address: {address}")?,
+            None => {
+                write!(f, "\n  command: {}", self.command.join(" "))?;
+                write!(f, "     cwd: {}     user: {}", self.cwd.display(), self.user)?;
+            }
+        }
         if f.alternate() {
             self.write_details(f)?;
         }
@@ -315,6 +330,7 @@ mod tests {
             transcript: vec!["loading".into()],
             stderr: vec!["ModuleNotFoundError: No module named 'grpc'".into()],
             command: vec!["python3".into(), "auth.py".into()],
+            address: None,
             cwd: "/srv/app".into(),
             user: "palisade".into(),
             likely: None,

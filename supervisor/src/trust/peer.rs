@@ -4,7 +4,7 @@
 //! service that runs as the same user, and have the host talk to it. So who listens there must be the process that was
 //! started, one of its session, or a descendant of it. Nothing is sent before that is known.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::geteuid;
 
 /// Longest line of ancestors that is followed.
 const GENERATIONS: usize = 64;
@@ -22,6 +23,12 @@ const GENERATIONS: usize = 64;
 pub(crate) struct Owner {
     pub(crate) pid: i32,
     pub(crate) uid: u32,
+}
+
+/// Who may be behind the socket of a plugin that somebody else has started: root, the host's own user, and one more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Trusted {
+    uid: Option<u32>,
 }
 
 /// Why a socket is not a plugin's own.
@@ -46,6 +53,17 @@ pub enum PeerError {
         /// The plugin's.
         expected: u32,
     },
+    /// A process of a user who is not trusted, where no process was started.
+    #[error("a process of user {uid} listens there; only root and {expected} may")]
+    Untrusted {
+        /// Its user.
+        uid: u32,
+        /// Who may.
+        expected: String,
+    },
+    /// Nobody can be seen behind a port.
+    #[error("whose port that is can't be seen from here")]
+    Unseen,
     /// Who listened has ended, so whose the socket is can't be known any more.
     #[error("the process that made this a listening socket ({0}) has ended; listen in the process that serves")]
     Gone(i32),
@@ -100,7 +118,7 @@ impl Owner {
     /// Unless processes of this owner's have all of them.
     pub(crate) fn check_tcp(&self, address: SocketAddr) -> Result<(), PeerError> {
         let mut listening = listeners(address).map_err(PeerError::Unknown)?;
-        let mut found = !listening.is_empty();
+        let found = !listening.is_empty();
         let mut hidden = false;
         for entry in fs::read_dir("/proc").map_err(PeerError::Unknown)?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -108,12 +126,11 @@ impl Owner {
                 continue;
             }
             match sockets(pid) {
-                Ok(open) => listening.retain(|inode| !open.contains(inode)),
+                Ok(open) => listening.retain(|inode, _| !open.contains(inode)),
                 Err(error) => hidden |= error.kind() == io::ErrorKind::PermissionDenied,
             }
         }
-        found &= listening.is_empty();
-        match (found, hidden) {
+        match (found && listening.is_empty(), hidden) {
             (true, _) => Ok(()),
             (false, true) => Err(PeerError::Hidden),
             (false, false) => Err(PeerError::Port),
@@ -134,6 +151,45 @@ impl Owner {
             pid = parent;
         }
         false
+    }
+}
+
+impl Trusted {
+    /// Besides root and this process's user.
+    pub(crate) fn new(uid: Option<u32>) -> Self {
+        Self { uid }
+    }
+
+    /// Looks at who called listen(2) on the unix socket that `stream` is connected to.
+    ///
+    /// # Errors
+    ///
+    /// Unless it was one of these users.
+    pub(crate) fn check_unix(self, stream: &impl AsFd) -> Result<(), PeerError> {
+        let peer = getsockopt(stream, sockopt::PeerCredentials).map_err(|errno| PeerError::Unknown(errno.into()))?;
+        self.check(peer.uid())
+    }
+
+    /// Looks at who has made the listening sockets of a loopback address.
+    ///
+    /// # Errors
+    ///
+    /// Unless these users have made all of them.
+    pub(crate) fn check_tcp(self, address: SocketAddr) -> Result<(), PeerError> {
+        let listening = listeners(address).map_err(PeerError::Unknown)?;
+        if listening.is_empty() {
+            return Err(PeerError::Unseen);
+        }
+        listening.into_values().try_for_each(|uid| self.check(uid))
+    }
+
+    fn check(self, uid: u32) -> Result<(), PeerError> {
+        let own = geteuid().as_raw();
+        if uid == 0 || uid == own || Some(uid) == self.uid {
+            return Ok(());
+        }
+        let users: Vec<_> = [own].into_iter().chain(self.uid).map(|uid| format!("user {uid}")).collect();
+        Err(PeerError::Untrusted { uid, expected: users.join(" and ") })
     }
 }
 
@@ -169,10 +225,10 @@ fn has_exited(process: &OwnedFd) -> Result<bool, Errno> {
     Ok(poll(&mut polled, PollTimeout::ZERO)? > 0)
 }
 
-/// The inodes of the sockets that connections to `address` may reach.
-fn listeners(address: SocketAddr) -> io::Result<HashSet<u64>> {
+/// The inodes of the sockets that connections to `address` may reach, and whose they are.
+fn listeners(address: SocketAddr) -> io::Result<HashMap<u64, u32>> {
     const LISTEN: &str = "0A";
-    let mut inodes = HashSet::new();
+    let mut inodes = HashMap::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let text = match fs::read_to_string(table) {
             Ok(text) => text,
@@ -182,13 +238,12 @@ fn listeners(address: SocketAddr) -> io::Result<HashSet<u64>> {
         };
         for line in text.lines().skip(1) {
             let fields: Vec<_> = line.split_ascii_whitespace().collect();
-            let (Some(&local), Some(&LISTEN), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
-                continue;
-            };
-            let (Some(local), Ok(inode)) = (parse(local), inode.parse()) else { continue };
+            let (Some(&local), Some(&LISTEN)) = (fields.get(1), fields.get(3)) else { continue };
+            let (Some(uid), Some(inode)) = (fields.get(7), fields.get(9)) else { continue };
+            let (Some(local), Ok(uid), Ok(inode)) = (parse(local), uid.parse(), inode.parse()) else { continue };
             let ip = local.ip().to_canonical();
             if local.port() == address.port() && (ip == address.ip().to_canonical() || ip.is_unspecified()) {
-                inodes.insert(inode);
+                inodes.insert(inode, uid);
             }
         }
     }
@@ -281,6 +336,37 @@ mod tests {
             drop(listener);
             assert!(matches!(own.check_tcp(reached), Err(PeerError::Port)), "{address}");
         }
+    }
+
+    #[test]
+    fn the_users_of_a_found_plugin_are_root_ours_and_one_more() {
+        let uid = geteuid().as_raw();
+        let other = uid + 7;
+        for (trusted, of, expected) in [
+            (None, 0, true),
+            (None, uid, true),
+            (None, other, false),
+            (Some(other), other, true),
+            (Some(other), uid, true),
+            (Some(other), other + 1, false),
+        ] {
+            assert_eq!(Trusted::new(trusted).check(of).is_ok(), expected, "{trusted:?} {of}");
+        }
+        let text = Trusted::new(Some(other)).check(other + 1).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            format!("a process of user {} listens there; only root and user {uid} and user {other} may", other + 1)
+        );
+    }
+
+    #[test]
+    fn whose_a_port_is_shows_without_looking_at_processes() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(listeners(address).unwrap().into_values().collect::<Vec<_>>(), [geteuid().as_raw()]);
+        Trusted::new(None).check_tcp(address).unwrap();
+        drop(listener);
+        assert!(matches!(Trusted::new(None).check_tcp(address), Err(PeerError::Unseen)));
     }
 
     #[test]

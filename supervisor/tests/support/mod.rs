@@ -26,6 +26,13 @@ pub(crate) struct Client {
     pub(crate) channel: Channel,
 }
 
+impl Client {
+    /// Of a plugin that was started.
+    pub(crate) fn pid(&self) -> i32 {
+        self.info.pid.unwrap()
+    }
+}
+
 impl Adapter for Number {
     type Client = Client;
     async fn attach(&self, channel: Channel, info: InstanceInfo) -> Result<Client, AttachError> {

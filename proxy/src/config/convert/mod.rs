@@ -6,6 +6,7 @@
 
 mod elf;
 mod filter;
+mod found;
 mod listener;
 mod plugin;
 mod program;

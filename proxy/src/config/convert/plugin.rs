@@ -44,6 +44,7 @@ impl Reading<'_> {
     fn plugin_without_problems(&self) -> Plugin {
         Plugin {
             command: Vec::new(),
+            found: None,
             cwd: self.dir.to_owned(),
             env: BTreeMap::new(),
             env_pass: Vec::new(),
@@ -75,7 +76,7 @@ impl Reading<'_> {
 
     fn plugin(&mut self, name: &str, written: &written::Plugin, node: u64) -> Plugin {
         let default = self.plugin_without_problems();
-        self.require(&written.command, "command", node);
+        let found = self.found(written, node);
         let (cwd, cwd_exists) = self.cwd(&written.cwd);
         let command = written
             .command
@@ -86,6 +87,7 @@ impl Reading<'_> {
         let env_pass = self.env_pass(&written.env_pass, &written.env);
         let choice = |slot: &Slot<bool>, default| slot.value().copied().unwrap_or(default);
         Plugin {
+            found,
             cwd,
             env: self.env(&written.env),
             env_pass,

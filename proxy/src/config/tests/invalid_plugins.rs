@@ -83,7 +83,7 @@ const CASES: &[(&str, &[&str])] = &[
   c:
 ",
         &[
-            "3:9 missing field `command`",
+            "3:9 missing field `command` (or `address`, for a plugin that runs already)",
             "4:11 unknown field `comand` (did you mean `command`?)",
             "5:6 `b` must be a mapping, not a list",
             "6:4 `c` has no value (write a mapping, or remove the line)",
@@ -341,10 +341,51 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         r"plugins:
+  a: {address: 'unix:/run/a', command: [python3], cwd: ., env: {}, env_pass: [], checksum: x, sandbox: none}
+  b: {address: 'unix:/run/a', instances: 2, handshake_timeout: 1s, auto_mtls: true, health: {stopped_timeout: 1s}}
+  c: {address: 'unix:/run/a', stop_timeout: 1s, peer_user: nobody-of-that-name, adress: x}
+  d: {command: [python3], peer_user: root}
+  e: {address: 'unix:run/a'}
+  f: {address: 'tcp:localhost:9000'}
+  g: {address: '127.0.0.1:9000'}
+  h: {address: 'tcp:0.0.0.0:9000'}
+  i: {address: 'tcp:127.0.0.1:0'}
+  j: {address: 'tcp:10.0.0.5:9000'}
+  k: {address: 'tcp:10.0.0.5:9000', allow_remote_tcp: true, peer_user: root}
+  l: {adress: 'unix:/run/a'}
+",
+        &[
+            "3:40 `command` is for plugins that the proxy starts (this one has an `address`)",
+            "3:56 `cwd` is for plugins that the proxy starts (this one has an `address`)",
+            "3:64 `env` is for plugins that the proxy starts (this one has an `address`)",
+            "3:78 `env_pass` is for plugins that the proxy starts (this one has an `address`)",
+            "3:92 `checksum` is for plugins that the proxy starts (this one has an `address`)",
+            "3:92 a checksum is `sha256:` and 64 hexadecimal digits (`palisade plugin pin` finds it out)",
+            "3:104 `sandbox` is for plugins that the proxy starts (this one has an `address`)",
+            "4:42 `instances` is for plugins that the proxy starts (this one has an `address`)",
+            "4:64 `handshake_timeout` is for plugins that the proxy starts (this one has an `address`)",
+            "4:79 `auto_mtls` is for plugins that the proxy starts (this one has an `address`)",
+            "4:111 `stopped_timeout` is for plugins that the proxy starts (this one has an `address`)",
+            "5:45 `stop_timeout` is for plugins that the proxy starts (this one has an `address`)",
+            "5:60 no user is called `nobody-of-that-name`",
+            "5:81 unknown field `adress` (did you mean `address`?)",
+            "6:38 `peer_user` without `address`",
+            "7:16 the path of a unix socket must be absolute (write it like `unix:/run/app.sock`)",
+            "8:16 `tcp:localhost:9000` is not the address of a plugin (write it like `unix:/run/auth.sock` or `tcp:127.0.0.1:9000`)",
+            "9:16 `127.0.0.1:9000` is not the address of a plugin (write it like `unix:/run/auth.sock` or `tcp:127.0.0.1:9000`)",
+            "10:16 `tcp:0.0.0.0:9000` is for listening only (write where to connect to)",
+            "11:16 `tcp:127.0.0.1:0` is for listening only (write where to connect to)",
+            "12:16 `tcp:10.0.0.5:9000` is not a loopback address (`allow_remote_tcp: true` lifts this: in clear text, to whoever has that address)",
+            "13:72 who listens on another machine can't be seen (remove `peer_user`)",
+            "14:7 unknown field `adress` (did you mean `address`?)",
+        ],
+    ),
+    (
+        r"plugins:
   a: {command: [python3], sand: hardened}
 ",
         &[
-            "3:27 unknown field `sand` [known here: command, cwd, env, env_pass, checksum, sandbox, contract, owns, instances, max_calls, max_queue, quarantine, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
+            "3:27 unknown field `sand` [known here: command, address, peer_user, cwd, env, env_pass, checksum, sandbox, contract, owns, instances, max_calls, max_queue, quarantine, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
         ],
     ),
 ];

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use palisade_supervisor::{Files, Network, OnMissing, RestartMode, Sandbox, SyscallClass, Tcp, User};
+use palisade_supervisor::{
+    Endpoint as PeerEndpoint, Files, Found, Network, OnMissing, RestartMode, Sandbox, SyscallClass, Tcp, User,
+};
 use proptest::prelude::*;
 use serde_yaml::Value;
 
@@ -300,6 +302,27 @@ fn a_sandbox_is_its_profile_with_what_is_written_over_it() {
         connect: [443], deny: [debug, raw_socket], capabilities: [net_raw, CAP_KILL], on_missing: warn, isolate: false,
         private_tmp: false, limits: {memory: 64MiB, cpu_time: 90s}}";
     assert_eq!(sandbox(&format!(", sandbox: {text}")), hardened);
+}
+
+#[test]
+fn a_plugin_that_runs_already_is_known_by_its_address() {
+    let place = Place::new();
+    let found = |text: &str| {
+        let config = place.parse(&format!("{LISTENER}plugins: {{a: {{{text}}}}}")).unwrap();
+        assert_round_trip(&place, &config);
+        config.plugins["a"].found.clone().unwrap()
+    };
+    let unix = PeerEndpoint::Unix("/run/auth.sock".into());
+    assert_eq!(found("address: 'unix:/run/auth.sock'"), Found { endpoint: unix.clone(), uid: None });
+    assert_eq!(found("address: 'unix:/run/auth.sock', peer_user: 7"), Found { endpoint: unix.clone(), uid: Some(7) });
+    assert_eq!(found("address: 'unix:/run/auth.sock', peer_user: root"), Found { endpoint: unix, uid: Some(0) });
+    for (text, address) in [
+        ("address: 'tcp:127.0.0.1:9000'", "127.0.0.1:9000"),
+        ("address: 'tcp:[::1]:9000'", "[::1]:9000"),
+        ("address: 'tcp:10.0.0.5:9000', allow_remote_tcp: true", "10.0.0.5:9000"),
+    ] {
+        assert_eq!(found(text).endpoint, PeerEndpoint::Tcp(address.parse().unwrap()));
+    }
 }
 
 #[test]

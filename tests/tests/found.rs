@@ -1,0 +1,187 @@
+//! Plugins that somebody else has started, at an `address`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use palisade_tests::process::{kill, runs};
+use palisade_tests::{Load, Proxy, Upstream, fake, place};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A plugin that this test has started, as systemd would. It listens on a unix socket of its own, or on a port.
+struct Stranger {
+    child: Child,
+    dir: TempDir,
+    command: Vec<String>,
+    address: String,
+}
+
+impl Stranger {
+    fn on_unix() -> Self {
+        let dir = place();
+        let socket = dir.path().join("s").display().to_string();
+        Self::at(dir, &socket, format!("unix:{socket}"))
+    }
+
+    fn on_tcp() -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self::at(place(), &port.to_string(), format!("tcp:{port}"))
+    }
+
+    fn at(dir: TempDir, place: &str, address: String) -> Self {
+        let command: Vec<String> = serde_json::from_str(&fake(&[&format!("serve-at:{place}")])).unwrap();
+        Self { child: spawn(&command), dir, command, address }
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    fn kill9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::fs::remove_file(self.dir.path().join("s")).ok();
+    }
+
+    fn start_again(&mut self) {
+        self.child = spawn(&self.command);
+    }
+
+    /// A proxy with this plugin as its filter.
+    fn yaml(&self, upstream: &Upstream, keys: &str) -> String {
+        yaml(upstream, &format!("address: '{}'{keys}", self.address))
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+fn spawn(command: &[String]) -> Child {
+    let [program, arguments @ ..] = command else { unreachable!() };
+    Command::new(program).args(arguments).stdin(Stdio::null()).spawn().unwrap()
+}
+
+fn yaml(upstream: &Upstream, plugin: &str) -> String {
+    format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{{plugin}}}}}
+",
+        upstream.address()
+    )
+}
+
+const ADMIN: &[(&str, &str)] = &[("user", "admin")];
+
+async fn it_judges_is_lost_and_found_again(mut stranger: Stranger) {
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::start(&stranger.yaml(&upstream, "")).await;
+    assert_eq!(proxy.get("/", ADMIN).await.status, 200);
+    assert_eq!(proxy.get("/", &[]).await.status, 403);
+    let status = proxy.plugin("auth").await;
+    assert_eq!((&status["pid"], &status["endpoint"]), (&Value::Null, &Value::from(&*stranger.address)));
+
+    stranger.kill9();
+    let reply = proxy.get("/", ADMIN).await;
+    assert_eq!((reply.status, &*reply.header("x-palisade-reason")), (503, "plugin_unavailable"));
+    proxy.until_metric("palisade_plugin_up", &[("plugin", "auth")], 0).await;
+    let report = proxy.plugin("auth").await["last_exit_report"].as_str().unwrap().to_owned();
+    assert!(report.contains(&format!("address: {}", stranger.address)), "{report}");
+
+    stranger.start_again();
+    proxy.until("auth", "serving again", |status| status["state"] == "serving").await;
+    assert_eq!(proxy.get("/", ADMIN).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_plugin_at_a_unix_socket_judges_is_lost_and_found_again() {
+    it_judges_is_lost_and_found_again(Stranger::on_unix()).await;
+}
+
+#[tokio::test]
+async fn a_plugin_at_a_port_judges_is_lost_and_found_again() {
+    it_judges_is_lost_and_found_again(Stranger::on_tcp()).await;
+}
+
+#[tokio::test]
+async fn orders_reach_as_far_as_the_connection() {
+    let stranger = Stranger::on_unix();
+    let upstream = Upstream::http1("app").await;
+    let mut proxy = Proxy::start(&stranger.yaml(&upstream, "")).await;
+    let restarted = proxy.cli(&["plugin", "restart", "auth"]).await;
+    assert_eq!((restarted.code, &*restarted.stdout), (Some(0), "auth: serving\n"), "{restarted:?}");
+    assert_eq!(proxy.plugin("auth").await["restarts"], 1);
+    assert_eq!(proxy.cli(&["plugin", "stop", "auth"]).await.code, Some(0));
+    assert_eq!(proxy.get("/", ADMIN).await.status, 503);
+    assert_eq!(proxy.cli(&["plugin", "start", "auth"]).await.code, Some(0));
+    assert_eq!(proxy.get("/", ADMIN).await.status, 200);
+    for refused in [&["plugin", "upgrade", "auth"][..], &["plugin", "inspect", "auth"]] {
+        let outcome = proxy.cli(refused).await;
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        let said = "plugin `auth` has an `address`: the proxy has not started it";
+        assert!(outcome.stderr.contains(said), "{outcome:?}");
+    }
+    let file = proxy.dir().join("palisade.yaml");
+    let pinned = proxy.cli(&["plugin", "pin", "auth", "-c", file.to_str().unwrap()]).await;
+    assert_eq!(pinned.code, Some(1), "{pinned:?}");
+    assert!(pinned.stderr.contains("has an `address`"), "{pinned:?}");
+
+    proxy.terminate();
+    assert_eq!(proxy.wait_exit().await.code(), Some(0), "{}", proxy.log());
+    assert!(runs(stranger.pid()), "what others have started outlives the proxy");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_line_moves_a_plugin_between_start_modes_and_addresses() {
+    let (upstream, dir) = (Upstream::http1("app").await, Arc::new(place()));
+    let (blue, green) = (Stranger::on_unix(), Stranger::on_tcp());
+    let commands = [fake(&["serve"]), fake(&["serve-at:{socket}"])].map(|command| format!("command: {command}"));
+    let addresses = [&blue, &green].map(|stranger| format!("address: '{}'", stranger.address));
+    let rest = ", timeout: 10s, probation: 50ms";
+    let proxy = Proxy::start_in(Arc::clone(&dir), &yaml(&upstream, &format!("{}{rest}", commands[0]))).await;
+    let load = Load::on(proxy.address());
+    for line in [&addresses[0], &addresses[1], &commands[1], &addresses[0], &commands[0]] {
+        load.more(30).await;
+        let text = yaml(&upstream, &format!("{line}{rest}"));
+        std::fs::write(dir.path().join("palisade.yaml"), text).unwrap();
+        let reloaded = proxy.cli(&["reload"]).await;
+        assert_eq!(reloaded.code, Some(0), "{line}: {reloaded:?}");
+    }
+    load.more(30).await;
+    load.end().await;
+}
+
+#[tokio::test]
+async fn one_that_hangs_is_disconnected_and_connected_to_again() {
+    let stranger = Stranger::on_unix();
+    let upstream = Upstream::http1("app").await;
+    let health = ", health: {interval: 100ms, timeout: 100ms}, ready_timeout: 60s";
+    let proxy = Proxy::start(&stranger.yaml(&upstream, health)).await;
+    kill(stranger.pid(), Signal::SIGSTOP);
+    let lost = proxy.until("auth", "given up", |status| !status["last_exit"].is_null()).await;
+    let report = lost["last_exit_report"].as_str().unwrap();
+    assert!(report.contains("stopped answering health checks and was disconnected"), "{report}");
+    assert_eq!(proxy.get("/", ADMIN).await.status, 503);
+    kill(stranger.pid(), Signal::SIGCONT);
+    proxy.until("auth", "serving again", |status| status["state"] == "serving").await;
+    assert_eq!(proxy.get("/", ADMIN).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_required_plugin_that_is_not_there_ends_the_start() {
+    let (mut stranger, dir) = (Stranger::on_unix(), place());
+    stranger.kill9();
+    let upstream = Upstream::http1("app").await;
+    let yaml = stranger.yaml(&upstream, ", ready_timeout: 300ms");
+    let outcome = palisade_tests::run_to_exit(dir.path(), &yaml).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains("was not ready within 300ms: connect to unix:"), "{}", outcome.stderr);
+    assert!(outcome.took < Duration::from_secs(30));
+}
