@@ -12,10 +12,14 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::connect::Progress;
+use crate::logs::escape_text;
 use crate::spec::HealthPolicy;
 
 /// Between checks while a plugin is getting ready.
 const READY_RETRY: Duration = Duration::from_millis(25);
+
+/// Characters of an error's text that are told.
+const LONGEST: usize = 512;
 
 /// What one check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +48,10 @@ pub(crate) async fn check(channel: Channel, policy: &HealthPolicy) -> Health {
         },
         // No such service at all, or not under this name: go-plugin does not require it, and MOSN's sample has none.
         Err(status) if matches!(status.code(), Code::Unimplemented | Code::NotFound) => Health::Alive,
-        Err(status) => Health::Missed(format!("{:?}: {}", status.code(), status.message())),
+        Err(status) => {
+            let said: String = status.message().chars().take(LONGEST).collect();
+            Health::Missed(format!("{:?}: {}", status.code(), escape_text(&said)))
+        }
     }
 }
 

@@ -30,6 +30,19 @@ use crate::config::{self, Config, Filter};
 use crate::http::Request;
 use crate::respond::Reply;
 
+/// Longest text of a plugin that goes into a log line.
+const MAX_TEXT: usize = 512;
+
+/// Text of a plugin, bounded and without control characters.
+pub(crate) fn clip(text: &str) -> String {
+    let mut clipped: String =
+        text.chars().map(|character| if character.is_control() { ' ' } else { character }).take(MAX_TEXT).collect();
+    if text.chars().nth(MAX_TEXT).is_some() {
+        clipped.push('…');
+    }
+    clipped
+}
+
 /// All plugins of a configuration by name, running from the moment of their making.
 #[derive(Debug, Default)]
 pub(crate) struct Plugins(BTreeMap<String, Arc<Running>>);
@@ -297,5 +310,16 @@ impl Client {
             Speaks::Native(native) => native.certificates(names).await,
             Speaks::Mosn(_) => Ok(mosn::certificates(Arc::clone(self))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_plugins_are_bounded() {
+        let text = clip(&format!("a\x1b[31m\n{}", "x".repeat(1000)));
+        assert!(text.chars().count() == MAX_TEXT + 1 && !text.chars().any(char::is_control));
     }
 }

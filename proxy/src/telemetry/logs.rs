@@ -85,8 +85,51 @@ where
         .log_internal_errors(false)
         .with_env_filter(filter)
         .with_ansi(color)
-        .with_writer(writer)
+        .with_writer(InOne(writer))
         .finish()
+}
+
+/// Sees that no text within an event looks like another event, whoever it comes from: a text's further lines are
+/// indented.
+#[derive(Debug)]
+struct InOne<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for InOne<W> {
+    type Writer = InOne<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        InOne(self.0.make_writer())
+    }
+
+    fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Self::Writer {
+        InOne(self.0.make_writer_for(meta))
+    }
+}
+
+impl<W: io::Write> io::Write for InOne<W> {
+    /// Gets a whole event at a time, with its line end.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = event.strip_suffix(b"\n").unwrap_or(event);
+        if text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+            let mut indented = Vec::with_capacity(event.len() + 64);
+            for byte in text {
+                match byte {
+                    b'\n' => indented.extend_from_slice(b"\n  | "),
+                    b'\r' => indented.extend_from_slice(b"\\r"),
+                    byte => indented.push(*byte),
+                }
+            }
+            indented.push(b'\n');
+            self.0.write_all(&indented)?;
+        } else {
+            self.0.write_all(event)?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// As [`text`]; the event's fields stand at the top level, beside `timestamp`, `level`, `target` and `message`.
@@ -173,6 +216,17 @@ mod tests {
         });
         let event: serde_json::Value = serde_json::from_str(&log.text()).unwrap();
         assert_eq!((&event["message"], &event["listener"]), (&"listening".into(), &"web".into()));
+    }
+
+    #[test]
+    fn nothing_within_an_event_looks_like_another() {
+        let log = Kept::default();
+        let writer = log.clone();
+        tracing::subscriber::with_default(text(filter("info"), false, move || writer.clone()), || {
+            tracing::info!(target: "palisade", error = %"first\n2026-01-01T00:00:00Z  INFO forged\rmore", "{}", "a\nb");
+        });
+        let expected = "a\n  | b error=first\n  | 2026-01-01T00:00:00Z  INFO forged\\rmore\n";
+        assert!(log.text().ends_with(expected), "{}", log.text());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
-use rustls_pemfile::pem::PemObject;
+use rustls_pemfile::pem::{self, PemObject};
 use rustls_pemfile::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -14,6 +14,12 @@ use crate::plugin::CertificateBundle;
 
 /// Certificates in one chain.
 const MAX_CHAIN: usize = 16;
+
+/// Longest chain in PEM, in bytes: more than that, no client takes. The key may stand in the same file.
+const MAX_PEM: usize = 256 << 10;
+
+/// What a bundle takes up beyond its chain and its names.
+const LEAST_WEIGHT: usize = 1024;
 
 /// Server names of one bundle.
 const MAX_NAMES: usize = 1000;
@@ -31,6 +37,8 @@ pub(super) struct Bundle {
     pub(super) server_names: Vec<ServerName>,
     pub(super) key: Arc<CertifiedKey>,
     pub(super) not_after: SystemTime,
+    /// Roughly what it takes up in memory, in bytes.
+    pub(super) weight: usize,
 }
 
 /// A server name that a certificate is for, lower case.
@@ -47,9 +55,11 @@ pub(super) enum BundleError {
     #[error("its name is empty or longer than {MAX_NAME} bytes")]
     Name,
     #[error("the chain is not PEM: {0}")]
-    Chain(String),
+    Chain(&'static str),
     #[error("the chain holds {0} certificates, must be 1 to {MAX_CHAIN}")]
     ChainLength(usize),
+    #[error("the chain is {0} bytes long, at most {MAX_PEM}")]
+    ChainBytes(usize),
     #[error("the key is not a PKCS#8, PKCS#1 or SEC1 key in PEM")]
     Key,
     #[error("the key is encrypted; supply it decrypted, as by `openssl pkey -in KEY -out PLAIN`")]
@@ -82,10 +92,16 @@ impl Bundle {
         if sent.name.is_empty() || sent.name.len() > MAX_NAME {
             return Err(BundleError::Name);
         }
+        if sent.chain_pem.len() > MAX_PEM {
+            return Err(BundleError::ChainBytes(sent.chain_pem.len()));
+        }
+        if sent.key_pem.len() > MAX_PEM {
+            return Err(BundleError::Key);
+        }
         let chain = CertificateDer::pem_slice_iter(&sent.chain_pem)
             .take(MAX_CHAIN + 1)
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| BundleError::Chain(error.to_string()))?;
+            .map_err(|error| BundleError::Chain(fault(&error)))?;
         if chain.is_empty() || chain.len() > MAX_CHAIN {
             return Err(BundleError::ChainLength(chain.len()));
         }
@@ -106,8 +122,12 @@ impl Bundle {
         if names.len() > MAX_NAMES {
             return Err(BundleError::TooManyNames(names.len()));
         }
-        let server_names = names.iter().map(|name| ServerName::parse(name)).collect::<Result<_, _>>()?;
-        Ok(Self { name: sent.name, server_names, key: Arc::new(key), not_after })
+        let server_names: Vec<_> = names.iter().map(|name| ServerName::parse(name)).collect::<Result<_, _>>()?;
+        // Names are held by the bundle and by the index of all.
+        let weight = LEAST_WEIGHT
+            + key.cert.iter().map(|certificate| certificate.len()).sum::<usize>()
+            + names.iter().map(|name| 2 * name.len() + 100).sum::<usize>();
+        Ok(Self { name: sent.name, server_names, key: Arc::new(key), not_after, weight })
     }
 
     /// What the log says of it: the leaf's fingerprint (SHA-256), as `openssl x509 -fingerprint -sha256` shows it.
@@ -134,6 +154,17 @@ fn only_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, BundleError> {
 fn is_encrypted(pem: &[u8]) -> bool {
     let says = |words: &[u8]| pem.windows(words.len()).any(|window| window == words);
     says(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || says(b"Proc-Type: 4,ENCRYPTED")
+}
+
+/// In words of ours: the library's quote the line, and where line ends were lost, that may hold a key as well.
+fn fault(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a section has no end",
+        pem::Error::IllegalSectionStart { .. } => "a line that begins a section holds more than that",
+        pem::Error::Base64Decode(_) => "a section is not base64",
+        pem::Error::SectionTooLarge => "a section is too large",
+        _ => "it can't be read",
+    }
 }
 
 /// What is used of a leaf.
@@ -221,6 +252,10 @@ pub(super) mod tests {
         assert!(matches!(fault(CertificateBundle { chain_pem: junk, ..good() }), BundleError::Chain(_)));
         let junk = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
         assert!(matches!(fault(CertificateBundle { chain_pem: junk, ..good() }), BundleError::Certificate(_)));
+        let long = good().chain_pem.repeat(1000);
+        assert!(matches!(fault(CertificateBundle { chain_pem: long, ..good() }), BundleError::ChainBytes(_)));
+        let long = good().key_pem.repeat(2000);
+        assert_eq!(fault(CertificateBundle { key_pem: long, ..good() }), BundleError::Key);
         assert_eq!(fault(CertificateBundle { key_pem: b"secret".to_vec(), ..good() }), BundleError::Key);
         assert_eq!(fault(CertificateBundle { key_pem: other.key_pem, ..good() }), BundleError::Mismatch);
         for bad in ["", "a b", "*", "*.", "a.*", "a..b", &"x".repeat(64)] {
@@ -255,6 +290,21 @@ pub(super) mod tests {
         let cut = &key_pem[..key_pem.len() / 2];
         assert_eq!(taken(sent(cut)), Err(BundleError::Key));
         assert_eq!(taken(sent(&chain_pem)), Err(BundleError::Key));
+    }
+
+    #[test]
+    fn an_error_quotes_no_key() {
+        // As it comes out of a variable whose line ends were escaped, with the key behind the chain.
+        let CertificateBundle { chain_pem, key_pem, .. } = sent("a", &["a.example"]);
+        let all = String::from_utf8([chain_pem, key_pem.clone()].concat()).unwrap();
+        for joined in [all.replace('\n', "\\n"), all.replace('\n', " "), all.replace('\n', "")] {
+            for text in [joined.clone(), joined.replace("-----BEGIN PRIVATE", "\n-----BEGIN PRIVATE")] {
+                let bad = CertificateBundle { chain_pem: text.into_bytes(), ..sent("a", &["a.example"]) };
+                let error = bundle(bad).unwrap_err();
+                assert!(matches!(error, BundleError::Chain(_) | BundleError::ChainLength(_)), "{error}");
+                assert!(error.to_string().len() < 100, "{error}");
+            }
+        }
     }
 
     #[test]

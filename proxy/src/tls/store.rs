@@ -10,6 +10,9 @@ use super::bundle::{Bundle, ServerName};
 /// Bundles that one listener keeps.
 pub(super) const MAX_BUNDLES: usize = 10_000;
 
+/// What they may take up together in memory, in bytes.
+pub(super) const MAX_WEIGHT: usize = 128 << 20;
+
 /// What there is at one moment. A change makes a new store, so that no handshake sees half of it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Store {

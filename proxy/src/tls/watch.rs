@@ -11,12 +11,13 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::bundle::Bundle;
-use super::store::{MAX_BUNDLES, Store};
+use super::store::{MAX_BUNDLES, MAX_WEIGHT, Store};
 use crate::config::ListenerTls;
-use crate::plugin::{CallError, CertificateUpdate, Client, Running};
+use crate::plugin::{CallError, CertificateUpdate, Client, Running, clip};
 use crate::telemetry::Metrics;
 
 /// How long a plugin may take to begin to answer.
@@ -24,6 +25,9 @@ const OPEN: Duration = Duration::from_secs(10);
 
 /// Before a stream that broke is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
+
+/// Refused bundles of one update that are logged one by one.
+const MOST_TOLD: usize = 10;
 
 /// How far a listener's certificates have come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,14 +70,14 @@ impl Certificates {
     }
 
     /// Follows the plugin until `end` is cancelled.
-    pub(crate) async fn follow(&self, end: CancellationToken) {
+    pub(crate) async fn follow(self: &Arc<Self>, end: CancellationToken) {
         tokio::select! {
             () = end.cancelled() => {}
             () = self.follow_on() => {}
         }
     }
 
-    async fn follow_on(&self) {
+    async fn follow_on(self: &Arc<Self>) {
         let mut status = self.plugin.watch();
         loop {
             status.mark_seen();
@@ -95,7 +99,7 @@ impl Certificates {
     }
 
     /// Applies what one instance sends, until its stream ends.
-    async fn follow_client(&self, client: &Arc<Client>) -> CallError {
+    async fn follow_client(self: &Arc<Self>, client: &Arc<Client>) -> CallError {
         let opened = tokio::time::timeout(OPEN, client.certificates(&self.tls.names)).await;
         let mut updates = match opened {
             Ok(Ok(updates)) => updates,
@@ -103,10 +107,17 @@ impl Certificates {
             Err(_) => return CallError::Timeout,
         };
         while let Some(update) = updates.next().await {
-            match update {
-                Ok(update) => self.apply(update),
+            let update = match update {
+                Ok(update) => update,
                 Err(error) => return error,
+            };
+            // There may be thousands of them, each of which costs some arithmetic.
+            let (this, begun) = (Arc::clone(self), Instant::now());
+            if tokio::task::spawn_blocking(move || this.apply(update)).await.is_err() {
+                return CallError::Failed("its update could not be taken in".to_owned());
             }
+            // A plugin that sends without end gets no more than half of a processor.
+            tokio::time::sleep(begun.elapsed()).await;
         }
         CallError::Lost("the stream ended".to_owned())
     }
@@ -118,21 +129,35 @@ impl Certificates {
         let before = self.store.load_full();
         let mut bundles = before.bundles().clone();
         let named: BTreeSet<String> = update.bundles.iter().map(|bundle| bundle.name.clone()).collect();
-        let gone = |name: &String| update.removed.contains(name) || (update.complete && !named.contains(name));
+        let removed: BTreeSet<String> = update.removed.into_iter().collect();
+        let gone = |name: &String| removed.contains(name) || (update.complete && !named.contains(name));
         bundles.retain(|name, _| !gone(name));
+        let mut weight: usize = bundles.values().map(|bundle| bundle.weight).sum();
+        let mut refused = 0;
         for sent in update.bundles {
             let name = sent.name.clone();
             if !self.tls.names.is_empty() && !self.tls.names.contains(&name) {
                 continue;
             }
-            match Bundle::new(sent, &self.provider, SystemTime::now()) {
-                Ok(_) if bundles.len() >= MAX_BUNDLES && !bundles.contains_key(&name) => {
-                    let error = format!("more than {MAX_BUNDLES} bundles");
-                    tracing::error!(target: "palisade::tls", plugin, bundle = ?name, error, "bundle refused");
+            let old = bundles.get(&name);
+            let bundle = match Bundle::new(sent, &self.provider, SystemTime::now()) {
+                Ok(_) if bundles.len() >= MAX_BUNDLES && old.is_none() => {
+                    Err(format!("more than {MAX_BUNDLES} bundles"))
                 }
                 Ok(bundle) => {
-                    let same = bundles.get(&name).is_some_and(|old| old.key.cert == bundle.key.cert);
-                    if !same {
+                    let with = weight - old.map_or(0, |old| old.weight) + bundle.weight;
+                    if with > MAX_WEIGHT {
+                        Err(format!("the listener's bundles take up more than {MAX_WEIGHT} bytes together"))
+                    } else {
+                        weight = with;
+                        Ok(bundle)
+                    }
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            match bundle {
+                Ok(bundle) => {
+                    if !old.is_some_and(|old| old.key.cert == bundle.key.cert) {
                         tracing::info!(
                             target: "palisade::tls", plugin, bundle = ?name, sha256 = bundle.fingerprint(),
                             expires = %epoch_seconds(bundle.not_after), "certificate taken over",
@@ -141,11 +166,17 @@ impl Certificates {
                     bundles.insert(name, Arc::new(bundle));
                 }
                 Err(error) => {
-                    let kept = bundles.contains_key(&name);
-                    tracing::error!(target: "palisade::tls", plugin, bundle = ?name, %error, kept, "bundle refused");
-                    self.fault(format!("bundle {name:?}: {error}"));
+                    refused += 1;
+                    if refused <= MOST_TOLD {
+                        let (name, kept) = (clip(&name), old.is_some());
+                        tracing::error!(target: "palisade::tls", plugin, bundle = ?name, error, kept, "bundle refused");
+                        self.fault(format!("bundle {name:?}: {error}"));
+                    }
                 }
             }
+        }
+        if refused > MOST_TOLD {
+            tracing::error!(target: "palisade::tls", plugin, refused, "more bundles were refused than are named");
         }
         for name in before.bundles().keys().filter(|name| !bundles.contains_key(*name)) {
             tracing::info!(target: "palisade::tls", plugin, bundle = ?name, "certificate withdrawn");

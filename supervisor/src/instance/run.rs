@@ -493,7 +493,7 @@ async fn take_announcements(channel: Channel) {
     let Ok(answer) = broker.start_stream(tokio_stream::pending()).await else { return };
     let mut announced = answer.into_inner();
     while let Ok(Some(ConnInfo { service_id, network, address, .. })) = announced.message().await {
-        debug!(service_id, %network, %address, "the plugin announced a service that nothing here uses");
+        debug!(service_id, ?network, ?address, "the plugin announced a service that nothing here uses");
     }
 }
 

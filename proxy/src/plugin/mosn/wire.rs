@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tonic::{Code, Status};
 
 use super::super::mutation::{self, HeaderOp};
-use super::super::{CallError, CertificateBundle, CertificateUpdate, Verdict};
+use super::super::{CallError, CertificateBundle, CertificateUpdate, Verdict, clip};
 use crate::http::headers::is_owned;
 use crate::respond::Reply;
 
@@ -103,14 +103,14 @@ pub(super) fn certificates(answer: Result<tonic::Response<Response>, Status>) ->
 fn call_error(status: &Status) -> CallError {
     match status.code() {
         Code::DeadlineExceeded => CallError::Timeout,
-        Code::Unavailable => CallError::Lost(status.message().to_owned()),
+        Code::Unavailable => CallError::Lost(clip(status.message())),
         // What tonic itself makes of a broken connection has a source; what came over the wire has none.
-        _ if status.source().is_some() => CallError::Lost(status.message().to_owned()),
+        _ if status.source().is_some() => CallError::Lost(clip(status.message())),
         // A server that was told the deadline says that it has passed.
         Code::Cancelled => CallError::Timeout,
         Code::ResourceExhausted => CallError::Overloaded,
         Code::Unimplemented => CallError::Failed("it does not serve proto.Plugin".to_owned()),
-        code => CallError::Failed(format!("{code:?}: {}", status.message())),
+        code => CallError::Failed(format!("{code:?}: {}", clip(status.message()))),
     }
 }
 
@@ -152,6 +152,13 @@ mod tests {
         for allowed in [0, 1, 7] {
             assert!(matches!(status(allowed), Verdict::Allow { .. }), "{allowed}");
         }
+    }
+
+    #[test]
+    fn errors_are_one_line() {
+        let status = Status::unknown(format!("a\n2026 ERROR forged {}", "x".repeat(10_000)));
+        let Err(CallError::Failed(text)) = verdict(Err(status)) else { panic!("no failure") };
+        assert!(!text.contains('\n') && text.len() < 1000, "{text}");
     }
 
     #[test]

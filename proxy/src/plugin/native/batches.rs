@@ -78,7 +78,7 @@ struct State {
     /// Counts streams; 0 is none.
     stream: u64,
     open: bool,
-    /// Not yet sent. Those that nobody waits for any more have no slot.
+    /// Not yet sent, in the order of their ids. Each has a slot.
     pending: VecDeque<Pending>,
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -214,6 +214,15 @@ impl State {
         Some(freed)
     }
 
+    /// Takes back a call that was not sent: a plugin that takes no batches must not make them pile up.
+    fn take_back(&mut self, id: u64) {
+        drop(self.free(id));
+        // Ids grow from one call to the next, so they are in order.
+        if let Ok(index) = self.pending.binary_search_by_key(&id, |pending| pending.id) {
+            self.pending.remove(index);
+        }
+    }
+
     fn may_send(&self, limit: usize) -> bool {
         self.untaken < UNTAKEN && self.sent < limit && !self.pending.is_empty()
     }
@@ -319,7 +328,7 @@ impl Drop for Open {
                     state.broken(&CallError::Lost("it does not answer".to_owned()));
                 }
             }
-            Some(_) => drop(state.free(self.id)),
+            Some(_) => state.take_back(self.id),
             None => {}
         }
     }
@@ -386,4 +395,42 @@ async fn answers(grpc: &mut Grpc<Channel>, shared: &Shared, outgoing: Outgoing, 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::time::Duration;
+
+    use hyper_util::rt::TokioIo;
+    use tokio::io::DuplexStream;
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_are_never_taken_do_not_pile_up() {
+        let nobody = tower::service_fn(|_| std::future::pending::<Result<TokioIo<DuplexStream>, std::io::Error>>());
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(nobody);
+        let batches = Batches::new(channel, "hash".into(), 0);
+        let call = |after: u64| {
+            let mut message = Message::default();
+            message.bytes(1, &[b'x'; 1000]);
+            batches.call(Kind::Request, message, Instant::now() + Duration::from_millis(after))
+        };
+        let last = call(30_000);
+        for round in 0..10 {
+            let calls = (0..100).map(|number| call(1 + (number * 7 + round) % 50));
+            let answers = futures_util::future::join_all(calls).await;
+            assert!(answers.iter().all(|answer| *answer == Err(CallError::Timeout)));
+        }
+        let (pending, free, slots) = {
+            let state = batches.shared.state();
+            (state.pending.len(), state.free.len(), state.slots.len())
+        };
+        assert_eq!((pending, slots - free), (1, 1));
+        drop(last);
+        assert_eq!(batches.shared.state().pending.len(), 0);
+    }
 }

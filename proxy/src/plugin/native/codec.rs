@@ -1,11 +1,13 @@
-//! Messages that are bytes already, on their way out.
+//! Messages that are bytes already, on their way out, and answers that are looked at before they are read.
 
 use std::marker::PhantomData;
 
-use bytes::{BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use super::shape::{self, Answer};
 
 /// Sends bytes as they are, and reads messages of one type.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ impl<T> Default for Encoded<T> {
     }
 }
 
-impl<T: Message + Default + Send + 'static> Codec for Encoded<T> {
+impl<T: Message + Answer + Default + Send + 'static> Codec for Encoded<T> {
     type Encode = Bytes;
     type Decode = T;
     type Encoder = Outgoing;
@@ -48,11 +50,16 @@ impl Encoder for Outgoing {
 #[derive(Debug)]
 pub(super) struct Incoming<T>(PhantomData<fn() -> T>);
 
-impl<T: Message + Default> Decoder for Incoming<T> {
+impl<T: Message + Answer + Default> Decoder for Incoming<T> {
     type Item = T;
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
-        T::decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
+        // In one piece, and not copied for that.
+        let message = buffer.copy_to_bytes(buffer.remaining());
+        if !shape::is_modest::<T>(&message) {
+            return Err(Status::internal("an answer of too many fields"));
+        }
+        T::decode(message).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }

@@ -3,6 +3,7 @@
 mod batches;
 mod codec;
 mod encode;
+mod shape;
 mod wire;
 
 #[cfg(any(test, fuzzing))]
@@ -14,11 +15,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::Either;
 use futures_util::stream::BoxStream;
-use palisade_plugin_proto::v1::certificates_client::CertificatesClient;
 use palisade_plugin_proto::v1::lifecycle_client::LifecycleClient;
 use palisade_plugin_proto::v1::{
     self, CheckRequestResponse, CheckResponseResponse, ConfigureRequest, DescribeRequest, WatchCertificatesRequest,
-    check_answer,
+    WatchCertificatesResponse, check_answer,
 };
 use palisade_supervisor::chain;
 use prost::Message as Decoded;
@@ -31,8 +31,9 @@ use tonic::transport::Channel;
 use self::batches::{Batches, Kind, MAX_CALL};
 use self::codec::Encoded;
 use self::encode::Message;
+use self::shape::Answer;
 use super::adapter::Roles;
-use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict};
+use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict, clip};
 use crate::http::Request;
 
 /// Largest answer of a filter: a reply of 1 MiB and its headers.
@@ -41,8 +42,12 @@ const MAX_ANSWER: usize = (1 << 20) + (128 << 10);
 /// Largest message of certificates.
 const MAX_CERTIFICATES: usize = 16 << 20;
 
+/// Largest description, and list of problems in a configuration.
+const MAX_DESCRIPTION: usize = 256 << 10;
+
 const CHECK_REQUEST: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckRequest");
 const CHECK_RESPONSE: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckResponse");
+const WATCH: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Certificates/Watch");
 
 /// One serving instance.
 #[derive(Debug)]
@@ -50,7 +55,7 @@ pub(crate) struct Native {
     filter: Grpc<Channel>,
     /// Set where the plugin takes calls in batches.
     batches: Option<Batches>,
-    certificates: CertificatesClient<Channel>,
+    certificates: Grpc<Channel>,
     needs: Needs,
     config_hash: Arc<str>,
     /// As many permits as the plugin takes calls at a time; `None`: no limit.
@@ -65,7 +70,7 @@ impl Native {
         config: prost_types::Struct,
         config_hash: &str,
     ) -> Result<Self, String> {
-        let mut lifecycle = LifecycleClient::new(channel.clone());
+        let mut lifecycle = LifecycleClient::new(channel.clone()).max_decoding_message_size(MAX_DESCRIPTION);
         let host = concat!("palisade/", env!("CARGO_PKG_VERSION")).to_owned();
         let described =
             lifecycle.describe(DescribeRequest { host }).await.map_err(|status| wire::describe_failed(&status))?;
@@ -83,7 +88,8 @@ impl Native {
             .map_err(|status| format!("Configure failed: {}", wire::status_text(&status)))?;
         wire::check_problems(&configured.into_inner())?;
         tracing::info!(
-            target: "palisade::plugin", name = %description.name, version = %description.version,
+            target: "palisade::plugin", name = clip(&description.name),
+            version = clip(&description.version),
             "plugin described itself",
         );
         let permits = match description.max_concurrent_calls {
@@ -93,7 +99,7 @@ impl Native {
         Ok(Self {
             filter: Grpc::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
             batches,
-            certificates: CertificatesClient::new(channel).max_decoding_message_size(MAX_CERTIFICATES),
+            certificates: Grpc::new(channel).max_decoding_message_size(MAX_CERTIFICATES),
             needs,
             config_hash,
             permits,
@@ -159,7 +165,7 @@ impl Native {
     }
 
     /// Asks with a call of its own.
-    fn unary<A: Decoded + Default + 'static>(
+    fn unary<A: Decoded + Answer + Default + 'static>(
         &self,
         path: PathAndQuery,
         mut message: Message,
@@ -186,7 +192,12 @@ impl Native {
     ) -> Result<BoxStream<'static, Result<CertificateUpdate, CallError>>, CallError> {
         let context = v1::CallContext { config_hash: self.config_hash.to_string(), ..v1::CallContext::default() };
         let request = WatchCertificatesRequest { context: Some(context), names: names.to_vec() };
-        let stream = self.certificates.clone().watch(request).await.map_err(|status| wire::call_error(&status))?;
+        let mut certificates = self.certificates.clone();
+        certificates.ready().await.map_err(|error| CallError::Lost(chain(&error)))?;
+        let request = tonic::Request::new(Bytes::from(request.encode_to_vec()));
+        let codec = Encoded::<WatchCertificatesResponse>::default();
+        let stream = certificates.server_streaming(request, WATCH, codec).await;
+        let stream = stream.map_err(|status| wire::call_error(&status))?;
         let updates = stream.into_inner().map(|update| match update {
             Ok(update) => wire::certificates(update),
             Err(status) => Err(wire::call_error(&status)),
