@@ -199,17 +199,11 @@ async fn run_as(config: Config, mut heir: Option<&mut Heir>, mut given: Vec<Inhe
     let events = house.plugins.events();
     let admin = Admin::new(&config, &house.in_force, events, &house.metrics, &house.readiness, orders.clone());
     let stop_admin = CancellationToken::new();
-    let (in_charge, stop) = (CancellationToken::new(), stop_admin.clone());
+    let in_charge = CancellationToken::new();
     if heir.is_none() {
         in_charge.cancel();
     }
-    let turn = in_charge.clone();
-    let admin = tokio::spawn(async move {
-        if stop.run_until_cancelled(turn.cancelled()).await.is_some() {
-            admin_socket.claim();
-            admin::serve(admin_socket, Arc::new(admin), stop).await;
-        }
-    });
+    let admin = admin::spawn(admin_socket, Arc::new(admin), in_charge.clone(), stop_admin.clone()).map_err(unopened)?;
     for (signals, change) in [(hangups, Change::Reload), (upgrades, Change::UpgradeSelf)] {
         let (end, orders) = (house.end_background.clone(), orders.clone());
         house.background.spawn(async move { end.run_until_cancelled(order_on(signals, change, orders)).await });

@@ -7,10 +7,16 @@ use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use palisade_tests::{Client, Options, Proxy, Upstream, eventually, fake, place, programs_in};
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use palisade_tests::process::{freeze, kill};
+use palisade_tests::{Client, Options, Proxy, Upstream, eventually, fake, get, place, programs_in};
 
 const ADMIN: (&str, &str) = ("user", "admin");
 const LOST: &str = "palisade_log_lines_lost_total";
@@ -54,7 +60,7 @@ async fn until_lost(proxy: &Proxy) {
     assert!(proxy.metric(LOST, &[]).await > 0);
     // Whatever else logs goes on, too: plugins that end are replaced.
     let pid = proxy.plugin_pid("auth").await;
-    palisade_tests::process::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    kill(pid, Signal::SIGKILL);
     proxy.until_replaced("auth", pid).await;
     assert_eq!(client.get("/", &[ADMIN]).await.status, 200);
 }
@@ -116,4 +122,200 @@ async fn a_full_disk_costs_lines_of_the_log_and_nothing_else() {
         std::fs::read_to_string(&log).is_ok_and(|text| text.contains("/after") && text.contains("were lost"))
     })
     .await;
+}
+
+/// Where Debian and Ubuntu have it (`apt install libfaketime`).
+fn faketime() -> Option<&'static str> {
+    ["/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1"]
+        .into_iter()
+        .find(|library| Path::new(library).exists())
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_neither_ends_anything_nor_holds_it_up() {
+    let Some(library) = faketime() else {
+        eprintln!("skipped: libfaketime is not installed");
+        return;
+    };
+    let upstream = Upstream::http1("app").await;
+    let dir = Arc::new(place());
+    let clock = dir.path().join("clock");
+    let turn = |to: &str| {
+        std::fs::write(dir.path().join("new"), to).unwrap();
+        std::fs::rename(dir.path().join("new"), &clock).unwrap();
+    };
+    turn("+0\n");
+    // The wall clock alone: the monotonic one is what it says.
+    let script = format!(
+        "#!/bin/sh\nexport FAKETIME_TIMESTAMP_FILE='{}' FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1\n\
+         LD_PRELOAD={library} exec PALISADE \"$@\"\n",
+        clock.display()
+    );
+    let options = by_script(dir.path(), &script);
+    let yaml = config(&upstream).replace("timeout: 10s", "timeout: 10s, health: {interval: 200ms, timeout: 10s}");
+    let mut proxy = Proxy::start_with(Arc::clone(&dir), &yaml, &options).await;
+    let mut kept = Client::http1(proxy.address()).await;
+    assert_eq!(kept.get("/", &[ADMIN]).await.status, 200);
+    let pid = proxy.plugin_pid("auth").await;
+    for (asked, to) in ["+1h\n", "-1h\n", "@1970-01-02 00:00:00\n", "+400d\n"].into_iter().enumerate() {
+        let mut held = Client::http2(proxy.address()).await.stream(get("/hold", &[ADMIN]).map(drop));
+        held.end();
+        upstream.until_asked(2 * asked + 2).await;
+        turn(to);
+        // An hour is longer than any timeout of these; each is there, and so is the plugin.
+        assert_eq!(kept.get("/", &[ADMIN]).await.status, 200, "{to}");
+        upstream.release();
+        assert_eq!(held.finish().await.status, 200, "{to}");
+        let status = proxy.plugin("auth").await;
+        assert_eq!((&status["pid"], &status["restarts"]), (&pid.into(), &0.into()), "{to}");
+    }
+    // Neither is a restart held up by a clock that goes backwards.
+    turn("@1970-01-02 00:00:00\n");
+    kill(pid, Signal::SIGKILL);
+    proxy.until_replaced("auth", pid).await;
+    proxy.wait_for_log("a line of that day", |line| line.starts_with("1970-01-02T")).await;
+    assert_eq!(kept.get("/", &[ADMIN]).await.status, 200);
+}
+
+/// Stops the proxy for a while, as a suspended machine or a debugger does, and has it go on.
+async fn stopped_for(time: Duration, health: &str) {
+    let upstream = Upstream::http1("app").await;
+    let yaml = config(&upstream).replace("timeout: 10s", &format!("timeout: 10s, instances: 3{health}"));
+    let proxy = Proxy::start(&yaml).await;
+    let mut kept = Client::http1(proxy.address()).await;
+    assert_eq!(kept.get("/", &[ADMIN]).await.status, 200);
+    let processes = async || {
+        let status = proxy.status().await;
+        let pids = status["plugins"].as_array().unwrap().iter().map(|plugin| plugin["pid"].clone());
+        pids.collect::<Vec<_>>()
+    };
+    let before = processes().await;
+    freeze(proxy.pid()).await;
+    // Asked meanwhile, answered afterwards.
+    let mut asked = kept.stream(get("/", &[ADMIN]).map(drop));
+    asked.end();
+    tokio::time::sleep(time).await;
+    assert_eq!(upstream.count(), 1);
+    kill(proxy.pid(), Signal::SIGCONT);
+    assert_eq!(asked.finish().await.status, 200);
+    // Whatever was due meanwhile has been looked at by now: each instance is asked for its health, twice.
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(processes().await, before, "{}", proxy.log());
+    assert_eq!(proxy.metric("palisade_plugin_restarts_total", &[]).await, 0);
+}
+
+#[tokio::test]
+async fn a_proxy_that_stood_still_kills_no_plugin() {
+    // Ten beats are missed, of which two would be enough.
+    stopped_for(Duration::from_secs(3), ", health: {interval: 300ms, timeout: 150ms, failures: 2}").await;
+}
+
+#[tokio::test]
+#[ignore = "a minute: make soak"]
+async fn a_proxy_that_stood_still_for_a_minute_kills_no_plugin() {
+    stopped_for(Duration::from_secs(60), "").await;
+}
+
+/// A thread of the proxy's that stands still until this is dropped.
+struct Held {
+    release: std::sync::mpsc::Sender<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Held {
+    /// `None`: this user may not trace processes. Only the thread that traces another one may let it go, so that is one of
+    /// its own.
+    fn new(tid: i32) -> Option<Self> {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (ready, stopped) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let tid = Pid::from_raw(tid);
+            if ptrace::seize(tid, ptrace::Options::empty()).is_err() {
+                return ready.send(false).unwrap();
+            }
+            ptrace::interrupt(tid).unwrap();
+            waitpid(tid, Some(WaitPidFlag::__WALL)).unwrap();
+            ready.send(true).unwrap();
+            released.recv().ok();
+            ptrace::detach(tid, None).unwrap();
+        });
+        let held = stopped.recv().unwrap();
+        let thread = Some(thread);
+        held.then_some(Self { release, thread })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release.send(()).ok();
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// The threads that work on requests, each with whether it waits for events, as one of them does for all.
+fn workers(pid: i32) -> Vec<(i32, bool)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let read =
+        |task: &std::fs::DirEntry, file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+    let workers = tasks.filter(|task| read(task, "comm").trim() == "palisade" && task.file_name() != *pid.to_string());
+    workers
+        .map(|task| {
+            let call = read(&task, "syscall");
+            let number = call.split(' ').next().unwrap_or_default().parse().unwrap_or(-1);
+            let waits = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2].contains(&number);
+            (task.file_name().to_str().unwrap().parse().unwrap(), waits)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_worker_that_stands_still_costs_neither_health_nor_requests() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = config(&upstream).replace("timeout: 10s", "timeout: 10s, health: {interval: 300ms, timeout: 10s}");
+    let proxy = Proxy::start(&yaml).await;
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    let pid = proxy.plugin_pid("auth").await;
+    let all = workers(proxy.pid());
+    let Some((idle, _)) = all.iter().find(|(_, waits)| !waits) else {
+        eprintln!("skipped: one worker only, on one core");
+        return;
+    };
+    let Some(held) = Held::new(*idle) else {
+        eprintln!("skipped: this user can't trace processes");
+        return;
+    };
+    let (mut http1, mut http2) = (Client::http1(proxy.address()).await, Client::http2(proxy.address()).await);
+    for _ in 0..200 {
+        assert_eq!(http1.get("/", &[ADMIN]).await.status, 200);
+        assert_eq!(http2.get("/", &[ADMIN]).await.status, 200);
+        assert_eq!(proxy.status().await["ready"], true);
+    }
+    drop(held);
+    // The one that waits for events on behalf of all: operators are answered, requests once it goes on.
+    let (waiting, _) = eventually_some(|| workers(proxy.pid()).into_iter().find(|(_, waits)| *waits)).await;
+    let held = Held::new(waiting).unwrap();
+    let mut asked = http1.stream(get("/", &[ADMIN]).map(drop));
+    asked.end();
+    for _ in 0..100 {
+        let status = proxy.status().await;
+        assert_eq!((&status["ready"], &status["plugins"][0]["state"]), (&true.into(), &"serving".into()));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(held);
+    assert_eq!(asked.finish().await.status, 200);
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    assert_eq!(proxy.plugin_pid("auth").await, pid);
+}
+
+async fn eventually_some<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    eventually("something is found", || {
+        found = look();
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
 }

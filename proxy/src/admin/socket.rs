@@ -1,11 +1,15 @@
 //! The socket itself: who may connect, how many at a time, and for how long.
+//!
+//! It is served by a thread of its own: operators are answered when every worker has its hands full.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener as Listener;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -14,6 +18,7 @@ use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -48,21 +53,22 @@ pub(crate) fn bind(path: &Path) -> io::Result<Socket> {
     nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     nix::sys::socket::listen(&socket, Backlog::new(BACKLOG)?)?;
     let file = SocketFile::new(path);
-    Ok(Socket { listener: UnixListener::from_std(socket.into())?, file })
+    Ok(Socket { listener: socket.into(), file })
 }
 
 /// The open socket. Its file goes with it.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    listener: UnixListener,
+    /// Non-blocking.
+    listener: Listener,
     file: SocketFile,
 }
 
 /// Takes over the socket at `path` from another process.
 pub(crate) fn adopt(socket: OwnedFd, path: &Path) -> io::Result<Socket> {
-    let listener = std::os::unix::net::UnixListener::from(socket);
+    let listener = Listener::from(socket);
     listener.set_nonblocking(true)?;
-    Ok(Socket { listener: UnixListener::from_std(listener)?, file: SocketFile::given(path, true) })
+    Ok(Socket { listener, file: SocketFile::given(path, true) })
 }
 
 impl Socket {
@@ -72,14 +78,47 @@ impl Socket {
     }
 
     /// This process is in charge of it.
-    pub(crate) fn claim(&self) {
+    fn claim(&self) {
         self.file.claim();
     }
 }
 
-/// Answers until `stop`, then ends within [`LAST_ANSWERS`] and removes the socket.
-pub(crate) async fn serve(socket: Socket, admin: Arc<Admin>, stop: CancellationToken) {
+/// Answers from `turn` until `stop`, then ends within [`LAST_ANSWERS`] and removes the socket. What is returned resolves
+/// when that is done.
+///
+/// # Errors
+///
+/// When there can be no thread, or no event loop in it.
+pub(crate) fn spawn(
+    socket: Socket,
+    admin: Arc<Admin>,
+    turn: CancellationToken,
+    stop: CancellationToken,
+) -> io::Result<oneshot::Receiver<()>> {
+    let events = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (done, ended) = oneshot::channel();
+    thread::Builder::new().name("palisade-admin".to_owned()).spawn(move || {
+        events.block_on(async {
+            if stop.run_until_cancelled(turn.cancelled()).await.is_some() {
+                socket.claim();
+                serve(socket, admin, stop.clone()).await;
+            }
+        });
+        // Nobody waits for it any more where the proxy has ended already.
+        done.send(()).ok();
+    })?;
+    Ok(ended)
+}
+
+async fn serve(socket: Socket, admin: Arc<Admin>, stop: CancellationToken) {
     let Socket { listener, file } = socket;
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(target: "palisade::admin", %error, "the admin socket can't be served");
+            return;
+        }
+    };
     let routes = routes::routes(admin, stop.clone());
     let mut connections = JoinSet::new();
     loop {

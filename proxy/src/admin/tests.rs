@@ -16,12 +16,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Admin, Change, Changed, Differences, InForce, Order, Readiness, Refused, SOCKET, bind, serve};
+use super::{Admin, Change, Changed, Differences, InForce, Order, Readiness, Refused, SOCKET, bind, spawn};
 use crate::config::{Address, Problems};
 use crate::plugin::{Plugins, Roster};
 use crate::telemetry::Metrics;
@@ -35,7 +34,7 @@ struct Proxy {
     orders: Mutex<mpsc::Receiver<Order>>,
     readiness: Arc<Readiness>,
     stop: CancellationToken,
-    serving: JoinHandle<()>,
+    serving: oneshot::Receiver<()>,
     client: Client<UnixConnector, Empty<Bytes>>,
 }
 
@@ -59,7 +58,9 @@ impl Proxy {
         let admin = Arc::new(Admin::new(&config, &in_force, roster.events(), &metrics, &readiness, orders));
         let stop = CancellationToken::new();
         let listener = bind(&dir.path().join(SOCKET)).unwrap();
-        let serving = tokio::spawn(serve(listener, admin, stop.clone()));
+        let turn = CancellationToken::new();
+        turn.cancel();
+        let serving = spawn(listener, admin, turn, stop.clone()).unwrap();
         Self { dir, roster, orders: Mutex::new(inbox), readiness, stop, serving, client: Client::unix() }
     }
 
