@@ -13,6 +13,9 @@ pub const PROTOCOL_VERSIONS: &str = "PLUGIN_PROTOCOL_VERSIONS";
 /// only know `TMPDIR`, so a host sets both.
 pub const UNIX_SOCKET_DIR: &str = "PLUGIN_UNIX_SOCKET_DIR";
 
+/// Group, by name or number, that the plugin gives its socket to, with mode 0660. Only set where the host says so.
+pub const UNIX_SOCKET_GROUP: &str = "PLUGIN_UNIX_SOCKET_GROUP";
+
 /// Lowest port for plugins that listen on TCP and choose a port themselves.
 pub const MIN_PORT: &str = "PLUGIN_MIN_PORT";
 

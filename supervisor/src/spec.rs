@@ -42,6 +42,10 @@ pub struct PluginSpec {
     /// Parent of the private directories that each start gets for its socket and temporary files. Created with mode
     /// 0700 if absent. Keep it short: a socket's path must not be longer than 107 bytes.
     pub runtime_dir: PathBuf,
+    /// The group, by its number, that may connect to the plugin's socket: its directory is this group's, mode 0770, and
+    /// the plugin gives the socket to it (go-plugin's `PLUGIN_UNIX_SOCKET_GROUP`). For hosts that run plugins as another
+    /// user and are neither root nor allowed to open what is not theirs. Default: the plugin's user alone.
+    pub socket_group: Option<u32>,
     /// What of the command must be as it was pinned. Default: nothing is looked at.
     pub checksums: Checksums,
     /// What the plugin's processes may do.
@@ -184,6 +188,7 @@ impl PluginSpec {
             cookie: (env::COOKIE.0.to_owned(), env::COOKIE.1.to_owned()),
             app_versions: vec![env::APP_VERSION],
             runtime_dir: runtime_dir.into(),
+            socket_group: None,
             checksums: Checksums::default(),
             sandbox: Sandbox::default(),
             helper: None,

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -249,4 +249,68 @@ async fn a_go_plugin_runs_hardened() {
         it_decides(&proxy, &upstream).await;
         it_ends_when_asked(&proxy).await;
     }
+}
+
+/// A `palisade` of root's that may not open what is not its own, in a group of the number [`GROUP`], and a plugin;
+/// `None`, with a message, where this user can't make one.
+fn without_power_over_files(place: &Path) -> Option<[PathBuf; 2]> {
+    let setpriv = format!("setpriv --groups {GROUP} --bounding-set=-dac_override,-dac_read_search");
+    let may = Command::new("sh").args(["-c", &format!("{setpriv} true")]).output();
+    if !nix::unistd::geteuid().is_root() || !may.is_ok_and(|output| output.status.success()) {
+        #[allow(clippy::print_stderr, reason = "says why a test did nothing")]
+        {
+            eprintln!("skipped: this user can't give powers up");
+        }
+        return None;
+    }
+    let [palisade, fake] = programs_in(place);
+    let script = place.join("without-power");
+    fs::write(&script, format!("#!/bin/sh\nexec {setpriv} {} \"$@\"\n", palisade.display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    Some([script, fake])
+}
+
+const GROUP: u32 = 4242;
+
+#[tokio::test]
+async fn a_host_connects_to_a_plugin_of_another_user_by_the_group_of_its_socket() {
+    let dir = place();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let Some([palisade, fake]) = without_power_over_files(dir.path()) else { return };
+    // v1.0.1 does not know the variable.
+    let Some(program) = GoPlugin::Current.program() else { return };
+    let copy = dir.path().join("header-auth");
+    fs::copy(program, &copy).unwrap();
+    let user = format!(", sandbox: {{user: 65534, group: {GROUP}}}");
+    let shared = format!("{user}, socket_group: {GROUP}");
+    let (proxy, upstream) = start_as(Some(palisade.clone()), &copy, &[], &shared).await;
+    it_decides(&proxy, &upstream).await;
+    let endpoint = proxy.plugin("auth").await["endpoint"].as_str().unwrap().strip_prefix("unix:").unwrap().to_owned();
+    let found = |path: &Path| {
+        let found = fs::metadata(path).unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o777)
+    };
+    assert_eq!(found(Path::new(&endpoint)), (65_534, GROUP, 0o660));
+    assert_eq!(found(Path::new(&endpoint).parent().unwrap()), (65_534, GROUP, 0o770));
+    it_ends_when_asked(&proxy).await;
+    drop(proxy);
+
+    // Ours does as go-plugin does; and without the group it is out of reach.
+    let yaml = |keys: &str| {
+        format!(
+            "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: [{}, serve], timeout: 20s, required: false{keys}}}}}
+",
+            upstream.address(),
+            fake.display()
+        )
+    };
+    let options = Options { program: Some(palisade), ..Options::default() };
+    let proxy = Proxy::start_with(place().into(), &yaml(&shared), &options).await;
+    assert_eq!(proxy.get("/", &[("user", "admin")]).await.status, 200);
+    drop(proxy);
+    let proxy = Proxy::start_with(place().into(), &yaml(&user), &options).await;
+    let failed = proxy.until("auth", "a failure", |status| !status["last_exit"].is_null()).await;
+    assert!(failed["last_exit_report"].as_str().unwrap().contains("Permission denied"), "{failed:#}");
 }

@@ -3,11 +3,12 @@
 use std::env;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::unistd::getppid;
+use nix::unistd::{Group, getppid};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -16,7 +17,7 @@ use tonic::transport::Server;
 
 use super::GRACE;
 use super::services::Shared;
-use crate::env::{APP_VERSION, COOKIE, MAX_SOCKET_PATH, PROTOCOL_VERSIONS, UNIX_SOCKET_DIR};
+use crate::env::{APP_VERSION, COOKIE, MAX_SOCKET_PATH, PROTOCOL_VERSIONS, UNIX_SOCKET_DIR, UNIX_SOCKET_GROUP};
 use crate::handshake::{Address, Handshake};
 
 /// How often the parent is looked at. The host's own means (parent-death signal, process group) are faster; this one
@@ -36,6 +37,8 @@ pub(super) enum ServeError {
     PathTooLong { path: PathBuf, length: usize },
     #[error("can't listen on {0}")]
     Listen(String, #[source] io::Error),
+    #[error("can't give the socket to the group {0} (PLUGIN_UNIX_SOCKET_GROUP)")]
+    Group(String, #[source] io::Error),
     #[error("can't print the handshake line")]
     Print(#[source] io::Error),
     #[error("can't handle signals")]
@@ -86,6 +89,9 @@ pub(super) async fn run(routes: Routes, shared: &Arc<Shared>) -> Result<(), Serv
             }
             let listener =
                 UnixListener::bind(&path).map_err(|error| ServeError::Listen(path.display().to_string(), error))?;
+            if let Some(group) = env::var(UNIX_SOCKET_GROUP).ok().filter(|group| !group.is_empty()) {
+                share(&path, &group).map_err(|error| ServeError::Group(group, error))?;
+            }
             announce(Address::Unix(path))?;
             let serve = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), end);
             bounded(serve, shared).await
@@ -100,6 +106,16 @@ pub(super) async fn run(routes: Routes, shared: &Arc<Shared>) -> Result<(), Serv
     };
     watcher.abort();
     served.map_err(ServeError::Serve)
+}
+
+/// Lets a group connect, which the host is in.
+fn share(socket: &Path, group: &str) -> io::Result<()> {
+    let gid = match group.parse() {
+        Ok(gid) => gid,
+        Err(_) => Group::from_name(group)?.ok_or(io::ErrorKind::NotFound)?.gid.as_raw(),
+    };
+    chown(socket, None, Some(gid))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
 }
 
 /// Waits for `serve`, but no longer than [`GRACE`] behind the end.

@@ -299,6 +299,7 @@ fn plugin(it: &Plugin) -> Value {
         ("env_pass", started(strings(&it.env_pass))),
         ("checksum", started(checksums(&it.checksums))),
         ("sandbox", started(sandbox(&it.sandbox))),
+        ("socket_group", it.socket_group.map_or(Value::Null, Value::from)),
         ("contract", contract.into()),
         ("owns", list(&it.owns, |name| name.as_str().into())),
         ("instances", started(it.instances.into())),

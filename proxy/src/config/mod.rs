@@ -466,6 +466,8 @@ pub struct Plugin {
     pub checksums: Checksums,
     /// What its processes may do.
     pub sandbox: Sandbox,
+    /// The group that may connect to its socket. Default: nobody but its user.
+    pub socket_group: Option<u32>,
     /// What it speaks.
     pub contract: Contract,
     /// Headers that only the plugins set: taken out of every client's request. Lower case. Default none.

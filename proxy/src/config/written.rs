@@ -420,6 +420,8 @@ pub(super) struct Plugin {
     pub(super) checksum: Slot<Checksum>,
     /// What its processes may do: a profile, or that with details. Default `default`.
     pub(super) sandbox: Slot<Sandbox>,
+    /// The group, by name or number, that may connect to the plugin's socket. Default: nobody but its user.
+    pub(super) socket_group: Slot<Plain>,
     /// What the plugin speaks. Default `palisade`.
     pub(super) contract: Slot<Contract>,
     /// Names of headers that only plugins set: taken out of every client's request, before any filter. Default none.

@@ -82,6 +82,7 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
     spec.cwd.clone_from(&plugin.cwd);
     spec.env = plugin.env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
     spec.env_pass = plugin.env_pass.iter().map(OsString::from).collect();
+    spec.socket_group = plugin.socket_group;
     spec.checksums = plugin.checksums.clone();
     spec.sandbox = if plugin.found.is_some() { Sandbox::default() } else { plugin.sandbox.policy.clone() };
     // This very program, even where its file has been replaced since.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -51,17 +51,10 @@ pub(super) fn command(
     close: Vec<RawFd>,
 ) -> Result<(Command, Given, Answers), SpawnError> {
     let failed = |act: &str, error: io::Error| SpawnError::Sandbox(format!("{act}: {error}"));
-    if let Some(user) = sandbox.user {
-        match chown(dir, Some(user.uid), Some(user.gid)) {
-            // Whoever may not do so can't become that user either, and the helper says so.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-            given => given.map_err(|error| failed("give the private directory away", error))?,
-        }
-        if !sandbox.private_tmp {
-            // Where it is not mounted at a place of its own, its user has to get to it.
-            let parent = dir.parent().unwrap_or(dir);
-            open_way(parent).map_err(|error| failed("open the way to the private directory", error))?;
-        }
+    if sandbox.user.is_some() && !sandbox.private_tmp {
+        // Where it is not mounted at a place of its own, its user has to get to it.
+        let parent = dir.parent().unwrap_or(dir);
+        open_way(parent).map_err(|error| failed("open the way to the private directory", error))?;
     }
     let (answers, report) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed("make a pipe", errno.into()))?;
     let answers = Receiver::from_owned_fd(answers).map_err(|error| failed("make a pipe", error))?;

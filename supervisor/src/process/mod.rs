@@ -282,6 +282,19 @@ fn by_name(fd: &OwnedFd) -> OsString {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
+/// Lets those into the private directory whom the plugin runs as, and whose group may connect to it.
+fn hand_over(spec: &PluginSpec, dir: &PrivateDir) -> Result<(), SpawnError> {
+    let failed = |error: io::Error| SpawnError::Sandbox(format!("give the private directory away: {error}"));
+    let user = spec.sandbox.user;
+    let group = spec.socket_group.or(user.map(|user| user.gid));
+    let mode = if spec.socket_group.is_some() { 0o770 } else { 0o700 };
+    match dir.hand_over(user.map(|user| user.uid), group, mode) {
+        // Whoever may not do so can't become that user either, and the helper says so.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && spec.socket_group.is_none() => Ok(()),
+        given => given.map_err(failed),
+    }
+}
+
 /// Runs on the spawning thread.
 fn make(
     spec: &PluginSpec,
@@ -295,6 +308,7 @@ fn make(
     let (name, arguments) = spec.command.split_first().ok_or_else(|| SpawnError::NotInPath(OsString::new()))?;
     let path = program::resolve(name, &cwd)?;
     let dir = PrivateDir::create(&spec.runtime_dir)?;
+    hand_over(spec, &dir)?;
     let identity = spec.auto_mtls.then(Identity::new).transpose()?.map(Arc::new);
 
     let told = program::place(spec, dir.path())?;

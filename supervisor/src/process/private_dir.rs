@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -94,6 +94,13 @@ impl PrivateDir {
             fs::remove_dir(&path).ok();
         })?;
         Ok(Self { path, _lock: lock })
+    }
+
+    /// Gives it to another user, or lets a group in, as far as this process may.
+    pub(crate) fn hand_over(&self, user: Option<u32>, group: Option<u32>, mode: u32) -> io::Result<()> {
+        // Before it is somebody else's.
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(mode))?;
+        chown(&self.path, user, group)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -188,7 +195,7 @@ fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PrivateDi
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

@@ -88,6 +88,9 @@ pub(super) fn environment(
     vars.insert(names::PROTOCOL_VERSIONS.into(), versions.join(",").into());
     vars.insert(names::MIN_PORT.into(), PORTS.start().to_string().into());
     vars.insert(names::MAX_PORT.into(), PORTS.end().to_string().into());
+    if let Some(group) = spec.socket_group {
+        vars.insert(names::UNIX_SOCKET_GROUP.into(), group.to_string().into());
+    }
     if let Some(identity) = identity {
         vars.insert(names::CLIENT_CERT.into(), identity.pem().into());
     }

@@ -43,6 +43,7 @@ impl Reading<'_> {
             ("env_pass", place(&written.env_pass)),
             ("checksum", place(&written.checksum)),
             ("sandbox", place(&written.sandbox)),
+            ("socket_group", place(&written.socket_group)),
             ("instances", place(&written.instances)),
             ("handshake_timeout", place(&written.handshake_timeout)),
             ("auto_mtls", place(&written.auto_mtls)),

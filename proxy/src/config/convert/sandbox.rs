@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::unistd::{Group, Uid, User as Account};
 use palisade_supervisor::{self as supervisor, Files, Limits, Network, OnMissing, SyscallClass, Tcp, User};
 
-use super::super::slot::{Size, Slot, Span};
+use super::super::slot::{Plain, Size, Slot, Span};
 use super::super::{Profile, Sandbox, written};
 use super::Reading;
 use super::program::joined;
@@ -126,14 +126,17 @@ impl Reading<'_> {
         Sandbox { profile, policy }
     }
 
+    pub(super) fn group(&mut self, written: &Slot<Plain>) -> Option<u32> {
+        let (name, node) = written.given()?;
+        let found = name.0.parse().ok().or_else(|| Some(Group::from_name(&name.0).ok()??.gid.as_raw()));
+        if found.is_none() {
+            self.push(self.problem(node, format!("no group is called `{}`", name.0)));
+        }
+        found
+    }
+
     fn user(&mut self, details: &written::SandboxDetails) -> Option<User> {
-        let group = details.group.given().and_then(|(name, node)| {
-            let found = name.0.parse().ok().or_else(|| Some(Group::from_name(&name.0).ok()??.gid.as_raw()));
-            if found.is_none() {
-                self.push(self.problem(node, format!("no group is called `{}`", name.0)));
-            }
-            found
-        });
+        let group = self.group(&details.group);
         let Some((name, node)) = details.user.given() else {
             if let Some((_, node)) = details.group.given() {
                 self.push(self.problem(node, "`group` without `user`").label("name the user as well"));

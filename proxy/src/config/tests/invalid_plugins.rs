@@ -343,8 +343,8 @@ const CASES: &[(&str, &[&str])] = &[
         r"plugins:
   a: {address: 'unix:/run/a', command: [python3], cwd: ., env: {}, env_pass: [], checksum: x, sandbox: none}
   b: {address: 'unix:/run/a', instances: 2, handshake_timeout: 1s, auto_mtls: true, health: {stopped_timeout: 1s}}
-  c: {address: 'unix:/run/a', stop_timeout: 1s, peer_user: nobody-of-that-name, adress: x}
-  d: {command: [python3], peer_user: root}
+  c: {address: 'unix:/run/a', socket_group: 0, stop_timeout: 1s, peer_user: nobody-of-that-name, adress: x}
+  d: {command: [python3], peer_user: root, socket_group: no-group-of-that-name}
   e: {address: 'unix:run/a'}
   f: {address: 'tcp:localhost:9000'}
   g: {address: '127.0.0.1:9000'}
@@ -366,10 +366,12 @@ const CASES: &[(&str, &[&str])] = &[
             "4:64 `handshake_timeout` is for plugins that the proxy starts (this one has an `address`)",
             "4:79 `auto_mtls` is for plugins that the proxy starts (this one has an `address`)",
             "4:111 `stopped_timeout` is for plugins that the proxy starts (this one has an `address`)",
-            "5:45 `stop_timeout` is for plugins that the proxy starts (this one has an `address`)",
-            "5:60 no user is called `nobody-of-that-name`",
-            "5:81 unknown field `adress` (did you mean `address`?)",
+            "5:45 `socket_group` is for plugins that the proxy starts (this one has an `address`)",
+            "5:62 `stop_timeout` is for plugins that the proxy starts (this one has an `address`)",
+            "5:77 no user is called `nobody-of-that-name`",
+            "5:98 unknown field `adress` (did you mean `address`?)",
             "6:38 `peer_user` without `address`",
+            "6:58 no group is called `no-group-of-that-name`",
             "7:16 the path of a unix socket must be absolute (write it like `unix:/run/app.sock`)",
             "8:16 `tcp:localhost:9000` is not the address of a plugin (write it like `unix:/run/auth.sock` or `tcp:127.0.0.1:9000`)",
             "9:16 `127.0.0.1:9000` is not the address of a plugin (write it like `unix:/run/auth.sock` or `tcp:127.0.0.1:9000`)",
@@ -385,7 +387,7 @@ const CASES: &[(&str, &[&str])] = &[
   a: {command: [python3], sand: hardened}
 ",
         &[
-            "3:27 unknown field `sand` [known here: command, address, peer_user, cwd, env, env_pass, checksum, sandbox, contract, owns, instances, max_calls, max_queue, quarantine, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
+            "3:27 unknown field `sand` [known here: command, address, peer_user, cwd, env, env_pass, checksum, sandbox, socket_group, contract, owns, instances, max_calls, max_queue, quarantine, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
         ],
     ),
 ];
