@@ -21,7 +21,7 @@ FUZZ_SECONDS = 60
 
 section = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help setup system-packages python java rust go demo examples test test-rust test-python test-java bench bench-smoke lint fuzz soak clean
+.PHONY: help setup system-packages python java rust go demo examples test test-rust test-python test-java bench bench-smoke lint fuzz soak exam clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +35,7 @@ help:
 	@echo 'make bench      compares palisade with nginx, HAProxy and Envoy: target/bench (BENCH="--only plain": less)'
 	@echo 'make fuzz       fuzzes what reads untrusted bytes, $(FUZZ_SECONDS) s each (FUZZ_SECONDS=600: longer)'
 	@echo 'make soak       tests that take minutes: changes and crashes under load, 10,000 restarts; figures of supervision'
+	@echo 'make exam       1,000,000 requests, three of ten given up: each gets its own verdict (release build, minutes)'
 	@echo 'make clean      removes what was built'
 
 setup: system-packages python java rust go
@@ -122,6 +123,10 @@ soak: rust
 	$(CARGO) build --locked --release -p palisade-supervisor --examples
 	PALISADE_SOAK_CYCLES=10000 $(CARGO) test --locked --release -p palisade-supervisor --test leaks -- --nocapture
 	$(CARGO) bench --locked -p palisade-supervisor --bench figures
+
+exam:
+	$(CARGO) build --locked --release -p palisade -p palisade-tests --bins
+	timeout 3600 $(CARGO) test --locked --release -p palisade-tests --test exam -- --ignored --nocapture
 
 bench: setup
 	$(call section,benchmark)

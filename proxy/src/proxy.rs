@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Version};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::config;
 use crate::filter::{Chain, Passed, Stop, UnknownPlugin};
 use crate::http::headers::{X_PALISADE_REASON, request_id};
 use crate::http::wire::Fault;
-use crate::http::{Body, Client, Connections, Progress, Request, RequestBody, Rules, read};
+use crate::http::{Body, BodyUnread, Client, Connections, Progress, Request, RequestBody, Rules, read};
 use crate::plugin::Plugins;
 use crate::respond::{self, Failure, Reason};
 use crate::route::{Route, Routes};
@@ -100,6 +100,8 @@ impl Proxy {
     ) -> Response<Body> {
         let started = Instant::now();
         let (mut parts, incoming) = message.into_parts();
+        // To read a body is to ask for it where the client waits to be asked (RFC 9110 section 10.1.1).
+        let read_on = parts.version < Version::HTTP_2 && !parts.headers.contains_key(header::EXPECT);
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let id = request_id(&parts.headers, client.trusted);
         let mut outcome = Outcome { route: None, failure: None, denied_by: None };
@@ -109,14 +111,17 @@ impl Proxy {
         };
         match request {
             Err((failure, id)) => {
-                let response = respond::failure(&failure, &id);
+                let mut response = respond::failure(&failure, &id);
+                if !incoming.is_end_stream() {
+                    response.extensions_mut().insert(BodyUnread);
+                }
                 outcome.failure = Some(failure);
                 self.record(&id, client, None, &outcome, response.status(), started);
                 response
             }
             Ok(mut request) => {
                 let mut unanswered = Unanswered { proxy: self, client, started, answered: false };
-                let answer = self.answer(&mut request, incoming, upgrade, &mut outcome);
+                let answer = self.answer(&mut request, incoming, read_on, upgrade, &mut outcome);
                 let answer = AssertUnwindSafe(answer).catch_unwind().await;
                 unanswered.answered = true;
                 let response = answer.unwrap_or_else(|_| {
@@ -156,6 +161,7 @@ impl Proxy {
         &'a self,
         request: &mut Request,
         incoming: Incoming,
+        read_on: bool,
         upgrade: Option<OnUpgrade>,
         outcome: &mut Outcome<'a>,
     ) -> Response<Body> {
@@ -163,7 +169,7 @@ impl Proxy {
         let limits = &self.rules.limits;
         let body = RequestBody::new(incoming, limits, &self.trailers, &progress);
         let mut passed = Passed::default();
-        let forwarded = self.forward(request, body, &progress, &mut passed, outcome);
+        let forwarded = self.forward(request, body, read_on, &progress, &mut passed, outcome);
         let forwarded = tokio::time::timeout(limits.request_timeout, forwarded).await;
         let forwarded = forwarded.unwrap_or_else(|_| Err(Stop::Failed(Failure::new(Reason::RequestTimeout))));
         let response = match forwarded {
@@ -181,24 +187,31 @@ impl Proxy {
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             response = self.switch(request, upgrade, response, outcome);
+        } else if !progress.is_ended() {
+            response.extensions_mut().insert(BodyUnread);
         }
         response
     }
 
-    /// Judges, routes and sends a request.
+    /// Judges, routes and sends a request. `read_on`: what has come of a body that nobody wants is read.
     async fn forward<'a>(
         &'a self,
         request: &mut Request,
         mut body: RequestBody,
+        read_on: bool,
         progress: &Arc<Progress>,
         passed: &mut Passed,
         outcome: &mut Outcome<'a>,
     ) -> Result<Response<Body>, Stop> {
-        body.check_length()?;
-        self.filters.check(request, &mut body, None, passed).await?;
-        let route = self.routes.find(request).ok_or_else(|| Stop::Failed(Failure::new(Reason::NoRoute)))?;
-        outcome.route = Some(route);
-        route.filters.check(request, &mut body, Some(&route.config), passed).await?;
+        let route = match self.judge(request, &mut body, passed, outcome).await {
+            Ok(route) => route,
+            Err(stop) => {
+                if read_on {
+                    body.pass_over().await;
+                }
+                return Err(stop);
+            }
+        };
         let upgrade =
             request.upgrade.as_deref().filter(|asked| route.config.upgrades.iter().any(|served| served == asked));
         let sending = Sending { timeout: route.config.timeout, retries: route.config.retries, upgrade, progress };
@@ -207,6 +220,22 @@ impl Proxy {
         // It says who made a reply: nobody but the proxy may.
         parts.headers.remove(X_PALISADE_REASON);
         Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    /// Judges and routes a request.
+    async fn judge<'a>(
+        &'a self,
+        request: &mut Request,
+        body: &mut RequestBody,
+        passed: &mut Passed,
+        outcome: &mut Outcome<'a>,
+    ) -> Result<&'a Route, Stop> {
+        body.check_length()?;
+        self.filters.check(request, body, None, passed).await?;
+        let route = self.routes.find(request).ok_or_else(|| Stop::Failed(Failure::new(Reason::NoRoute)))?;
+        outcome.route = Some(route);
+        route.filters.check(request, body, Some(&route.config), passed).await?;
+        Ok(route)
     }
 
     /// Connects the client's connection with the upstream's, once both have switched protocols.

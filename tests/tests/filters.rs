@@ -234,6 +234,33 @@ async fn a_denied_request_is_answered_while_its_body_still_comes() {
     assert_eq!(upstream.count(), 0);
 }
 
+/// Clients that are not told would send their next request into a connection that is about to end.
+#[tokio::test]
+async fn a_refused_body_keeps_the_connection_or_ends_it_by_its_answer() {
+    let (proxy, upstream) = start(&["serve"], ", timeout: 10s").await;
+    let mut raw = Raw::connect(proxy.address()).await;
+    for (length, framing) in
+        [(10, "Content-Length: 10"), (50_000, "Content-Length: 50000"), (3, "Transfer-Encoding: chunked")]
+    {
+        let body = if length == 3 { "3\r\nabc\r\n0\r\n\r\n".to_owned() } else { "x".repeat(length) };
+        raw.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{body}")).await;
+        let reply = raw.reply().await.unwrap();
+        assert_eq!((reply.status, reply.header("connection").as_str()), (403, ""), "{framing}");
+        raw.send("GET / HTTP/1.1\r\nHost: a\r\nUser: admin\r\n\r\n").await;
+        assert_eq!(raw.reply().await.unwrap().status, 200, "{framing}");
+    }
+    // What is not there yet is not waited for, nor asked for.
+    for head in ["Content-Length: 10", "Content-Length: 10\r\nExpect: 100-continue", "Transfer-Encoding: chunked"] {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n")).await;
+        let reply = raw.reply().await.unwrap();
+        assert_eq!((reply.status, reply.header("connection").as_str()), (403, "close"), "{head}");
+        raw.close_write().await;
+        assert!(raw.rest().await.is_empty(), "{head}");
+    }
+    assert_eq!(upstream.count(), 3);
+}
+
 #[tokio::test]
 async fn filters_of_a_listener_come_before_routing() {
     let upstream = Upstream::http1("app").await;

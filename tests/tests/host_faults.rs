@@ -181,6 +181,8 @@ async fn a_clock_that_jumps_neither_ends_anything_nor_holds_it_up() {
 async fn stopped_for(time: Duration, health: &str) {
     let upstream = Upstream::http1("app").await;
     let yaml = config(&upstream).replace("timeout: 10s", &format!("timeout: 10s, instances: 3{health}"));
+    // A client that has nothing to ask for a minute is not what this is about.
+    let yaml = yaml.replace("127.0.0.1:0", "127.0.0.1:0, limits: {idle_timeout: 5m}");
     let proxy = Proxy::start(&yaml).await;
     let mut kept = Client::http1(proxy.address()).await;
     assert_eq!(kept.get("/", &[ADMIN]).await.status, 200);

@@ -45,6 +45,14 @@ pub(crate) struct BodyStalled(Duration);
 #[error("the body is larger than the listener takes")]
 pub(crate) struct BodyTooLarge;
 
+/// Of a request's body that nobody wants, this much is passed over to keep the connection.
+const MOST_UNWANTED: usize = 256 * 1024;
+
+/// In a response's extensions: the request's body was not all there when it was made, so that an HTTP/1 connection ends
+/// with it, and has to say so.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyUnread;
+
 /// When a request's body last moved, and whether the response has begun.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -53,6 +61,8 @@ pub(crate) struct Progress {
     moved: AtomicU64,
     /// From then on a client may send as slowly as the upstream reads, which bidirectional streams rely on.
     answered: AtomicBool,
+    /// All of it has been read.
+    ended: AtomicBool,
     /// Why the client's body came to no good end.
     fault: OnceLock<Reason>,
 }
@@ -63,6 +73,7 @@ impl Progress {
             start: Instant::now(),
             moved: AtomicU64::new(0),
             answered: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             fault: OnceLock::new(),
         })
     }
@@ -86,6 +97,11 @@ impl Progress {
     /// Why the client's body came to no good end, if it did not.
     pub(crate) fn fault(&self) -> Option<Reason> {
         self.fault.get().copied()
+    }
+
+    /// Whether all of the body has been read.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     fn is_answered(&self) -> bool {
@@ -116,6 +132,7 @@ impl RequestBody {
         progress: &Arc<Progress>,
     ) -> Self {
         if http_body::Body::is_end_stream(&incoming) {
+            progress.ended.store(true, Ordering::Relaxed);
             return Self::Whole { bytes: Bytes::new(), trailers: None };
         }
         let (trailers, progress) = (Arc::clone(trailers), Arc::clone(progress));
@@ -136,6 +153,31 @@ impl RequestBody {
             return Err(Failure::new(Reason::RequestTooLarge).with(format!("{size} bytes, at most {}", streaming.left)));
         }
         Ok(())
+    }
+
+    /// Passes over what has come already of a body that nobody wants.
+    pub(crate) async fn pass_over(&mut self) {
+        let Self::Streaming(streaming) = self else { return };
+        let (mut left, mut waited) = (MOST_UNWANTED, false);
+        while !streaming.progress.is_ended() {
+            let next =
+                std::future::poll_fn(|cx| Poll::Ready(http_body::Body::poll_frame(Pin::new(&mut *streaming), cx)))
+                    .await;
+            match next {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    let Some(rest) = left.checked_sub(length) else { return };
+                    (left, waited) = (rest, false);
+                }
+                Poll::Ready(_) => return,
+                // The connection gets a turn to read what there is.
+                Poll::Pending if !waited => {
+                    waited = true;
+                    tokio::task::yield_now().await;
+                }
+                Poll::Pending => return,
+            }
+        }
     }
 
     /// Whether nothing needs to be sent, so that sending it again is as good as sending it once.
@@ -237,8 +279,12 @@ impl http_body::Body for Streaming {
         if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
             this.timer = None;
             this.progress.mark();
-            if let Some(Err(_)) = &frame {
-                this.progress.fault.set(Reason::BadBody).ok();
+            match &frame {
+                Some(Err(_)) => {
+                    this.progress.fault.set(Reason::BadBody).ok();
+                }
+                Some(Ok(frame)) if frame.is_data() && !this.incoming.is_end_stream() => {}
+                _ => this.progress.ended.store(true, Ordering::Relaxed),
             }
             return Poll::Ready(match frame {
                 Some(Ok(frame)) => match frame.into_trailers() {

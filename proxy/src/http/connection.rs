@@ -22,7 +22,7 @@ use super::counted::Counted;
 use super::io::{Guarded, Protocol, sniff};
 use super::linger::lend;
 use super::wire::Bounds;
-use super::{BoxError, Client};
+use super::{BodyUnread, BoxError, Client};
 use crate::config::Limits;
 use crate::listener::Slot;
 use crate::overload::{Load, Overload};
@@ -170,7 +170,8 @@ pub(crate) async fn serve<I>(
         let succeeded = succeeded.clone();
         async move {
             let mut response = proxy.handle(request, &client, refused).await;
-            let last = last || succeeded.is_cancelled();
+            let unread = response.extensions().get::<BodyUnread>().is_some();
+            let last = last || unread || succeeded.is_cancelled();
             if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

@@ -13,7 +13,7 @@ mod request;
 pub(crate) mod wire;
 
 pub(crate) use self::activity::Closed;
-pub(crate) use self::body::{Body, BoxError, Progress, RequestBody, empty, full};
+pub(crate) use self::body::{Body, BodyUnread, BoxError, Progress, RequestBody, empty, full};
 pub(crate) use self::connection::{Connections, serve};
 pub(crate) use self::io::Protocol;
 pub(crate) use self::request::{Client, Place, Request, Rules, TlsFacts, read};

@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::runtime::Handle;
 
 use super::logs;
 use crate::config::Config;
@@ -54,6 +55,8 @@ pub(crate) struct Metrics {
     changes: Family<ChangeLabels, Counter>,
     /// In seconds since the epoch.
     certificates: Mutex<BTreeMap<BundleLabels, i64>>,
+    /// Those that work on requests, where these metrics were made among them.
+    workers: Option<Handle>,
 }
 
 impl Default for Metrics {
@@ -74,6 +77,7 @@ impl Default for Metrics {
             handshake_failures: Family::default(),
             changes: Family::default(),
             certificates: Mutex::default(),
+            workers: Handle::try_current().ok(),
         };
         metrics.registered()
     }
@@ -243,7 +247,8 @@ impl Metrics {
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &expiry(&self.certificates()))?;
         encode_registry(&mut text, &supervision(plugins))?;
-        encode_registry(&mut text, &log_lines(logs::lost()))?;
+        let tasks = self.workers.as_ref().map_or(0, |workers| workers.metrics().num_alive_tasks());
+        encode_registry(&mut text, &process(logs::lost(), tasks))?;
         encode_eof(&mut text)?;
         Ok(text)
     }
@@ -298,10 +303,13 @@ fn expiry(certificates: &BTreeMap<BundleLabels, i64>) -> Registry {
     registry
 }
 
-fn log_lines(lost: u64) -> Registry {
+fn process(lost: u64, tasks: usize) -> Registry {
     let lines = Counter::<u64>::default();
     lines.inc_by(lost);
+    let alive = Gauge::<i64>::default();
+    alive.set(i64::try_from(tasks).unwrap_or(i64::MAX));
     let mut registry = Registry::default();
+    registry.register("palisade_tasks", "Tasks of the proxy that have not ended", alive);
     registry.register("palisade_log_lines_lost", "Lines of the log that could not be written", lines);
     registry
 }

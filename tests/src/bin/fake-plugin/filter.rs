@@ -1,5 +1,6 @@
 //! What the fake decides: 200 to whom the header `user` names an `admin`, and whatever `x-fake` asks for. With
 //! `deny_path` in its configuration, it denies that path and nothing else, and writes what it has judged in `x-judged`.
+//! With `echo`, it denies every fifth number in `x-id`, and shows each that it has judged in this header, both ways.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -133,6 +134,14 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
                 .mutate_response(HeaderMutation::append("x-added", "1")));
         }
         _ => {}
+    }
+    if let Some(echo) = config.text("echo") {
+        let id = request.header("x-id").map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+        if id.parse::<u64>()?.is_multiple_of(5) {
+            return Ok(CheckRequestResponse::deny(403, &id));
+        }
+        let shown = HeaderMutation::set(echo.to_owned(), id);
+        return Ok(allow().mutate(shown.clone()).mutate_response(shown));
     }
     if let Some(denied) = config.text("deny_path") {
         if request.path.trim_end_matches('/') == denied {
