@@ -161,4 +161,7 @@ async fn memory_ends_at_the_limit() {
 #[tokio::test]
 async fn the_admin_socket_and_other_sockets_are_out_of_sight() {
     refused("unix-socket:$DIR/run/admin.sock", BOTH).await;
+    // By the working directory, which is below `/tmp` here.
+    refused("unix-socket:run/admin.sock", BOTH).await;
+    refused("unix-socket:/proc/self/cwd/run/admin.sock", BOTH).await;
 }

@@ -201,6 +201,12 @@ async fn each_part_works_without_the_others() {
         ("capabilities: []", "mount"),
         ("deny: [raw_socket]", "raw-socket"),
         ("deny: [mount]", "mount"),
+        ("deny: [kernel]", "call:kexec_file_load"),
+        ("deny: [raw_socket]", "call:io_uring_setup"),
+        ("deny: [mount]", "call:open_tree_attr"),
+        ("deny: [admin]", "call:quotactl_fd"),
+        ("deny: [clock]", "call:adjtimex"),
+        ("deny: [clock]", "call:clock_adjtime"),
     ] {
         let said = outcome(way, &format!("{{profile: none, {part}}}")).await;
         assert!(said.contains(": refused"), "{part}, {way}: {said}");
@@ -217,16 +223,33 @@ async fn files_and_programs_that_are_named_can_be_used() {
     for (way, more, expected) in [
         ("read", "", "refused"),
         ("read", ", read: [FILE]", "got out"),
+        ("write", ", read: [FILE]", "refused"),
+        ("write", ", read: [DIR]", "refused"),
         ("write", ", write: [FILE]", "got out"),
+        ("write", ", read: [DIR], write: [FILE]", "got out"),
         ("shell", "", "refused"),
         ("shell", ", execute: [/bin]", "got out"),
     ] {
         let detail = if way == "shell" { String::new() } else { format!(":{shown}") };
-        let more = more.replace("FILE", &shown.to_string());
+        let more = more.replace("FILE", &shown.to_string()).replace("DIR", &dir.path().display().to_string());
         let said = outcome(&format!("{way}{detail}"), &format!("{{profile: hardened{more}}}")).await;
         assert!(said.contains(expected), "{way}{more}: {said}");
     }
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), "escaped");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "escaped".repeat(2));
+    // By names that begin in the working directory, which is below a hidden one.
+    for (more, expected) in [("", "refused"), (", read: [palisade.yaml]", "got out"), (", read: [.]", "got out")] {
+        let said = outcome("read:palisade.yaml", &format!("{{profile: hardened{more}}}")).await;
+        assert!(said.contains(expected), "{more}: {said}");
+        let said = outcome(
+            "unix-socket:run/admin.sock",
+            &format!(
+                "{{profile: hardened{more}, user: root, \
+            on_missing: warn}}"
+            ),
+        )
+        .await;
+        assert!(said.contains("refused"), "{more}: {said}");
+    }
 }
 
 #[tokio::test]
@@ -263,13 +286,34 @@ async fn what_was_pinned_runs_in_a_sandbox_too_and_nothing_else_does() {
 }
 
 #[tokio::test]
+async fn the_helper_has_nothing_of_the_plugins_environment() {
+    // The dynamic loader says so once for each program that it loads with this.
+    let complaint = |line: &str| line.contains("from LD_PRELOAD cannot be preloaded");
+    let (dir, options, fake) = open_place();
+    let yaml = config(&fake, "serve", "hardened").replace("fake: {", "fake: {env: {LD_PRELOAD: /none.so, SET: a}, ");
+    let mut proxy = Proxy::start_with(Arc::new(dir), &yaml, &options).await;
+    proxy.wait_for_log("the complaint", complaint).await;
+    let pid = proxy.plugin_pid("fake").await;
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    assert!(environment.split(|byte| *byte == 0).any(|entry| entry == b"SET=a"));
+    let log = proxy.log();
+    assert_eq!(log.lines().filter(|line| complaint(line)).count(), 1, "{log}");
+}
+
+#[tokio::test]
 async fn a_set_user_id_program_gains_nothing() {
     if !geteuid().is_root() {
         // Only root can make such a program.
         return;
     }
     // With `none` it does what it is made for; that this is possible here, and no mount forbids it, is seen first.
-    for (sandbox, expected) in [("none", 0), ("default", ORDINARY), ("hardened", ORDINARY)] {
+    for (sandbox, expected) in [
+        ("none", 0),
+        ("default", ORDINARY),
+        ("hardened", ORDINARY),
+        // The bounding set can't be reduced by this user.
+        ("{profile: none, capabilities: []}", ORDINARY),
+    ] {
         let (dir, mut options, fake) = open_place();
         let run = dir.path().join("run");
         std::fs::create_dir(&run).unwrap();

@@ -1,5 +1,6 @@
 //! A process that begins as the sandbox's helper, and what that tells.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -47,6 +48,7 @@ pub(super) fn command(
     sandbox: &Sandbox,
     path: OsString,
     arguments: Vec<OsString>,
+    environment: BTreeMap<OsString, OsString>,
     dir: &Path,
     close: Vec<RawFd>,
 ) -> Result<(Command, Given, Answers), SpawnError> {
@@ -62,6 +64,7 @@ pub(super) fn command(
         sandbox: sandbox.clone(),
         path,
         arguments,
+        environment: environment.into_iter().collect(),
         dir: dir.into(),
         host: Pid::this().as_raw(),
         report: report.as_raw_fd(),

@@ -324,30 +324,26 @@ fn make(
     let mut kept: Vec<_> = copies.map(|(_, copy)| copy.as_raw_fd()).collect();
     kept.extend(image.filter(|image| image.script).map(|image| image.fd.as_raw_fd()));
 
+    let environment = program::environment(spec, dir.path(), identity.as_deref());
     let (mut command, given, answers) = match &spec.helper {
         Some(helper) if spec.sandbox.needs_helper() => {
             let close: Vec<_> =
                 image.filter(|image| !image.script).map(|image| image.fd.as_raw_fd()).into_iter().collect();
             kept.extend(&close);
             let named = std::iter::once(path.clone().into()).chain(arguments).collect();
-            let (command, given, answers) =
-                confined::command(helper, &spec.sandbox, executed, named, dir.path(), close)?;
+            let (mut command, given, answers) =
+                confined::command(helper, &spec.sandbox, executed, named, environment, dir.path(), close)?;
+            command.env_clear().envs(program::marks(dir.path()));
             kept.extend(given.descriptors());
             (command, Some(given), Some(answers))
         }
         _ => {
             let mut command = Command::new(executed);
-            command.arg0(&path).args(arguments);
+            command.arg0(&path).args(arguments).env_clear().envs(environment);
             (command, None, None)
         }
     };
-    command
-        .current_dir(&cwd)
-        .env_clear()
-        .envs(program::environment(spec, dir.path(), identity.as_deref()))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.current_dir(&cwd).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = spawner.with_setup(spec.sandbox.no_new_privs, |setup| {
         sys::child::prepare(&mut command, setup, kept);
         tokio::process::Command::from(command).kill_on_drop(true).spawn()

@@ -62,6 +62,12 @@ fn executable(path: &Path) -> Result<(), SpawnError> {
     Ok(())
 }
 
+/// What a process is known by as this start's, whatever else its environment holds.
+pub(super) fn marks(private: &Path) -> [(OsString, OsString); 2] {
+    let (name, value) = spawner::mark();
+    [(name.into(), value.into()), (names::UNIX_SOCKET_DIR.into(), private.into())]
+}
+
 /// The whole environment of a plugin. Later entries win, and the protocol's come last.
 pub(super) fn environment(
     spec: &PluginSpec,
@@ -80,9 +86,6 @@ pub(super) fn environment(
     }
     vars.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
     let versions: Vec<String> = spec.app_versions.iter().map(u32::to_string).collect();
-    if let Some((name, value)) = spawner::mark().split_once('=') {
-        vars.insert(name.into(), value.into());
-    }
     let (cookie, value) = &spec.cookie;
     vars.insert(cookie.into(), value.into());
     vars.insert(names::PROTOCOL_VERSIONS.into(), versions.join(",").into());
@@ -94,8 +97,8 @@ pub(super) fn environment(
     if let Some(identity) = identity {
         vars.insert(names::CLIENT_CERT.into(), identity.pem().into());
     }
-    // Plugins from before go-plugin v1.5.0 know only the second.
-    vars.insert(names::UNIX_SOCKET_DIR.into(), private.into());
+    vars.extend(marks(private));
+    // For plugins from before go-plugin v1.5.0, which know no other.
     vars.insert("TMPDIR".into(), private.into());
     vars
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
@@ -32,7 +32,7 @@ static GUARD: Mutex<Option<Guard>> = Mutex::new(None);
 #[derive(Debug)]
 struct Guard {
     pid: i32,
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
 }
 
 /// What a job on the thread may use.
@@ -83,9 +83,12 @@ impl Spawner {
         no_new_privs: bool,
         spawn: impl FnOnce(Setup) -> io::Result<T>,
     ) -> io::Result<T> {
+        // Held until the child has been made: should the guard end meanwhile, its number must not become that of
+        // another socket, into which the child would write.
         let guard = guard_socket()?;
         let host = Pid::this().as_raw();
-        let result = spawn(Setup { guard, host, slot: self.slot, no_new_privs });
+        let result = spawn(Setup { guard: guard.as_raw_fd(), host, slot: self.slot, no_new_privs });
+        drop(guard);
         let forked = self.slot.take();
         match (&result, forked) {
             // The guard has it from the child itself; a later guard has it from here.
@@ -116,16 +119,18 @@ fn tell(record: Record) {
 
 /// Where the guard takes its records; makes one where there is none. Only on the spawning thread, whose signals are
 /// blocked.
-fn guard_socket() -> io::Result<i32> {
+fn guard_socket() -> io::Result<Arc<OwnedFd>> {
     let mut slot = lock(&GUARD);
     if slot.is_none() {
         *slot = Some(fork_guard()?);
     }
-    slot.as_ref().map(|guard| guard.socket.as_raw_fd()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    slot.as_ref().map(|guard| Arc::clone(&guard.socket)).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 fn fork_guard() -> io::Result<Guard> {
-    let (pid, socket) = guard::fork(mark().as_bytes())?;
+    let (name, value) = mark();
+    let (pid, socket) = guard::fork(format!("{name}={value}").as_bytes())?;
+    let socket = Arc::new(socket);
     // A thread that waits costs nothing, and takes the status of no other child.
     thread::Builder::new().name("palisade-guard".to_owned()).spawn(move || watch_guard(Pid::from_raw(pid)))?;
     Ok(Guard { pid, socket })
@@ -150,10 +155,10 @@ fn watch_guard(pid: Pid) {
     }
 }
 
-/// The entry in the environment by which processes of this host's plugins are known, as `NAME=value`.
-pub(super) fn mark() -> &'static str {
+/// The entry in the environment by which processes of this host's plugins are known: its name and value.
+pub(super) fn mark() -> (&'static str, &'static str) {
     static MARK: OnceLock<String> = OnceLock::new();
-    MARK.get_or_init(|| format!("{HOST_VARIABLE}={}-{:016x}", std::process::id(), fastrand::u64(..)))
+    (HOST_VARIABLE, MARK.get_or_init(|| format!("{}-{:016x}", std::process::id(), fastrand::u64(..))))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,6 +3,7 @@
 //! Rules are about inodes, not names: so they are made before mounts hide anything, and count wherever a file is to be
 //! found afterwards.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +15,7 @@ use landlock::{
 };
 
 use super::helper::{Missing, Plan, Trouble};
-use super::{Network, Sandbox};
+use super::{Files, Network, Sandbox};
 
 /// Truncation is covered from here on; less would let a plugin empty what it can't write.
 const FILES: ABI = ABI::V3;
@@ -132,10 +133,31 @@ pub(super) fn prepare(plan: &Plan, missing: &mut Missing) -> Result<Option<Rules
 }
 
 /// What has to be seen where the rest is hidden: all that may be reached.
-pub(super) fn given(plan: &Plan) -> Vec<PathBuf> {
-    let files = plan.sandbox.files.clone().unwrap_or_default();
-    let more = files.read.iter().chain(&files.write).chain(&files.execute).map(PathBuf::from);
-    let paths: Vec<_> = command_files(plan).into_iter().chain(more).filter(|path| path.is_absolute()).collect();
+pub(super) struct Given {
+    pub(super) paths: Vec<PathBuf>,
+    /// Those that may be written, with what is below them; `None`: there are no bounds.
+    writable: Option<Vec<PathBuf>>,
+}
+
+impl Given {
+    /// To be made before anything is hidden.
+    pub(super) fn by(plan: &Plan) -> Self {
+        let files = plan.sandbox.files.as_ref();
+        let listed = |list: fn(&Files) -> &Vec<OsString>| files.into_iter().flat_map(list).map(PathBuf::from);
+        let read = command_files(plan).into_iter().chain(listed(|it| &it.read)).chain(listed(|it| &it.execute));
+        let writable = places(listed(|it| &it.write));
+        let paths = places(read).into_iter().chain(writable.iter().cloned()).collect();
+        Self { paths, writable: files.map(|_| writable) }
+    }
+
+    pub(super) fn is_writable(&self, path: &Path) -> bool {
+        self.writable.as_ref().is_none_or(|writable| writable.iter().any(|dir| path.starts_with(dir)))
+    }
+}
+
+/// From the working directory, as the plugin will name them, and as they are without symbolic links.
+fn places(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let paths: Vec<_> = paths.map(|path| std::path::absolute(&path).unwrap_or(path)).collect();
     let real: Vec<_> = paths.iter().filter_map(|path| path.canonicalize().ok()).collect();
     paths.into_iter().chain(real).collect()
 }

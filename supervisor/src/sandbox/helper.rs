@@ -22,6 +22,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use caps::Capability;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, geteuid, getppid};
@@ -40,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) path: OsString,
     /// With the plugin's own name first.
     pub(crate) arguments: Vec<OsString>,
+    /// The plugin's. Not the helper's: what a dynamic loader finds in it would run with the helper's privileges.
+    pub(crate) environment: Vec<(OsString, OsString)>,
     /// The private directory.
     pub(crate) dir: OsString,
     /// The process that it must not outlive.
@@ -155,8 +158,8 @@ fn prepare(plan: &Plan) -> Result<Handover, String> {
     let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| "a NUL byte in the command".to_owned());
     let path = text(plan.path.as_bytes())?;
     let arguments = plan.arguments.iter().map(|argument| text(argument.as_bytes())).collect::<Result<_, _>>()?;
-    let entry = |(name, value): (OsString, OsString)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat());
-    let environment = std::env::vars_os().map(entry).collect::<Result<_, _>>()?;
+    let entry = |(name, value): &(OsString, OsString)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat());
+    let environment = plan.environment.iter().map(entry).collect::<Result<_, _>>()?;
     Handover::new(path, arguments, environment).map_err(|error| format!("memory for the command: {error}"))
 }
 
@@ -164,13 +167,15 @@ fn confine(plan: &Plan, key: ExecKey) -> Result<Vec<String>, Trouble> {
     let sandbox = &plan.sandbox;
     let mut missing = Missing { tolerated: sandbox.on_missing == OnMissing::Warn, parts: Vec::new() };
     let mut rules = files::prepare(plan, &mut missing)?;
-    let given = files::given(plan);
+    let given = files::Given::by(plan);
     let countable = missing.tolerate(namespaces::countable(sandbox))?.is_some();
     let entered = missing.tolerate(namespaces::enter(sandbox))?.is_some();
     if entered && sandbox.private_tmp {
         namespaces::hide(plan, &given)?;
         rules = rules.map(|rules| rules.allow_temporary()).transpose()?;
     }
+    // Then executing another program might give capabilities back.
+    let unbounded = sandbox.capabilities.is_some() && !ids::has(Capability::CAP_SETPCAP);
     missing.tolerate(ids::apply(sandbox.user, sandbox.capabilities.as_ref()))?;
     limits::apply(&sandbox.limits, countable && (entered || sandbox.user.is_some()))?;
     let failed = |act: &str, errno: nix::Error| Trouble::failed(act.to_owned(), errno.into());
@@ -178,7 +183,7 @@ fn confine(plan: &Plan, key: ExecKey) -> Result<Vec<String>, Trouble> {
     if getppid() != Pid::from_raw(plan.host) {
         return Err(Trouble::plain("the host has gone".to_owned()));
     }
-    if sandbox.no_new_privs || rules.is_some() || !sandbox.deny.is_empty() {
+    if sandbox.no_new_privs || unbounded || rules.is_some() || !sandbox.deny.is_empty() {
         prctl::set_no_new_privs().map_err(|errno| failed("renounce new privileges", errno))?;
     }
     if let Some(rules) = rules {

@@ -34,8 +34,8 @@ fn parsed(names: &BTreeSet<String>) -> Result<CapsHashSet, Trouble> {
     names.iter().map(parse).collect()
 }
 
-/// What no process after this one can get back, by no program. Without the privilege to do so there is nothing to drop
-/// but what `no_new_privs` keeps out of reach.
+/// What no process after this one can get back, by no program. Without the privilege to do so nothing is dropped here,
+/// and `no_new_privs` has to keep it out of reach.
 fn drop_bounding(kept: &CapsHashSet) -> Result<(), Trouble> {
     if !has(Capability::CAP_SETPCAP) {
         return Ok(());

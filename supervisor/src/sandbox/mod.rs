@@ -29,7 +29,8 @@ pub struct Sandbox {
     /// What happens where the kernel or the host's privileges can't give a part of this.
     pub on_missing: OnMissing,
     /// Whether set-user-ID programs and file capabilities have no effect for it. Comes with [`Self::files`],
-    /// [`Self::scoped`] and [`Self::deny`], which need it.
+    /// [`Self::scoped`] and [`Self::deny`], which need it, and with [`Self::capabilities`] where a program could give
+    /// them back.
     pub no_new_privs: bool,
     /// The user and group to run as, without supplementary groups. Unset: the host's.
     pub user: Option<User>,

@@ -1,5 +1,6 @@
 //! Namespaces: a network without interfaces, and mounts of its own.
 
+use std::env;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,14 +11,16 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{getegid, geteuid};
 
+use super::files::Given;
 use super::helper::{Plan, Trouble};
 use super::{Network, Sandbox, ids};
 
 /// What is hidden behind an empty directory where temporary files are private. Beyond these, the host's runtime
 /// directory.
-const HIDDEN: &[&str] = &["/tmp", "/var/tmp", "/run", "/dev/shm"];
+const HIDDEN: [&str; 4] = ["/tmp", "/var/tmp", "/run", "/dev/shm"];
 
 /// Room for temporary files.
 const TMP_OPTIONS: &str = "mode=1777,size=64m";
@@ -65,33 +68,60 @@ pub(super) fn enter(sandbox: &Sandbox) -> Result<(), Trouble> {
 }
 
 /// Puts empty directories over what is hidden, and what is given back into them.
-pub(super) fn hide(plan: &Plan, given: &[PathBuf]) -> Result<(), Trouble> {
+pub(super) fn hide(plan: &Plan, given: &Given) -> Result<(), Trouble> {
     let none: Option<&str> = None;
     // Nothing of what follows is seen outside.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(|errno| failed("make mounts private", errno))?;
-    let runtime = Path::new(&plan.dir).parent().map(Path::to_owned);
-    let mut hidden: Vec<PathBuf> = HIDDEN.iter().map(PathBuf::from).filter(|path| is_plain_dir(path)).collect();
-    hidden.extend(runtime.filter(|runtime| !hidden.iter().any(|dir| runtime.starts_with(dir))));
+    let act = |error: io::Error| Trouble::failed("the working directory".to_owned(), error);
+    let cwd = env::current_dir().map_err(act)?;
+    let (private, hidden) = (PathBuf::from(&plan.dir), HIDDEN.map(Path::new).map(Path::to_owned));
+    let runtime = private.parent().map_or_else(|| private.clone(), Path::to_owned);
+    let hidden: Vec<_> = hidden.into_iter().filter(|path| is_plain_dir(path)).collect();
     // Held open while they are out of sight.
     let mut held = Vec::new();
-    for path in std::iter::once(PathBuf::from(&plan.dir)).chain(given.iter().cloned()) {
-        if hidden.iter().any(|dir| path.starts_with(dir) && path != *dir) && path.exists() {
-            held.push((path.clone(), hold(&path)?));
+    for path in std::iter::once(&private).chain(&given.paths) {
+        if hidden.iter().chain([&runtime]).any(|dir| path.starts_with(dir) && path != dir) && path.exists() {
+            let writable = path.starts_with(&private) || given.is_writable(path);
+            held.push(Held { path: path.clone(), fd: hold(path)?, writable });
         }
     }
     // Parents before what is in them.
-    held.sort_by(|(one, _), (other, _)| one.cmp(other));
+    held.sort_by(|one, other| one.path.cmp(&other.path));
     for dir in &hidden {
-        let (options, flags) = if dir == Path::new("/tmp") { (TMP_OPTIONS, 0) } else { (EMPTY_OPTIONS, 0) };
-        let flags = MsFlags::from_bits_retain(flags) | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options))
-            .map_err(|errno| failed(&format!("hide {}", dir.display()), errno))?;
+        cover(dir)?;
     }
-    for (path, fd) in &held {
+    let (of_runtime, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.path.starts_with(&runtime));
+    give_back(&others)?;
+    // Whatever has been given back around it: the host's socket is in there, and other plugins' are.
+    if runtime.exists() {
+        cover(&runtime)?;
+    }
+    give_back(&of_runtime)?;
+    // Until here it is the directory that is out of sight, with all that is below it.
+    make_dirs(&cwd).and_then(|()| env::set_current_dir(&cwd)).map_err(act)
+}
+
+fn cover(dir: &Path) -> Result<(), Trouble> {
+    let options = if dir == Path::new("/tmp") { TMP_OPTIONS } else { EMPTY_OPTIONS };
+    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options))
+        .map_err(|errno| failed(&format!("hide {}", dir.display()), errno))
+}
+
+/// What is to be seen at its place again.
+struct Held {
+    path: PathBuf,
+    fd: OwnedFd,
+    writable: bool,
+}
+
+fn give_back(held: &[Held]) -> Result<(), Trouble> {
+    let none: Option<&str> = None;
+    for Held { path, fd, writable } in held {
         let act = |error: io::Error| Trouble::failed(format!("give {} back", path.display()), error);
         let source = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        if path.exists() {
+        let is_there = path.exists();
+        if is_there && !writable {
             // In a directory that has been given back.
             continue;
         }
@@ -100,13 +130,35 @@ pub(super) fn hide(plan: &Plan, given: &[PathBuf]) -> Result<(), Trouble> {
         if let Some(parent) = parent {
             make_dirs(parent).map_err(act)?;
         }
-        if !is_dir {
+        if !is_dir && !is_there {
             fs::File::create(path).map_err(act)?;
         }
         mount(Some(&source), path, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
             .map_err(|errno| act(errno.into()))?;
+        if !writable {
+            // Landlock's rules hold for what is mounted below a directory as well, and `/tmp` may be written.
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | kept_flags(path).map_err(act)?;
+            mount(none, path, none, flags, none).map_err(|errno| act(errno.into()))?;
+        }
     }
     Ok(())
+}
+
+/// The flags that a mount has. A remount without them takes them away, which in a user namespace is forbidden.
+fn kept_flags(path: &Path) -> io::Result<MsFlags> {
+    let has = statvfs(path)?.flags();
+    let mut flags = MsFlags::empty();
+    for (has_it, flag) in [
+        (has.contains(FsFlags::ST_NOSUID), MsFlags::MS_NOSUID),
+        (has.contains(FsFlags::ST_NODEV), MsFlags::MS_NODEV),
+        (has.contains(FsFlags::ST_NOEXEC), MsFlags::MS_NOEXEC),
+        (has.contains(FsFlags::ST_NOATIME), MsFlags::MS_NOATIME),
+        (has.contains(FsFlags::ST_NODIRATIME), MsFlags::MS_NODIRATIME),
+        (has.contains(FsFlags::ST_RELATIME), MsFlags::MS_RELATIME),
+    ] {
+        flags.set(flag, has_it);
+    }
+    Ok(flags)
 }
 
 /// Passable for whoever the plugin runs as, whatever the umask is.

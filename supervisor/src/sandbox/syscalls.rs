@@ -121,6 +121,8 @@ fn rules(denied: &BTreeSet<SyscallClass>, key: ExecKey) -> Result<Rules, seccomp
     Ok(rules)
 }
 
+/// Not in libc: newer (Linux 6.15). The number is the same on all machines.
+const OPEN_TREE_ATTR: i64 = 467;
 /// Not in libc: obsolete, but still there.
 const SOCK_PACKET: i32 = 10;
 /// Flags share the number.
@@ -156,12 +158,14 @@ fn whole(class: SyscallClass) -> &'static [i64] {
             libc::SYS_fsmount,
             libc::SYS_fspick,
             libc::SYS_mount_setattr,
+            OPEN_TREE_ATTR,
         ],
         SyscallClass::Kernel => &[
             libc::SYS_init_module,
             libc::SYS_finit_module,
             libc::SYS_delete_module,
             libc::SYS_kexec_load,
+            libc::SYS_kexec_file_load,
             libc::SYS_bpf,
             libc::SYS_userfaultfd,
             libc::SYS_io_uring_setup,
@@ -169,15 +173,23 @@ fn whole(class: SyscallClass) -> &'static [i64] {
             libc::SYS_io_uring_register,
         ],
         SyscallClass::Namespace => &[libc::SYS_unshare, libc::SYS_setns],
-        SyscallClass::RawSocket => &[],
+        // By which sockets are made as well.
+        SyscallClass::RawSocket => &[libc::SYS_io_uring_setup],
         SyscallClass::Keyring => &[libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl],
-        SyscallClass::Clock => &[libc::SYS_clock_settime, libc::SYS_settimeofday],
+        SyscallClass::Clock => &[
+            libc::SYS_clock_settime,
+            libc::SYS_settimeofday,
+            // Both also ask; nobody asks by them but programs that set.
+            libc::SYS_adjtimex,
+            libc::SYS_clock_adjtime,
+        ],
         SyscallClass::Admin => &[
             libc::SYS_reboot,
             libc::SYS_swapon,
             libc::SYS_swapoff,
             libc::SYS_acct,
             libc::SYS_quotactl,
+            libc::SYS_quotactl_fd,
             libc::SYS_sethostname,
             libc::SYS_setdomainname,
             libc::SYS_syslog,
