@@ -3,6 +3,8 @@
 //!
 //! Two things run out: memory and file descriptors. One task looks at both; everybody else reads one number.
 
+mod memory;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,6 +101,8 @@ impl Overload {
     /// Looks at memory and descriptors, without end.
     pub(crate) async fn watch(&self) {
         let limit = descriptors();
+        // The other half is for plugins, the kernel's buffers, and whatever else runs here.
+        let half = memory::available().map(|available| available / 2);
         let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -108,7 +112,8 @@ impl Overload {
             if self.most.swap(most, Ordering::Relaxed) < most {
                 self.closed.notify_one();
             }
-            let memory = marks.memory.and_then(|memory| percent(resident()?, memory as u64));
+            let memory = marks.memory.map(|memory| memory as u64).or(half);
+            let memory = memory.and_then(|memory| percent(resident()?, memory));
             let descriptors = open_descriptors().and_then(|open| percent(open, limit));
             let fullest = memory.into_iter().chain(descriptors).max().unwrap_or(0);
             let load = if fullest >= marks.shed_at {

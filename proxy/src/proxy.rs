@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::config;
 use crate::filter::{Chain, Passed, Stop, UnknownPlugin};
-use crate::http::headers::{X_PALISADE_REASON, request_id};
+use crate::http::headers::{self, X_PALISADE_REASON, request_id};
 use crate::http::wire::Fault;
 use crate::http::{Body, BodyUnread, Client, Connections, Progress, Request, RequestBody, Rules, read};
 use crate::plugin::Plugins;
@@ -219,6 +219,13 @@ impl Proxy {
         let (mut parts, body) = response.into_parts();
         // It says who made a reply: nobody but the proxy may.
         parts.headers.remove(X_PALISADE_REASON);
+        let owned = &self.rules.owned;
+        if owned.is_empty() {
+            return Ok(Response::from_parts(parts, body.boxed_unsync()));
+        }
+        headers::remove(&mut parts.headers, |name| owned.contains(name));
+        let owned = Arc::clone(owned);
+        let body = body.map_frame(move |frame| headers::without_trailers(frame, |name| owned.contains(name)));
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Seen, Upstream, fake, get};
+use palisade_tests::{Client, Proxy, Raw, Scripted, Seen, Upstream, fake, get};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const ADMIN: (&str, &str) = ("user", "admin");
 
@@ -378,6 +379,48 @@ async fn a_client_says_nothing_about_itself_that_filters_or_upstreams_believe() 
 
     assert_ne!(proxy.get("/", &claims).await.status, 0);
     assert_ne!(upstream.last().header("x-request-id"), id, "each request has its own");
+}
+
+#[tokio::test]
+async fn what_a_plugin_owns_comes_from_no_client_and_no_upstream() {
+    let upstream = Scripted::start(|mut stream, _| async move {
+        let mut request = Vec::new();
+        while !request.windows(5).any(|window| window == b"0\r\n\r\n") {
+            assert!(stream.read_buf(&mut request).await.is_ok_and(|count| count > 0));
+        }
+        // What the upstream got goes back as the body.
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nX-Echo: upstream\r\nX-Other: 1\r\nTrailer: x-echo, x-checksum\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{}\r\n0\r\nX-Echo: upstream\r\nX-Checksum: abc\r\n\r\n",
+            request.len(),
+            String::from_utf8_lossy(&request),
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let _end = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0, requests: {{trailers: [x-echo]}}}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {}, owns: [X-Echo], timeout: 10s}}}}
+",
+        upstream.address(),
+        fake(&["serve"])
+    );
+    let proxy = Proxy::start(&yaml).await;
+    for mut client in [Client::http1(proxy.address()).await, Client::http2(proxy.address()).await] {
+        let request = Request::post("/").header(ADMIN.0, ADMIN.1).header("x-echo", "client").header("x-id", "plugin");
+        let mut stream = client.stream(request.header("trailer", "x-echo").header("te", "trailers").body(()).unwrap());
+        stream.send("body").await;
+        stream.send_trailers(&[("x-echo", "client")]).await;
+        let reply = stream.finish().await;
+        assert_eq!(reply.status, 200);
+        let got = reply.text().to_lowercase();
+        assert!(got.contains("x-echo: plugin\r\n") && !got.contains("x-echo: client"), "{got}");
+        assert_eq!((reply.header("x-echo").as_str(), reply.header("x-other").as_str()), ("", "1"), "{reply:?}");
+        let trailers: Vec<_> = reply.trailers.keys().map(http::HeaderName::as_str).collect();
+        assert_eq!(trailers, ["x-checksum"]);
+    }
 }
 
 #[tokio::test]

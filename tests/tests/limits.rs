@@ -228,6 +228,28 @@ async fn an_overloaded_proxy_sheds_requests() {
 }
 
 #[tokio::test]
+async fn by_default_half_of_what_the_process_may_use_is_what_counts() {
+    let upstream = Upstream::http1("app").await;
+    // A megabyte or two, which a running proxy always takes.
+    let yaml = format!(
+        "overload: {{close_at: 1, shed_at: 1}}\nlisteners: [{{address: 127.0.0.1:0}}]\nroutes: [{{upstream: 'http://{}'}}]\n",
+        upstream.address()
+    );
+    let dir = Arc::new(place());
+    let [palisade, _] = programs_in(dir.path());
+    let script = dir.path().join("little");
+    std::fs::write(&script, format!("#!/bin/sh\nulimit -d 262144\nexec {} \"$@\"\n", palisade.display())).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let options = Options { program: Some(script), ..Options::default() };
+    let proxy = Proxy::start_with(dir, &yaml, &options).await;
+    let started = std::time::Instant::now();
+    while proxy.get("/", &[]).await.status != 503 {
+        assert!(started.elapsed() < palisade_tests::LONG, "nothing is refused\n{}", proxy.log());
+    }
+    proxy.get("/", &[]).await.assert_failed(503, "overloaded");
+}
+
+#[tokio::test]
 async fn with_few_descriptors_what_is_there_goes_on() {
     let upstream = Upstream::http1("app").await;
     let yaml = format!(

@@ -131,7 +131,7 @@ pub struct Listener {
 pub struct Overload {
     /// Open connections of clients; more wait in the accept queues. Default: half of what file descriptors allow.
     pub max_connections: Option<usize>,
-    /// Bytes of memory that the marks are percentages of. Default none: no mark.
+    /// Bytes of memory that the marks are percentages of. Default: half of what there is.
     pub memory: Option<usize>,
     /// Percent of memory or descriptors from which connections end with their next response. Default 85.
     pub close_at: u8,

@@ -62,7 +62,8 @@ pub(super) struct Overload {
     /// Open connections of clients, 1 to 1000000; more wait in the accept queues. Default, and most: half of what the
     /// limit of file descriptors allows.
     pub(super) max_connections: Slot<u64>,
-    /// Memory of which the marks are percentages, 32MiB to 1024GiB. Default: no mark.
+    /// Memory of which the marks are percentages, 32MiB to 1024GiB. Default: half of what the machine, the control
+    /// group or the limits of the process allow.
     pub(super) memory: Slot<Size>,
     /// Percent of memory or file descriptors from which connections end with their next response. Default 85.
     pub(super) close_at: Slot<u64>,
@@ -424,7 +425,8 @@ pub(super) struct Plugin {
     pub(super) socket_group: Slot<Plain>,
     /// What the plugin speaks. Default `palisade`.
     pub(super) contract: Slot<Contract>,
-    /// Names of headers that only plugins set: taken out of every client's request, before any filter. Default none.
+    /// Names of headers that only plugins set: taken out of every client's request, before any filter, and of every
+    /// upstream's response. Default none.
     pub(super) owns: List<String>,
     /// Processes of it, 1 to 64. Default 1.
     pub(super) instances: Slot<u64>,

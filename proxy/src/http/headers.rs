@@ -183,9 +183,14 @@ pub(crate) fn remove(headers: &mut HeaderMap, mut removed: impl FnMut(&HeaderNam
 /// Takes out of a response's trailers what would be refused as a header: framing, and what the proxy itself vouches
 /// for.
 pub(crate) fn clean_trailers<D>(frame: Frame<D>) -> Frame<D> {
+    without_trailers(frame, |name| is_owned(name) || is_claim(name))
+}
+
+/// Takes fields out of trailers.
+pub(crate) fn without_trailers<D>(frame: Frame<D>, removed: impl FnMut(&HeaderName) -> bool) -> Frame<D> {
     match frame.into_trailers() {
         Ok(mut trailers) => {
-            remove(&mut trailers, |name| is_owned(name) || is_claim(name));
+            remove(&mut trailers, removed);
             Frame::trailers(trailers)
         }
         Err(data) => data,
