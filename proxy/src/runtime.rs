@@ -250,8 +250,16 @@ async fn serve(
     let plugins = Arc::new(Plugins::start(&config, &Plugins::default(), None, &house.plugins)?);
     house.in_force.set(1, &config.hash, &plugins);
     let first = Generation::new(house, config, plugins, None)?;
+    let orphaned = async {
+        match heir.as_deref_mut() {
+            Some(heir) => heir.orphaned().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         ready = first.ready(None, Some(&house.readiness)) => ready?,
+        // It would keep the lock and the sockets from who is started instead.
+        () = orphaned => return Err(Error::NotTakenOver),
         signal = signals.next() => {
             tracing::info!(target: "palisade", signal, "stopping before anything was served");
             return Ok(());

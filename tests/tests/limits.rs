@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use http::Request;
 use palisade_tests::{Client, Options, Proxy, Raw, Upstream, eventually, get, place, process, programs_in, soon};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 const CLOSED: &str = "palisade_connections_closed_total";
@@ -159,6 +161,31 @@ async fn frames_without_end_close_the_connection() {
     assert!(grown < 20 << 20, "{grown} bytes more");
     assert!(upstream.count() < 1_000, "{}", upstream.count());
     assert!(proxy.metric(CLOSED, &[("reason", "max_glitches")]).await >= 6);
+}
+
+#[tokio::test]
+async fn requests_that_are_taken_back_are_not_without_end() {
+    let (proxy, upstream) = start("", "max_glitches: 20", "").await;
+    let (mut reader, mut writer) = TcpStream::connect(proxy.address()).await.unwrap().into_split();
+    let closed = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+    writer.write_all(PREFACE).await.unwrap();
+    // Each is taken back when it is being worked on, so h2 does not count it.
+    let path = b"\x82\x86\x41\x01a\x04\x05/hold";
+    let mut asked = 0;
+    for n in (1..200_u32).step_by(2) {
+        let sent = writer.write_all(&frame(1, 5, n, path)).await;
+        eventually("the request is under way, or the connection closed", || {
+            upstream.count() > asked || closed.is_finished()
+        })
+        .await;
+        if sent.is_err() || upstream.count() == asked {
+            break;
+        }
+        asked += 1;
+        writer.write_all(&frame(3, 0, n, &[0, 0, 0, 8])).await.ok();
+    }
+    assert!((5..40).contains(&asked), "{asked}");
+    proxy.until_metric(CLOSED, &[("reason", "max_glitches")], 1).await;
 }
 
 /// Windows of nothing, and as many streams with as many references to one small header as there is room for.

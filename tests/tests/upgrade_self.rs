@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use palisade_tests::process::{kill, runs};
+use palisade_tests::process::{command, descendants, kill, runs};
 use palisade_tests::{Client, Load, Options, Outcome, Proxy, Upstream, eventually, fake, place, run_to_exit, soon};
 use tempfile::TempDir;
 
@@ -115,6 +115,27 @@ async fn a_successor_that_does_not_come_up_changes_nothing() {
     fs::write(&file, config(&dir, &upstream)).unwrap();
     assert_eq!(upgrade(&proxy).await.code, Some(0), "{}", proxy.log());
     end(&proxy).await;
+}
+
+#[tokio::test]
+async fn a_successor_whose_predecessor_was_killed_gives_way() {
+    let (mut proxy, upstream, dir) = start().await;
+    let yaml = config(&dir, &upstream);
+    let slow = yaml.replace("\"serve\"", "\"stay\"").replace("timeout: 10s", "handshake_timeout: 1h");
+    fs::write(dir.path().join("palisade.yaml"), slow).unwrap();
+    kill(proxy.pid(), Signal::SIGUSR2);
+    let starting =
+        || descendants(proxy.pid()).into_iter().find(|pid| command(*pid).trim_end().ends_with("fake-plugin stay"));
+    eventually("the successor starts its plugin", || starting().is_some()).await;
+    let status = fs::read_to_string(format!("/proc/{}/status", starting().unwrap())).unwrap();
+    let successor = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+    proxy.kill9();
+    // With it go its lock and its listening sockets.
+    eventually("the successor has gone", || !runs(successor)).await;
+    proxy.nothing_is_left().await;
+    drop(proxy);
+    let proxy = Proxy::start_in(dir, &yaml).await;
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
 }
 
 #[tokio::test]

@@ -2,9 +2,10 @@
 //! carries nothing.
 //!
 //! h2 parses the frames; this looks at their heads only (RFC 9113 section 4.1). A *glitch* is a frame that is neither a
-//! request nor a part of one: PING, SETTINGS, RST_STREAM, PRIORITY, unknown ones, DATA and CONTINUATION without
-//! anything in them, windows opened by next to nothing. Each is legal, and some of each are normal; without end they
-//! cost work and nothing else. Each request makes up for one, and time for the rest.
+//! request nor a part of one: PING, SETTINGS, RST_STREAM, PRIORITY, unknown ones, DATA without anything in them but
+//! padding, CONTINUATION, HEADERS of a stream that has had some, windows opened by next to nothing. Each is legal, and
+//! some of each are normal; without end they cost work and nothing else. Each request makes up for one, and time for the
+//! rest. RST_STREAM is two: a request that is taken back has begun to cost, and makes up for nothing.
 
 use std::time::Duration;
 
@@ -24,11 +25,13 @@ const LEAST_WINDOW: u32 = 64;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
 
 /// Reads along.
 #[derive(Debug)]
@@ -37,12 +40,15 @@ pub(super) struct Frames {
     head: [u8; HEAD],
     /// How much of the head is there.
     have: usize,
-    /// How much of the payload is to come.
+    /// How long the payload is, and how much of it is to come.
+    length: usize,
     left: usize,
     /// The first bytes of a WINDOW_UPDATE's payload.
     window: u32,
     /// Within HEADERS and their CONTINUATIONs.
     block: bool,
+    /// The stream of the last request.
+    last: u32,
     /// Frames and whole header blocks that have come.
     whole: u64,
     most: u32,
@@ -62,9 +68,11 @@ impl Frames {
             preface: PREFACE,
             head: [0; HEAD],
             have: 0,
+            length: 0,
             left: 0,
             window: 0,
             block: false,
+            last: 0,
             whole: 0,
             most,
             glitches: 0.0,
@@ -97,13 +105,19 @@ impl Frames {
                 self.have += here;
                 bytes = &bytes[here..];
                 if self.have == HEAD {
-                    self.left =
+                    self.length =
                         usize::from(self.head[0]) << 16 | usize::from(self.head[1]) << 8 | usize::from(self.head[2]);
+                    self.left = self.length;
                     self.window = 0;
                     self.glance()?;
                 }
             } else {
                 let here = self.left.min(bytes.len());
+                // The first byte says how much at the end is nothing.
+                let padded = self.head[3] == DATA && self.head[4] & PADDED != 0 && self.left == self.length;
+                if padded && usize::from(bytes[0]) + 1 >= self.length && self.head[4] & END_STREAM == 0 {
+                    self.glitch()?;
+                }
                 if self.head[3] == WINDOW_UPDATE {
                     self.window = bytes[..here].iter().fold(self.window, |window, byte| window << 8 | u32::from(*byte));
                 }
@@ -129,9 +143,17 @@ impl Frames {
             WINDOW_UPDATE => Ok(()),
             HEADERS => {
                 self.block = flags & END_HEADERS == 0;
+                let [_, _, _, _, _, stream @ ..] = self.head;
+                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+                // Trailers, else.
+                if stream <= self.last {
+                    return self.glitch();
+                }
+                self.last = stream;
                 self.glitches = (self.glitches - 1.0).max(0.0);
                 Ok(())
             }
+            RST_STREAM => self.glitch().and_then(|()| self.glitch()),
             CONTINUATION => {
                 self.block &= flags & END_HEADERS == 0;
                 self.glitch()
@@ -156,8 +178,12 @@ mod tests {
     use super::*;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        frame_of(1, kind, flags, payload)
+    }
+
+    fn frame_of(stream: u32, kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
     }
 
     fn begun(most: u32) -> Frames {
@@ -190,9 +216,10 @@ mod tests {
         for glitch in [
             frame(6, 0, &[0; 8]),
             frame(4, 0, &[]),
-            frame(3, 0, &[0; 4]),
             frame(2, 0, &[0; 5]),
             frame(DATA, 0, &[]),
+            frame(DATA, PADDED, &[0]),
+            frame(DATA, PADDED, &[5, 0, 0, 0, 0, 0]),
             frame(WINDOW_UPDATE, 0, &[0, 0, 0, 1]),
             frame(77, 0, b"?"),
         ] {
@@ -203,10 +230,11 @@ mod tests {
             }
             assert!(frames.pass(&glitch).is_err(), "{glitch:?}");
             let mut frames = begun(10);
-            for _ in 0..100 {
+            for n in 1..=100 {
                 frames.pass(&glitch).unwrap();
-                frames.pass(&frame(HEADERS, END_HEADERS, b"abc")).unwrap();
+                frames.pass(&frame_of(2 * n + 1, HEADERS, END_HEADERS, b"abc")).unwrap();
                 frames.pass(&frame(DATA, 0, b"body")).unwrap();
+                frames.pass(&frame(DATA, PADDED, &[4, b'b', 0, 0, 0, 0])).unwrap();
                 frames.pass(&frame(WINDOW_UPDATE, 0, &[0, 1, 0, 0])).unwrap();
             }
             let mut frames = begun(10);
@@ -215,5 +243,24 @@ mod tests {
                 frames.pass(&glitch).unwrap();
             }
         }
+    }
+    /// How many times `bytes` of each stream, from the first on, are let through.
+    fn let_through(bytes: impl Fn(u32) -> Vec<u8>) -> u32 {
+        let mut frames = begun(10);
+        (1..1000).find(|n| frames.pass(&bytes(2 * n - 1)).is_err()).map_or(1000, |n| n - 1)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_make_up_for_glitches_unless_they_are_taken_back() {
+        let request = |stream| frame_of(stream, HEADERS, END_HEADERS, b"abc");
+        let reset = |stream| frame_of(stream, RST_STREAM, 0, &[0; 4]);
+        assert_eq!(let_through(request), 1000);
+        assert_eq!(let_through(|stream| [request(stream), request(stream)].concat()), 1000, "trailers");
+        let mut frames = begun(10);
+        frames.pass(&request(7)).unwrap();
+        assert!((0..20).any(|_| frames.pass(&request(7)).is_err()), "one stream has no requests without end");
+        let half = |stream| if stream % 4 == 1 { request(stream) } else { [request(stream), reset(stream)].concat() };
+        assert_eq!(let_through(half), 1000, "every other one is taken back");
+        assert!((5..12).contains(&let_through(|stream| [request(stream), reset(stream)].concat())));
     }
 }

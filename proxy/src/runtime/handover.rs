@@ -216,6 +216,11 @@ impl Heir {
         taken.map(|(lock, admin)| (self.runtime_dir.clone(), lock, admin))
     }
 
+    /// Returns when the process before has gone. It says nothing of itself before this one is ready.
+    pub(super) async fn orphaned(&mut self) {
+        self.talk.hear().await;
+    }
+
     /// Says that all is ready, and waits until it is its turn.
     pub(super) async fn turn(&mut self) -> Result<(), Error> {
         let said = self.talk.say(&Word::Ready).await;
