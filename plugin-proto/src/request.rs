@@ -48,12 +48,12 @@ impl CheckRequestResponse {
     /// Lets the request pass unchanged; chain [`Self::mutate`] for changes.
     #[must_use]
     pub fn allow() -> Self {
-        Self { verdict: Some(check_request_response::Verdict::Allow(Allow::default())) }
+        Self { verdict: Some(check_request_response::Verdict::Allow(Allow::default())), ..Self::default() }
     }
 
     /// Refuses the request with a text for the client.
     pub fn deny(status: u16, text: impl Into<String>) -> Self {
-        Self { verdict: Some(check_request_response::Verdict::Deny(Reply::text(status, text))) }
+        Self { verdict: Some(check_request_response::Verdict::Deny(Reply::text(status, text))), ..Self::default() }
     }
 
     /// Adds a change to the request's headers. Does nothing to a refusal.
@@ -79,13 +79,13 @@ impl CheckResponseResponse {
     /// Lets the response pass with these changes.
     #[must_use]
     pub fn pass(headers: Vec<HeaderMutation>) -> Self {
-        Self { verdict: Some(check_response_response::Verdict::Pass(HeaderMutations { headers })) }
+        Self { verdict: Some(check_response_response::Verdict::Pass(HeaderMutations { headers })), ..Self::default() }
     }
 
     /// Sends another response in its place.
     #[must_use]
     pub fn replace(reply: Reply) -> Self {
-        Self { verdict: Some(check_response_response::Verdict::Replace(reply)) }
+        Self { verdict: Some(check_response_response::Verdict::Replace(reply)), ..Self::default() }
     }
 }
 

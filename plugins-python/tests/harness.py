@@ -20,6 +20,7 @@ from urllib.parse import quote
 import grpc
 
 from palisade import Address, Headers, Request, _host_wire
+from palisade._generated import lifecycle_pb2
 from palisade.testing import RequestOutcome
 
 #: Seconds. A test that gets there has failed; on a loaded machine everything else may take its time.
@@ -124,8 +125,12 @@ class PluginProcess:
     def connect(self, config: Mapping[str, Any] | None = None) -> PluginProcess:
         """Reads the handshake and configures the plugin, with hash "1"."""
         self.connect_unconfigured()
-        self.call(f"{LIFECYCLE}/Configure", _host_wire.encode_configure(dict(config or {}), "1"))
+        self.configure(config or {}, "1")
         return self
+
+    def configure(self, config: Mapping[str, Any], hash: str) -> None:
+        answer = self.call(f"{LIFECYCLE}/Configure", _host_wire.encode_configure(dict(config), hash))
+        assert lifecycle_pb2.ConfigureResponse.FromString(answer).hash == hash
 
     def call(self, method: str, message: bytes = b"") -> bytes:
         answer: bytes = self.future(method, message).result()

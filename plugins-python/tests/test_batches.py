@@ -62,6 +62,8 @@ class Host:
         method: Any = plugin._channel.stream_stream(f"/{FILTER}/CheckBatches")
         self._answers = method(iter(self._batches.get, None), timeout=60)
         self.taken = 0
+        self.hashes: set[str] = set()
+        """Of the configurations that answers have come of."""
 
     def send(self, *calls: tuple[int, str], config_hash: str = "", timeout: float = 50) -> None:
         batch = filter_pb2.CheckBatch(config_hash=config_hash)
@@ -76,6 +78,8 @@ class Host:
         while len(got) < count:
             message = filter_pb2.CheckBatchAnswer.FromString(next(self._answers))
             self.taken += message.taken
+            if message.answers:
+                self.hashes.add(message.config_hash)
             for answer in message.answers:
                 assert answer.id not in got
                 got[answer.id] = answer
@@ -143,6 +147,64 @@ def test_a_call_of_another_configuration_is_not_judged() -> None:
             host.send((1, "/"), (2, "/"), config_hash="other")
             assert {answer.error.code for answer in host.answers(2).values()} == {9}
             assert host.taken == 1
+            assert host.hashes == {""}
+
+
+CONFIGURED = '''
+import asyncio, threading
+from palisade import Plugin, deny
+
+plugin = Plugin("test", workers=2)
+go, begun = threading.Event(), threading.Event()
+
+if ASYNC:
+    @plugin.filter
+    async def check(request, config):
+        if request.path == "/wait":
+            begun.set()
+            while not go.is_set():
+                await asyncio.sleep(0.001)
+        if request.path == "/begun":
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+        if request.path == "/go":
+            go.set()
+        return deny(403, config["name"])
+else:
+    @plugin.filter
+    def check(request, config):
+        if request.path == "/wait":
+            begun.set()
+            go.wait()
+        if request.path == "/begun":
+            begun.wait()
+        if request.path == "/go":
+            go.set()
+        return deny(403, config["name"])
+
+plugin.serve()
+'''
+
+
+def test_an_answer_names_the_configuration_that_it_comes_of() -> None:
+    for is_async in (False, True):
+        with PluginProcess(CONFIGURED.replace("ASYNC", str(is_async))) as plugin:
+            plugin.connect(config={"name": "first"})
+            host = Host(plugin)
+            # One is under way when another configuration comes.
+            host.send((1, "/wait"), (2, "/begun"), config_hash="1")
+            assert host.answers(1)[2].request.deny.body == b"first"
+            plugin.configure({"name": "second"}, hash="2")
+            host.send((3, "/"), config_hash="2")
+            assert host.answers(1)[3].request.deny.body == b"second"
+            assert host.hashes == {"1", "2"}
+            host.hashes.clear()
+            host.send((4, "/go"), config_hash="2")
+            got: dict[int, tuple[str, bytes]] = {}
+            while len(got) < 2:
+                message = filter_pb2.CheckBatchAnswer.FromString(next(host.rest()))
+                got.update({answer.id: (message.config_hash, answer.request.deny.body) for answer in message.answers})
+            assert got == {1: ("1", b"first"), 4: ("2", b"second")}
 
 
 def test_a_coroutine_that_is_late_is_cancelled() -> None:

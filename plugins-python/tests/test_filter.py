@@ -28,6 +28,7 @@ from palisade import (
     keep,
     replace,
 )
+from palisade._generated import filter_pb2
 from palisade.testing import CallFailed, PluginTester
 
 
@@ -383,6 +384,8 @@ def test_impossible_plugins_are_refused(arguments: dict[str, Any]) -> None:
 def test_calls_for_another_configuration_are_refused() -> None:
     with PluginProcess(FILTER_PROGRAM) as plugin:
         assert plugin.connect().check(config_hash="1").allowed
+        answer = plugin.call(f"{FILTER}/CheckRequest", request(config_hash="1"))
+        assert filter_pb2.CheckRequestResponse.FromString(answer).config_hash == "1"
         assert plugin.check(config_hash="").allowed
         with pytest.raises(grpc.RpcError) as refused:
             plugin.check(config_hash="2")

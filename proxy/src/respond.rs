@@ -96,6 +96,8 @@ reasons! {
     PluginFailed = "plugin_failed", SERVICE_UNAVAILABLE, "a filter failed";
     /// The plugin answered something that is no valid answer.
     PluginInvalid = "plugin_invalid", SERVICE_UNAVAILABLE, "a filter gave an invalid answer";
+    /// The plugin answered by another configuration than the one in force for the request.
+    PluginOtherConfig = "plugin_other_config", SERVICE_UNAVAILABLE, "a filter answered by another configuration";
     /// Two processes of a plugin ended while they judged it, one after the other.
     PoisonRequest = "poison_request", SERVICE_UNAVAILABLE, "this request can't be judged";
     /// The plugin did not answer in time.

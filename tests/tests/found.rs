@@ -63,6 +63,29 @@ impl Drop for Stranger {
     }
 }
 
+/// One made with the Rust SDK, which needs what a host would tell it.
+#[tokio::test]
+async fn a_plugin_of_the_sdk_serves_at_an_address_one_proxy_after_the_other() {
+    let (upstream, dir) = (Upstream::http1("app").await, place());
+    let command: Vec<String> = serde_json::from_str(&fake(&["serve"])).unwrap();
+    let mut plugin = Command::new(&command[0]);
+    plugin.args(&command[1..]).env("PALISADE_PLUGIN", "ON").env("PLUGIN_UNIX_SOCKET_DIR", dir.path());
+    let stranger = Stranger {
+        child: plugin.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap(),
+        address: format!("unix:{}/plugin.sock", dir.path().display()),
+        dir,
+        command,
+    };
+    for config in ["{a: 1}", "{a: 2}"] {
+        let proxy = Proxy::start(&stranger.yaml(&upstream, &format!(", timeout: 20s, config: {config}"))).await;
+        assert_eq!(proxy.get("/", ADMIN).await.status, 200);
+        // Batched, and too large for a batch.
+        let large = "x".repeat(20_000);
+        let reply = proxy.get("/", &[("user", "admin"), ("x-large", &large)]).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+}
+
 fn spawn(command: &[String]) -> Child {
     let [program, arguments @ ..] = command else { unreachable!() };
     Command::new(program).args(arguments).stdin(Stdio::null()).spawn().unwrap()

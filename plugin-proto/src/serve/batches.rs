@@ -59,7 +59,7 @@ struct Served<F> {
     ended: watch::Receiver<bool>,
     batches: Streaming<CheckBatch>,
     /// Calls that were not answered at once. They end with the stream.
-    waiting: JoinSet<CheckAnswer>,
+    waiting: JoinSet<Judged>,
     /// Messages to be sent.
     ready: VecDeque<CheckBatchAnswer>,
     /// Calls that are still made tasks at once.
@@ -68,9 +68,12 @@ struct Served<F> {
     closing: bool,
 }
 
+/// An answer, and the configuration that it comes of, if it is a verdict at all.
+type Judged = (CheckAnswer, Option<Arc<Config>>);
+
 enum Event {
     /// A call that waited for something.
-    Answered(CheckAnswer),
+    Answered(Judged),
     Batch(CheckBatch),
     Broken(Status),
     /// No more batches are to be taken.
@@ -91,8 +94,8 @@ impl<F: Filter> Served<F> {
                 Event::Answered(answer) => {
                     let mut message = Outgoing::default();
                     message.push(answer);
-                    while let Some(Ok(answer)) = self.waiting.try_join_next() {
-                        message.push(answer);
+                    while let Some(Ok(more)) = self.waiting.try_join_next() {
+                        message.push(more);
                     }
                     message.finish(0, &mut self.ready);
                 }
@@ -134,7 +137,7 @@ impl<F: Filter> Served<F> {
             let config = match &config {
                 Ok(config) => Arc::clone(config),
                 Err(status) => {
-                    message.push(failed(id, status));
+                    message.push((failed(id, status), None));
                     continue;
                 }
             };
@@ -154,7 +157,7 @@ impl<F: Filter> Served<F> {
                 }
             }
             self.waiting.spawn(async move {
-                let late = || failed(id, &Status::deadline_exceeded("the host waits no longer"));
+                let late = || (failed(id, &Status::deadline_exceeded("the host waits no longer")), None);
                 tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| late())
             });
         }
@@ -171,7 +174,15 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    fn push(&mut self, answer: CheckAnswer) {
+    fn push(&mut self, (answer, config): Judged) {
+        // A message has one configuration only.
+        if let Some(config) = config.filter(|config| config.hash() != self.message.config_hash) {
+            if !self.message.config_hash.is_empty() {
+                self.full.push_back(std::mem::take(&mut self.message));
+                self.size = 0;
+            }
+            config.hash().clone_into(&mut self.message.config_hash);
+        }
         let size = answer.encoded_len();
         let answer = if size > MAX_ANSWER {
             failed(answer.id, &Status::internal(format!("an answer of {size} bytes, at most {MAX_ANSWER}")))
@@ -196,7 +207,7 @@ impl Outgoing {
 }
 
 /// One call, from the message to its answer.
-async fn judge<F: Filter>(filter: Arc<F>, config: Arc<Config>, call: CheckCall) -> CheckAnswer {
+async fn judge<F: Filter>(filter: Arc<F>, config: Arc<Config>, call: CheckCall) -> Judged {
     let id = call.id;
     let judged = async {
         match call.call {
@@ -213,10 +224,10 @@ async fn judge<F: Filter>(filter: Arc<F>, config: Arc<Config>, call: CheckCall) 
         }
     };
     match AssertUnwindSafe(judged).catch_unwind().await {
-        Ok(Ok(answer)) => CheckAnswer { id, answer: Some(answer) },
-        Ok(Err(status)) => failed(id, &status),
+        Ok(Ok(answer)) => (CheckAnswer { id, answer: Some(answer) }, Some(config)),
+        Ok(Err(status)) => (failed(id, &status), None),
         // The panic itself is on stderr.
-        Err(_) => failed(id, &Status::internal("the filter panicked")),
+        Err(_) => (failed(id, &Status::internal("the filter panicked")), None),
     }
 }
 

@@ -72,8 +72,8 @@ impl Lifecycle for LifecycleService {
 
     async fn configure(&self, request: Request<ConfigureRequest>) -> Result<Response<ConfigureResponse>, Status> {
         let ConfigureRequest { config, hash } = request.into_inner();
-        self.shared.config.send_replace(Some(Arc::new(Config::new(config, hash))));
-        Ok(Response::new(ConfigureResponse::default()))
+        self.shared.config.send_replace(Some(Arc::new(Config::new(config, hash.clone()))));
+        Ok(Response::new(ConfigureResponse { problems: Vec::new(), hash }))
     }
 }
 
@@ -113,7 +113,8 @@ impl<F: Filter> v1::filter_server::Filter for FilterService<F> {
         let call = request.into_inner();
         let config = self.shared.config_for(call.context.as_ref())?;
         let request = call.request.ok_or_else(|| Status::invalid_argument("no request"))?;
-        self.filter.check_request(&request, &config).await.map(Response::new).map_err(internal)
+        let verdict = self.filter.check_request(&request, &config).await.map_err(internal)?;
+        Ok(Response::new(CheckRequestResponse { config_hash: config.hash().to_owned(), ..verdict }))
     }
 
     async fn check_response(
@@ -122,7 +123,8 @@ impl<F: Filter> v1::filter_server::Filter for FilterService<F> {
     ) -> Result<Response<CheckResponseResponse>, Status> {
         let response = request.into_inner();
         let config = self.shared.config_for(response.context.as_ref())?;
-        self.filter.check_response(&response, &config).await.map(Response::new).map_err(internal)
+        let verdict = self.filter.check_response(&response, &config).await.map_err(internal)?;
+        Ok(Response::new(CheckResponseResponse { config_hash: config.hash().to_owned(), ..verdict }))
     }
 }
 

@@ -95,7 +95,7 @@ class Batches:
         now = self._loop.time()
         self._open += len(calls)
         try:
-            self._judgement.check_config(config_hash)
+            configured = self._judgement.configured(config_hash)
         except CallError as error:
             self._answers.extend(_wire.failed_answer(call.id, error) for call in calls)
             with self._lock:
@@ -104,6 +104,7 @@ class Batches:
             return
         threaded = []
         for call in calls:
+            call.configured = configured
             if self._judgement.is_async(call):
                 self._spawn(call, self._judgement.judge(call), now)
             else:
@@ -226,15 +227,24 @@ class Batches:
             while self._answers or self._taken:
                 with self._lock:
                     taken, self._taken = self._taken, 0
-                answers, size = [], 0
-                while self._answers and size < _FULL:
-                    answer = self._answers.popleft()
-                    answers.append(answer)
-                    size += answer.size
+                answers, config_hash = self._next_answers()
                 self._open -= len(answers)
-                await self._context.write(_wire.encode_batch_answer(answers, taken))
+                await self._context.write(_wire.encode_batch_answer(answers, taken, config_hash))
             if self._stopped and self._open == 0:
                 return
+
+    def _next_answers(self) -> tuple[list[_wire.BatchedAnswer], str]:
+        """What fits into one message, which has one configuration only, and the hash of that."""
+        answers: list[_wire.BatchedAnswer] = []
+        size, config_hash = 0, ""
+        while self._answers and size < _FULL:
+            answer = self._answers[0]
+            if config_hash and answer.config_hash and answer.config_hash != config_hash:
+                break
+            config_hash = config_hash or answer.config_hash
+            answers.append(self._answers.popleft())
+            size += answer.size
+        return answers, config_hash
 
 
 _LATE = CallError("DEADLINE_EXCEEDED", "the host waits no longer")

@@ -16,7 +16,7 @@ from . import _wire
 from ._errors import CallError
 from ._request import Request, Response
 from ._verdicts import Allow, Deny, Keep, Replace, ResponseVerdict, Verdict
-from ._wire import Config
+from ._wire import Config, Configured
 
 logger = logging.getLogger("palisade")
 
@@ -100,12 +100,12 @@ class Judgement:
         check: Handler | None,
         respond: Handler | None,
         pool: Executor,
-        config: Callable[[str], Config],
+        configured: Callable[[str], Configured],
     ) -> None:
         self._check = check
         self._respond = respond
         self._pool = pool
-        self._config = config
+        self._configured = configured
 
     async def judge_request(self, request: Request, config: Config) -> Verdict:
         if self._check is None:
@@ -121,9 +121,9 @@ class Judgement:
 
     # What a batch needs.
 
-    def check_config(self, config_hash: str) -> None:
+    def configured(self, config_hash: str) -> Configured:
         """Raises CallError if another configuration is in force."""
-        self._config(config_hash)
+        return self._configured(config_hash)
 
     def is_async(self, call: _wire.BatchedCall) -> bool:
         """Whether `judge` is for this call, and not `judge_now`."""
@@ -149,13 +149,19 @@ class Judgement:
     def answer(self, call: _wire.BatchedCall, verdict: Any) -> _wire.BatchedAnswer:
         """Raises CallError if it is no verdict."""
         if call.asks_response:
-            return _wire.response_answer(call.id, self._response_verdict(verdict, ""))
-        return _wire.request_answer(call.id, self._request_verdict(verdict, ""))
+            answer = _wire.response_answer(call.id, self._response_verdict(verdict, ""))
+        else:
+            answer = _wire.request_answer(call.id, self._request_verdict(verdict, ""))
+        if call.configured is not None:
+            answer.config_hash = call.configured.hash
+        return answer
 
     def _call(self, call: _wire.BatchedCall) -> tuple[Handler | None, tuple[object, ...], str]:
         if not call.is_known:
             raise CallError("UNIMPLEMENTED", "a call that this plugin does not know")
-        config = self._config("")
+        # Not the one that is in force now: it may be another one by the time that a thread has come to the call.
+        assert call.configured is not None
+        config = call.configured.config
         if call.asks_response:
             response = call.response()
             return self._respond, (response, config), response.request.id

@@ -23,7 +23,7 @@ from ._batches import Batches
 from ._certificates import CertificateRequest, CertificateStore
 from ._errors import CallError, ConfigError
 from ._judgement import Handler, Judgement, failure, text_of
-from ._wire import Config
+from ._wire import Config, Configured
 
 logger = logging.getLogger("palisade")
 
@@ -74,12 +74,6 @@ class Registrations:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Configured:
-    config: Config
-    hash: str
-
-
 class Server:
     """Serves one plugin. Made, started and stopped on the event loop that it serves on."""
 
@@ -88,10 +82,10 @@ class Server:
         self._on_shutdown = on_shutdown
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(registrations.workers, thread_name_prefix="handler")
-        self._judgement = Judgement(registrations.check, registrations.respond, self._pool, self._config)
+        self._judgement = Judgement(registrations.check, registrations.respond, self._pool, self._configured)
         # The loader waits for files and networks, and must not wait for a free worker too.
         self._loader_pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._configured: _Configured | None = None
+        self._in_force: Configured | None = None
         self._configuring = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._store: CertificateStore | None = None
@@ -165,15 +159,16 @@ class Server:
         logger.debug("described to %s", host)
         return _wire.encode_describe(self._registrations.describe())
 
-    async def _configure(self, call: _wire.ConfigureCall, context: Context) -> bytes:
+    async def _configure(self, call: Configured, context: Context) -> bytes:
         async with self._configuring:
             problems = await self._validate(call.config, context)
             if not problems:
-                first = self._configured is None
-                self._configured = _Configured(call.config, call.hash)
+                first = self._in_force is None
+                self._in_force = call
                 if self._store is not None:
                     self._store.load_soon("start" if first else "configure")
-        return _wire.encode_configure(problems)
+            hash = "" if self._in_force is None else self._in_force.hash
+        return _wire.encode_configure(problems, hash)
 
     async def _validate(self, config: Config, context: Context) -> list[ConfigError]:
         handler = self._registrations.configure
@@ -194,26 +189,26 @@ class Server:
 
     async def _check_request(self, call: _wire.CheckRequestCall, context: Context) -> bytes:
         try:
-            config = self._config(call.config_hash)
-            verdict = await self._judgement.judge_request(call.request, config)
-            return _wire.encode_check_request(verdict)
+            configured = self._configured(call.config_hash)
+            verdict = await self._judgement.judge_request(call.request, configured.config)
+            return _wire.encode_check_request(verdict, configured.hash)
         except CallError as error:
             await _refuse(context, error)
 
     async def _check_response(self, call: _wire.CheckResponseCall, context: Context) -> bytes:
         try:
-            config = self._config(call.config_hash)
-            verdict = await self._judgement.judge_response(call.response, config)
-            return _wire.encode_check_response(verdict)
+            configured = self._configured(call.config_hash)
+            verdict = await self._judgement.judge_response(call.response, configured.config)
+            return _wire.encode_check_response(verdict, configured.hash)
         except CallError as error:
             await _refuse(context, error)
 
     async def _check_batches(self, requests: object, context: Context) -> None:
         await Batches(self._judgement, self._pool, self._registrations.workers, context, self._stopping).serve()
 
-    def _config(self, hash: str) -> Config:
+    def _configured(self, hash: str) -> Configured:
         """The configuration in force, if it is the one that the caller means."""
-        configured = self._configured
+        configured = self._in_force
         if configured is None:
             raise CallError("FAILED_PRECONDITION", "the plugin is not configured yet")
         if hash and hash != configured.hash:
@@ -221,18 +216,18 @@ class Server:
                 "FAILED_PRECONDITION",
                 f"the configuration in force is {configured.hash}, and the call is for {hash}",
             )
-        return configured.config
+        return configured
 
     # palisade.plugin.v1.Certificates
 
     async def _load_certificates(self, request: CertificateRequest) -> object:
-        assert self._registrations.load is not None and self._configured is not None
-        return await self._registrations.load.call(self._loader_pool, request, self._configured.config)
+        assert self._registrations.load is not None and self._in_force is not None
+        return await self._registrations.load.call(self._loader_pool, request, self._in_force.config)
 
     async def _watch_certificates(self, call: _wire.WatchCall, context: Context) -> AsyncIterator[bytes]:
         assert self._store is not None
         try:
-            self._config(call.config_hash)
+            self._configured(call.config_hash)
         except CallError as error:
             await _refuse(context, error)
         sent = None

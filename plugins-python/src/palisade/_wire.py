@@ -78,19 +78,23 @@ def encode_describe(description: Description) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigureCall:
+class Configured:
+    """A configuration, and what the host calls it."""
+
     config: Config
     hash: str
 
 
-def decode_configure(data: bytes) -> ConfigureCall:
+def decode_configure(data: bytes) -> Configured:
     message = lifecycle_pb2.ConfigureRequest.FromString(data)
-    return ConfigureCall(_dict(message.config), message.hash)
+    return Configured(_dict(message.config), message.hash)
 
 
-def encode_configure(problems: Sequence[ConfigError]) -> bytes:
+def encode_configure(problems: Sequence[ConfigError], hash: str) -> bytes:
+    """``hash`` is that of the configuration in force; empty where there is none."""
     return lifecycle_pb2.ConfigureResponse(
-        problems=[lifecycle_pb2.ConfigProblem(path=problem.path, message=problem.message) for problem in problems]
+        problems=[lifecycle_pb2.ConfigProblem(path=problem.path, message=problem.message) for problem in problems],
+        hash=hash,
     ).SerializeToString()
 
 
@@ -136,12 +140,16 @@ def decode_check_response(data: bytes) -> CheckResponseCall:
     return CheckResponseCall(message.context.config_hash, _response(message))
 
 
-def encode_check_request(verdict: Verdict) -> bytes:
-    return _check_request(verdict).SerializeToString()
+def encode_check_request(verdict: Verdict, config_hash: str) -> bytes:
+    answer = _check_request(verdict)
+    answer.config_hash = config_hash
+    return answer.SerializeToString()
 
 
-def encode_check_response(verdict: ResponseVerdict) -> bytes:
-    return _check_response(verdict).SerializeToString()
+def encode_check_response(verdict: ResponseVerdict, config_hash: str) -> bytes:
+    answer = _check_response(verdict)
+    answer.config_hash = config_hash
+    return answer.SerializeToString()
 
 
 @dataclass(slots=True)
@@ -155,6 +163,8 @@ class BatchedCall:
     """Whether it is about a response, and not about a request."""
     is_known: bool
     _message: filter_pb2.CheckCall
+    configured: Configured | None = None
+    """What it is judged by; set when it is begun."""
 
     def request(self) -> Request:
         call = self._message.request
@@ -171,6 +181,8 @@ class BatchedAnswer:
     size: int
     """In bytes, about."""
     _message: filter_pb2.CheckAnswer
+    config_hash: str = ""
+    """Of the configuration that it comes of; empty for what is no verdict."""
 
 
 def decode_batch(data: bytes) -> tuple[str, list[BatchedCall]]:
@@ -205,9 +217,10 @@ def _answer(message: filter_pb2.CheckAnswer) -> BatchedAnswer:
     return BatchedAnswer(message.ByteSize(), message)
 
 
-def encode_batch_answer(answers: Iterable[BatchedAnswer], taken: int) -> bytes:
+def encode_batch_answer(answers: Iterable[BatchedAnswer], taken: int, config_hash: str) -> bytes:
+    """``config_hash`` is that of the configuration that all of them come of."""
     messages = [answer._message for answer in answers]
-    return filter_pb2.CheckBatchAnswer(answers=messages, taken=taken).SerializeToString()
+    return filter_pb2.CheckBatchAnswer(answers=messages, taken=taken, config_hash=config_hash).SerializeToString()
 
 
 def _check_request(verdict: Verdict) -> filter_pb2.CheckRequestResponse:

@@ -41,6 +41,7 @@ impl From<CallError> for Failed {
             CallError::Overloaded => Reason::PluginOverloaded,
             CallError::Failed(_) => Reason::PluginFailed,
             CallError::Invalid(_) => Reason::PluginInvalid,
+            CallError::OtherConfig(_) => Reason::PluginOtherConfig,
             // Else one that ends the plugin would get past it.
             CallError::Poison => return Self::stopping(Failure::new(Reason::PoisonRequest).with(error)),
             CallError::InvalidReply(_) => return Self::stopping(Failure::new(Reason::PluginInvalid).with(error)),

@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 use tonic::transport::Channel;
 
 use super::mosn::Mosn;
-use super::native::Native;
+use super::native::{Generation, Native};
 use super::record::Record;
 use super::{Client, Events, Speaks};
 use crate::config::{self, Contract};
@@ -56,12 +56,18 @@ impl Contracts {
     }
 }
 
+impl Contracts {
+    fn generation(&self, instance: &InstanceInfo) -> Generation {
+        Generation { hash: self.config_hash.as_str().into(), may_be_silent: instance.pid.is_some() }
+    }
+}
+
 impl Adapter for Contracts {
     type Client = Client;
 
     async fn attach(&self, channel: Channel, instance: InstanceInfo) -> Result<Client, AttachError> {
         let speaks = match self.contract {
-            Contract::Palisade => Native::attach(channel, self.roles, self.config.clone(), &self.config_hash)
+            Contract::Palisade => Native::attach(channel, self.roles, self.config.clone(), self.generation(&instance))
                 .await
                 .map(Speaks::Native)
                 .map_err(AttachError::new)?,

@@ -241,6 +241,9 @@ pub(crate) enum CallError {
     /// Its answer is not one that the contract knows.
     #[error("{0}")]
     Invalid(String),
+    /// Its answer comes of another configuration than the one that the request is judged by.
+    #[error("it answers by another configuration, {0:?}")]
+    OtherConfig(String),
     /// It refuses, with a reply that can't be sent. It is a refusal all the same.
     #[error("its reply can't be sent: {0}")]
     InvalidReply(String),

@@ -40,6 +40,7 @@ impl Record {
                 | CallError::Timeout
                 | CallError::Failed(_)
                 | CallError::Invalid(_)
+                | CallError::OtherConfig(_)
                 | CallError::InvalidReply(_),
             ) => {
                 streak.failures = streak.failures.saturating_add(1);

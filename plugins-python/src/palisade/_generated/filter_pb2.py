@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from . import common_pb2 as palisade_dot_plugin_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpalisade/plugin/v1/filter.proto\x12\x12palisade.plugin.v1\x1a\x1fpalisade/plugin/v1/common.proto\"O\n\nCheckBatch\x12\x13\n\x0b\x63onfig_hash\x18\x01 \x01(\t\x12,\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x1d.palisade.plugin.v1.CheckCall\"\xb1\x01\n\tCheckCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x16\n\x0etimeout_micros\x18\x02 \x01(\x04\x12:\n\x07request\x18\x03 \x01(\x0b\x32\'.palisade.plugin.v1.CheckRequestRequestH\x00\x12<\n\x08response\x18\x04 \x01(\x0b\x32(.palisade.plugin.v1.CheckResponseRequestH\x00\x42\x06\n\x04\x63\x61ll\"S\n\x10\x43heckBatchAnswer\x12\x30\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1f.palisade.plugin.v1.CheckAnswer\x12\r\n\x05taken\x18\x02 \x01(\r\"\xd0\x01\n\x0b\x43heckAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12;\n\x07request\x18\x02 \x01(\x0b\x32(.palisade.plugin.v1.CheckRequestResponseH\x00\x12=\n\x08response\x18\x03 \x01(\x0b\x32).palisade.plugin.v1.CheckResponseResponseH\x00\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.palisade.plugin.v1.CheckErrorH\x00\x42\x08\n\x06\x61nswer\"+\n\nCheckError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"u\n\x13\x43heckRequestRequest\x12\x30\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.palisade.plugin.v1.CallContext\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.palisade.plugin.v1.Request\"\x85\x03\n\x07Request\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06scheme\x18\x02 \x01(\t\x12\x11\n\tauthority\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\r\n\x05query\x18\x05 \x01(\t\x12\x11\n\thas_query\x18\x06 \x01(\x08\x12\x10\n\x08protocol\x18\x07 \x01(\t\x12+\n\x07headers\x18\x08 \x03(\x0b\x32\x1a.palisade.plugin.v1.Header\x12)\n\x04peer\x18\t \x01(\x0b\x32\x1b.palisade.plugin.v1.Address\x12*\n\x05local\x18\n \x01(\x0b\x32\x1b.palisade.plugin.v1.Address\x12)\n\x03tls\x18\x0b \x01(\x0b\x32\x1c.palisade.plugin.v1.TlsFacts\x12\x10\n\x08listener\x18\x0c \x01(\t\x12(\n\x05route\x18\r \x01(\x0b\x32\x19.palisade.plugin.v1.Route\x12\x11\n\x04\x62ody\x18\x0e \x01(\x0cH\x00\x88\x01\x01\x42\x07\n\x05_body\"\x81\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\x08metadata\x18\x02 \x03(\x0b\x32\'.palisade.plugin.v1.Route.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x08TlsFacts\x12\x13\n\x0bserver_name\x18\x01 \x01(\t\x12\x0c\n\x04\x61lpn\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x19\n\x11peer_certificates\x18\x04 \x03(\x0c\"x\n\x14\x43heckRequestResponse\x12*\n\x05\x61llow\x18\x01 \x01(\x0b\x32\x19.palisade.plugin.v1.AllowH\x00\x12)\n\x04\x64\x65ny\x18\x02 \x01(\x0b\x32\x19.palisade.plugin.v1.ReplyH\x00\x42\t\n\x07verdict\"\x82\x01\n\x05\x41llow\x12;\n\x0frequest_headers\x18\x01 \x03(\x0b\x32\".palisade.plugin.v1.HeaderMutation\x12<\n\x10response_headers\x18\x02 \x03(\x0b\x32\".palisade.plugin.v1.HeaderMutation\"\xb3\x01\n\x14\x43heckResponseRequest\x12\x30\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.palisade.plugin.v1.CallContext\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.palisade.plugin.v1.Request\x12\x0e\n\x06status\x18\x03 \x01(\r\x12+\n\x07headers\x18\x04 \x03(\x0b\x32\x1a.palisade.plugin.v1.Header\"\x85\x01\n\x15\x43heckResponseResponse\x12\x33\n\x04pass\x18\x01 \x01(\x0b\x32#.palisade.plugin.v1.HeaderMutationsH\x00\x12,\n\x07replace\x18\x02 \x01(\x0b\x32\x19.palisade.plugin.v1.ReplyH\x00\x42\t\n\x07verdict\"F\n\x0fHeaderMutations\x12\x33\n\x07headers\x18\x01 \x03(\x0b\x32\".palisade.plugin.v1.HeaderMutation2\xab\x02\n\x06\x46ilter\x12\x61\n\x0c\x43heckRequest\x12\'.palisade.plugin.v1.CheckRequestRequest\x1a(.palisade.plugin.v1.CheckRequestResponse\x12\x64\n\rCheckResponse\x12(.palisade.plugin.v1.CheckResponseRequest\x1a).palisade.plugin.v1.CheckResponseResponse\x12X\n\x0c\x43heckBatches\x12\x1e.palisade.plugin.v1.CheckBatch\x1a$.palisade.plugin.v1.CheckBatchAnswer(\x01\x30\x01\x42\x19\n\x15io.palisade.plugin.v1P\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpalisade/plugin/v1/filter.proto\x12\x12palisade.plugin.v1\x1a\x1fpalisade/plugin/v1/common.proto\"O\n\nCheckBatch\x12\x13\n\x0b\x63onfig_hash\x18\x01 \x01(\t\x12,\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x1d.palisade.plugin.v1.CheckCall\"\xb1\x01\n\tCheckCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x16\n\x0etimeout_micros\x18\x02 \x01(\x04\x12:\n\x07request\x18\x03 \x01(\x0b\x32\'.palisade.plugin.v1.CheckRequestRequestH\x00\x12<\n\x08response\x18\x04 \x01(\x0b\x32(.palisade.plugin.v1.CheckResponseRequestH\x00\x42\x06\n\x04\x63\x61ll\"h\n\x10\x43heckBatchAnswer\x12\x30\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1f.palisade.plugin.v1.CheckAnswer\x12\r\n\x05taken\x18\x02 \x01(\r\x12\x13\n\x0b\x63onfig_hash\x18\x03 \x01(\t\"\xd0\x01\n\x0b\x43heckAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12;\n\x07request\x18\x02 \x01(\x0b\x32(.palisade.plugin.v1.CheckRequestResponseH\x00\x12=\n\x08response\x18\x03 \x01(\x0b\x32).palisade.plugin.v1.CheckResponseResponseH\x00\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.palisade.plugin.v1.CheckErrorH\x00\x42\x08\n\x06\x61nswer\"+\n\nCheckError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"u\n\x13\x43heckRequestRequest\x12\x30\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.palisade.plugin.v1.CallContext\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.palisade.plugin.v1.Request\"\x85\x03\n\x07Request\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06scheme\x18\x02 \x01(\t\x12\x11\n\tauthority\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\r\n\x05query\x18\x05 \x01(\t\x12\x11\n\thas_query\x18\x06 \x01(\x08\x12\x10\n\x08protocol\x18\x07 \x01(\t\x12+\n\x07headers\x18\x08 \x03(\x0b\x32\x1a.palisade.plugin.v1.Header\x12)\n\x04peer\x18\t \x01(\x0b\x32\x1b.palisade.plugin.v1.Address\x12*\n\x05local\x18\n \x01(\x0b\x32\x1b.palisade.plugin.v1.Address\x12)\n\x03tls\x18\x0b \x01(\x0b\x32\x1c.palisade.plugin.v1.TlsFacts\x12\x10\n\x08listener\x18\x0c \x01(\t\x12(\n\x05route\x18\r \x01(\x0b\x32\x19.palisade.plugin.v1.Route\x12\x11\n\x04\x62ody\x18\x0e \x01(\x0cH\x00\x88\x01\x01\x42\x07\n\x05_body\"\x81\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\x08metadata\x18\x02 \x03(\x0b\x32\'.palisade.plugin.v1.Route.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x08TlsFacts\x12\x13\n\x0bserver_name\x18\x01 \x01(\t\x12\x0c\n\x04\x61lpn\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x19\n\x11peer_certificates\x18\x04 \x03(\x0c\"\x8d\x01\n\x14\x43heckRequestResponse\x12*\n\x05\x61llow\x18\x01 \x01(\x0b\x32\x19.palisade.plugin.v1.AllowH\x00\x12)\n\x04\x64\x65ny\x18\x02 \x01(\x0b\x32\x19.palisade.plugin.v1.ReplyH\x00\x12\x13\n\x0b\x63onfig_hash\x18\x03 \x01(\tB\t\n\x07verdict\"\x82\x01\n\x05\x41llow\x12;\n\x0frequest_headers\x18\x01 \x03(\x0b\x32\".palisade.plugin.v1.HeaderMutation\x12<\n\x10response_headers\x18\x02 \x03(\x0b\x32\".palisade.plugin.v1.HeaderMutation\"\xb3\x01\n\x14\x43heckResponseRequest\x12\x30\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.palisade.plugin.v1.CallContext\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.palisade.plugin.v1.Request\x12\x0e\n\x06status\x18\x03 \x01(\r\x12+\n\x07headers\x18\x04 \x03(\x0b\x32\x1a.palisade.plugin.v1.Header\"\x9a\x01\n\x15\x43heckResponseResponse\x12\x33\n\x04pass\x18\x01 \x01(\x0b\x32#.palisade.plugin.v1.HeaderMutationsH\x00\x12,\n\x07replace\x18\x02 \x01(\x0b\x32\x19.palisade.plugin.v1.ReplyH\x00\x12\x13\n\x0b\x63onfig_hash\x18\x03 \x01(\tB\t\n\x07verdict\"F\n\x0fHeaderMutations\x12\x33\n\x07headers\x18\x01 \x03(\x0b\x32\".palisade.plugin.v1.HeaderMutation2\xab\x02\n\x06\x46ilter\x12\x61\n\x0c\x43heckRequest\x12\'.palisade.plugin.v1.CheckRequestRequest\x1a(.palisade.plugin.v1.CheckRequestResponse\x12\x64\n\rCheckResponse\x12(.palisade.plugin.v1.CheckResponseRequest\x1a).palisade.plugin.v1.CheckResponseResponse\x12X\n\x0c\x43heckBatches\x12\x1e.palisade.plugin.v1.CheckBatch\x1a$.palisade.plugin.v1.CheckBatchAnswer(\x01\x30\x01\x42\x19\n\x15io.palisade.plugin.v1P\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,31 +40,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKCALL']._serialized_start=170
   _globals['_CHECKCALL']._serialized_end=347
   _globals['_CHECKBATCHANSWER']._serialized_start=349
-  _globals['_CHECKBATCHANSWER']._serialized_end=432
-  _globals['_CHECKANSWER']._serialized_start=435
-  _globals['_CHECKANSWER']._serialized_end=643
-  _globals['_CHECKERROR']._serialized_start=645
-  _globals['_CHECKERROR']._serialized_end=688
-  _globals['_CHECKREQUESTREQUEST']._serialized_start=690
-  _globals['_CHECKREQUESTREQUEST']._serialized_end=807
-  _globals['_REQUEST']._serialized_start=810
-  _globals['_REQUEST']._serialized_end=1199
-  _globals['_ROUTE']._serialized_start=1202
-  _globals['_ROUTE']._serialized_end=1331
-  _globals['_ROUTE_METADATAENTRY']._serialized_start=1284
-  _globals['_ROUTE_METADATAENTRY']._serialized_end=1331
-  _globals['_TLSFACTS']._serialized_start=1333
-  _globals['_TLSFACTS']._serialized_end=1422
-  _globals['_CHECKREQUESTRESPONSE']._serialized_start=1424
-  _globals['_CHECKREQUESTRESPONSE']._serialized_end=1544
-  _globals['_ALLOW']._serialized_start=1547
-  _globals['_ALLOW']._serialized_end=1677
-  _globals['_CHECKRESPONSEREQUEST']._serialized_start=1680
-  _globals['_CHECKRESPONSEREQUEST']._serialized_end=1859
-  _globals['_CHECKRESPONSERESPONSE']._serialized_start=1862
-  _globals['_CHECKRESPONSERESPONSE']._serialized_end=1995
-  _globals['_HEADERMUTATIONS']._serialized_start=1997
-  _globals['_HEADERMUTATIONS']._serialized_end=2067
-  _globals['_FILTER']._serialized_start=2070
-  _globals['_FILTER']._serialized_end=2369
+  _globals['_CHECKBATCHANSWER']._serialized_end=453
+  _globals['_CHECKANSWER']._serialized_start=456
+  _globals['_CHECKANSWER']._serialized_end=664
+  _globals['_CHECKERROR']._serialized_start=666
+  _globals['_CHECKERROR']._serialized_end=709
+  _globals['_CHECKREQUESTREQUEST']._serialized_start=711
+  _globals['_CHECKREQUESTREQUEST']._serialized_end=828
+  _globals['_REQUEST']._serialized_start=831
+  _globals['_REQUEST']._serialized_end=1220
+  _globals['_ROUTE']._serialized_start=1223
+  _globals['_ROUTE']._serialized_end=1352
+  _globals['_ROUTE_METADATAENTRY']._serialized_start=1305
+  _globals['_ROUTE_METADATAENTRY']._serialized_end=1352
+  _globals['_TLSFACTS']._serialized_start=1354
+  _globals['_TLSFACTS']._serialized_end=1443
+  _globals['_CHECKREQUESTRESPONSE']._serialized_start=1446
+  _globals['_CHECKREQUESTRESPONSE']._serialized_end=1587
+  _globals['_ALLOW']._serialized_start=1590
+  _globals['_ALLOW']._serialized_end=1720
+  _globals['_CHECKRESPONSEREQUEST']._serialized_start=1723
+  _globals['_CHECKRESPONSEREQUEST']._serialized_end=1902
+  _globals['_CHECKRESPONSERESPONSE']._serialized_start=1905
+  _globals['_CHECKRESPONSERESPONSE']._serialized_end=2059
+  _globals['_HEADERMUTATIONS']._serialized_start=2061
+  _globals['_HEADERMUTATIONS']._serialized_end=2131
+  _globals['_FILTER']._serialized_start=2134
+  _globals['_FILTER']._serialized_end=2433
 # @@protoc_insertion_point(module_scope)

@@ -28,12 +28,14 @@ class CheckCall(_message.Message):
     def __init__(self, id: _Optional[int] = ..., timeout_micros: _Optional[int] = ..., request: _Optional[_Union[CheckRequestRequest, _Mapping]] = ..., response: _Optional[_Union[CheckResponseRequest, _Mapping]] = ...) -> None: ...
 
 class CheckBatchAnswer(_message.Message):
-    __slots__ = ("answers", "taken")
+    __slots__ = ("answers", "taken", "config_hash")
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     TAKEN_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_HASH_FIELD_NUMBER: _ClassVar[int]
     answers: _containers.RepeatedCompositeFieldContainer[CheckAnswer]
     taken: int
-    def __init__(self, answers: _Optional[_Iterable[_Union[CheckAnswer, _Mapping]]] = ..., taken: _Optional[int] = ...) -> None: ...
+    config_hash: str
+    def __init__(self, answers: _Optional[_Iterable[_Union[CheckAnswer, _Mapping]]] = ..., taken: _Optional[int] = ..., config_hash: _Optional[str] = ...) -> None: ...
 
 class CheckAnswer(_message.Message):
     __slots__ = ("id", "request", "response", "error")
@@ -123,12 +125,14 @@ class TlsFacts(_message.Message):
     def __init__(self, server_name: _Optional[str] = ..., alpn: _Optional[str] = ..., version: _Optional[str] = ..., peer_certificates: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class CheckRequestResponse(_message.Message):
-    __slots__ = ("allow", "deny")
+    __slots__ = ("allow", "deny", "config_hash")
     ALLOW_FIELD_NUMBER: _ClassVar[int]
     DENY_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_HASH_FIELD_NUMBER: _ClassVar[int]
     allow: Allow
     deny: _common_pb2.Reply
-    def __init__(self, allow: _Optional[_Union[Allow, _Mapping]] = ..., deny: _Optional[_Union[_common_pb2.Reply, _Mapping]] = ...) -> None: ...
+    config_hash: str
+    def __init__(self, allow: _Optional[_Union[Allow, _Mapping]] = ..., deny: _Optional[_Union[_common_pb2.Reply, _Mapping]] = ..., config_hash: _Optional[str] = ...) -> None: ...
 
 class Allow(_message.Message):
     __slots__ = ("request_headers", "response_headers")
@@ -151,11 +155,13 @@ class CheckResponseRequest(_message.Message):
     def __init__(self, context: _Optional[_Union[_common_pb2.CallContext, _Mapping]] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., status: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[_common_pb2.Header, _Mapping]]] = ...) -> None: ...
 
 class CheckResponseResponse(_message.Message):
-    __slots__ = ("replace",)
+    __slots__ = ("replace", "config_hash")
     PASS_FIELD_NUMBER: _ClassVar[int]
     REPLACE_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_HASH_FIELD_NUMBER: _ClassVar[int]
     replace: _common_pb2.Reply
-    def __init__(self, replace: _Optional[_Union[_common_pb2.Reply, _Mapping]] = ..., **kwargs) -> None: ...
+    config_hash: str
+    def __init__(self, replace: _Optional[_Union[_common_pb2.Reply, _Mapping]] = ..., config_hash: _Optional[str] = ..., **kwargs) -> None: ...
 
 class HeaderMutations(_message.Message):
     __slots__ = ("headers",)

@@ -75,10 +75,12 @@ class ConfigureRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., hash: _Optional[str] = ...) -> None: ...
 
 class ConfigureResponse(_message.Message):
-    __slots__ = ("problems",)
+    __slots__ = ("problems", "hash")
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
     problems: _containers.RepeatedCompositeFieldContainer[ConfigProblem]
-    def __init__(self, problems: _Optional[_Iterable[_Union[ConfigProblem, _Mapping]]] = ...) -> None: ...
+    hash: str
+    def __init__(self, problems: _Optional[_Iterable[_Union[ConfigProblem, _Mapping]]] = ..., hash: _Optional[str] = ...) -> None: ...
 
 class ConfigProblem(_message.Message):
     __slots__ = ("path", "message")

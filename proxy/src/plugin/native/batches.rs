@@ -26,6 +26,7 @@ use tonic::{Code, Status};
 use super::super::CallError;
 use super::codec::Encoded;
 use super::encode::Message;
+use super::generation::Generation;
 use super::wire;
 
 /// Batches on their way that the plugin has not taken on: one that it works on, and one that is there when it has done
@@ -67,7 +68,7 @@ pub(super) struct Batches {
 
 #[derive(Debug)]
 struct Shared {
-    config_hash: Arc<str>,
+    generation: Generation,
     /// Calls that the plugin works on at a time.
     limit: usize,
     state: Mutex<State>,
@@ -129,14 +130,14 @@ impl Shared {
 
 impl Batches {
     /// `limit`: how many calls the plugin works on at a time; 0: as many as there are.
-    pub(super) fn new(channel: Channel, config_hash: Arc<str>, limit: u32) -> Self {
+    pub(super) fn new(channel: Channel, generation: Generation, limit: u32) -> Self {
         let limit = match limit {
             0 => usize::MAX,
             limit => limit as usize,
         };
         Self {
             grpc: Grpc::new(channel).max_decoding_message_size(MAX_ANSWERS),
-            shared: Arc::new(Shared { config_hash, limit, state: Mutex::default() }),
+            shared: Arc::new(Shared { generation, limit, state: Mutex::default() }),
             reader: Mutex::new(None),
         }
     }
@@ -233,7 +234,7 @@ impl State {
             return None;
         }
         let mut batch = Message::with_capacity(1024);
-        batch.bytes(1, shared.config_hash.as_bytes());
+        batch.bytes(1, shared.generation.hash.as_bytes());
         let now = Instant::now();
         let mut calls = 0;
         while calls < MOST_CALLS && self.sent < shared.limit && batch.len() < MOST_BYTES {
@@ -385,6 +386,10 @@ async fn answers(grpc: &mut Grpc<Channel>, shared: &Shared, outgoing: Outgoing, 
         }
         let untaken = state.untaken.checked_sub(message.taken);
         state.untaken = untaken.ok_or_else(|| CallError::Invalid("it takes batches that were not sent".to_owned()))?;
+        let verdicts = message.answers.iter().any(|answer| !is_error(answer));
+        if verdicts {
+            shared.generation.check(&message.config_hash)?;
+        }
         for answer in message.answers {
             state.answer(answer).map_err(CallError::Invalid)?;
         }
@@ -395,6 +400,11 @@ async fn answers(grpc: &mut Grpc<Channel>, shared: &Shared, outgoing: Outgoing, 
         }
     }
     Ok(())
+}
+
+/// Whether it is an answer that no configuration has a part in.
+fn is_error(answer: &CheckAnswer) -> bool {
+    matches!(answer.answer, Some(check_answer::Answer::Error(_)))
 }
 
 #[cfg(test)]
@@ -413,7 +423,7 @@ mod tests {
     async fn calls_that_are_never_taken_do_not_pile_up() {
         let nobody = tower::service_fn(|_| std::future::pending::<Result<TokioIo<DuplexStream>, std::io::Error>>());
         let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(nobody);
-        let batches = Batches::new(channel, "hash".into(), 0);
+        let batches = Batches::new(channel, Generation { hash: "hash".into(), may_be_silent: true }, 0);
         let call = |after: u64| {
             let mut message = Message::default();
             message.bytes(1, &[b'x'; 1000]);

@@ -3,6 +3,7 @@
 mod batches;
 mod codec;
 mod encode;
+mod generation;
 mod shape;
 mod wire;
 
@@ -31,6 +32,7 @@ use tonic::transport::Channel;
 use self::batches::{Batches, Kind, MAX_CALL};
 use self::codec::Encoded;
 use self::encode::Message;
+pub(in crate::plugin) use self::generation::Generation;
 use self::shape::Answer;
 use super::adapter::Roles;
 use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict, clip};
@@ -57,7 +59,7 @@ pub(crate) struct Native {
     batches: Option<Batches>,
     certificates: Grpc<Channel>,
     needs: Needs,
-    config_hash: Arc<str>,
+    generation: Generation,
     /// As many permits as the plugin takes calls at a time; `None`: no limit.
     permits: Option<Arc<Semaphore>>,
 }
@@ -68,7 +70,7 @@ impl Native {
         channel: Channel,
         roles: Roles,
         config: prost_types::Struct,
-        config_hash: &str,
+        generation: Generation,
     ) -> Result<Self, String> {
         let mut lifecycle = LifecycleClient::new(channel.clone()).max_decoding_message_size(MAX_DESCRIPTION);
         let host = concat!("palisade/", env!("CARGO_PKG_VERSION")).to_owned();
@@ -77,16 +79,17 @@ impl Native {
         let description = described.into_inner();
         wire::check_contracts(&description, roles)?;
         let needs = wire::needs(description.filter.as_ref());
-        let config_hash: Arc<str> = config_hash.into();
         let batched = description.filter.as_ref().is_some_and(|filter| filter.batches);
         let batches =
-            batched.then(|| Batches::new(channel.clone(), Arc::clone(&config_hash), description.max_concurrent_calls));
-        let configure = ConfigureRequest { config: Some(config), hash: config_hash.to_string() };
+            batched.then(|| Batches::new(channel.clone(), generation.clone(), description.max_concurrent_calls));
+        let configure = ConfigureRequest { config: Some(config), hash: generation.hash.to_string() };
         let configured = lifecycle
             .configure(configure)
             .await
             .map_err(|status| format!("Configure failed: {}", wire::status_text(&status)))?;
-        wire::check_problems(&configured.into_inner())?;
+        let configured = configured.into_inner();
+        wire::check_problems(&configured)?;
+        generation.check_configured(&configured)?;
         tracing::info!(
             target: "palisade::plugin", name = clip(&description.name),
             version = clip(&description.version),
@@ -101,7 +104,7 @@ impl Native {
             batches,
             certificates: Grpc::new(channel).max_decoding_message_size(MAX_CERTIFICATES),
             needs,
-            config_hash,
+            generation,
             permits,
         })
     }
@@ -125,7 +128,12 @@ impl Native {
             }),
             Err(message) => {
                 let answer = self.unary::<CheckRequestResponse>(CHECK_REQUEST, message, deadline);
-                Either::Right(async move { wire::verdict(answer.await?) })
+                let generation = self.generation.clone();
+                Either::Right(async move {
+                    let answer = answer.await?;
+                    generation.check(&answer.config_hash)?;
+                    wire::verdict(answer)
+                })
             }
         }
     }
@@ -146,7 +154,12 @@ impl Native {
             }),
             Err(message) => {
                 let answer = self.unary::<CheckResponseResponse>(CHECK_RESPONSE, message, deadline);
-                Either::Right(async move { wire::response_verdict(answer.await?) })
+                let generation = self.generation.clone();
+                Either::Right(async move {
+                    let answer = answer.await?;
+                    generation.check(&answer.config_hash)?;
+                    wire::response_verdict(answer)
+                })
             }
         }
     }
@@ -171,7 +184,7 @@ impl Native {
         mut message: Message,
         deadline: Instant,
     ) -> impl Future<Output = Result<A, CallError>> + Send + use<A> {
-        encode::add_config_hash(&mut message, &self.config_hash);
+        encode::add_config_hash(&mut message, &self.generation.hash);
         let mut filter = self.filter.clone();
         let permits = self.permits.clone();
         async move {
@@ -190,7 +203,7 @@ impl Native {
         &self,
         names: &[String],
     ) -> Result<BoxStream<'static, Result<CertificateUpdate, CallError>>, CallError> {
-        let context = v1::CallContext { config_hash: self.config_hash.to_string(), ..v1::CallContext::default() };
+        let context = v1::CallContext { config_hash: self.generation.hash.to_string(), ..v1::CallContext::default() };
         let request = WatchCertificatesRequest { context: Some(context), names: names.to_vec() };
         let mut certificates = self.certificates.clone();
         certificates.ready().await.map_err(|error| CallError::Lost(chain(&error)))?;

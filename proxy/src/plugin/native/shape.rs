@@ -121,10 +121,13 @@ mod tests {
         assert!(is_modest::<CheckRequestResponse>(&allow().encode_to_vec()));
         let headers = vec![Header::new("a", "1"); 100];
         let replace = Reply { headers, ..Reply::text(200, "x".repeat(1 << 20)) };
-        let replace = CheckResponseResponse { verdict: Some(check_response_response::Verdict::Replace(replace)) };
+        let replace = CheckResponseResponse {
+            verdict: Some(check_response_response::Verdict::Replace(replace)),
+            ..Default::default()
+        };
         assert!(is_modest::<CheckResponseResponse>(&replace.encode_to_vec()));
         let answer = CheckAnswer { id: 1, answer: Some(check_answer::Answer::Request(allow())) };
-        let answers = CheckBatchAnswer { answers: vec![answer; 256], taken: 1 };
+        let answers = CheckBatchAnswer { answers: vec![answer; 256], taken: 1, ..Default::default() };
         assert!(is_modest::<CheckBatchAnswer>(&answers.encode_to_vec()));
         let names = vec!["a.example".to_owned(); 20];
         let bundle = CertificateBundle { name: "a".to_owned(), server_names: names, ..CertificateBundle::default() };
@@ -137,9 +140,10 @@ mod tests {
     fn what_grows_when_it_is_read_is_not() {
         let nothing = vec![HeaderMutation { mutation: None }; 5000];
         let pass = HeaderMutations { headers: nothing };
-        let pass = CheckResponseResponse { verdict: Some(check_response_response::Verdict::Pass(pass)) };
+        let pass =
+            CheckResponseResponse { verdict: Some(check_response_response::Verdict::Pass(pass)), ..Default::default() };
         assert!(!is_modest::<CheckResponseResponse>(&pass.encode_to_vec()));
-        let answers = CheckBatchAnswer { answers: vec![CheckAnswer::default(); 1 << 19], taken: 0 };
+        let answers = CheckBatchAnswer { answers: vec![CheckAnswer::default(); 1 << 19], ..Default::default() };
         assert!(!is_modest::<CheckBatchAnswer>(&answers.encode_to_vec()));
         let removed = vec![String::new(); 1 << 19];
         let update = WatchCertificatesResponse { removed, ..WatchCertificatesResponse::default() };

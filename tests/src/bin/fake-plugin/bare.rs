@@ -45,7 +45,7 @@ pub(crate) async fn serve_at(needs: FilterNeeds, place: &str) -> ! {
 }
 
 fn router(needs: FilterNeeds, refusal: Option<String>) -> Router {
-    let bare = Arc::new(Bare { needs, refusal, hash: Mutex::default(), streams: AtomicU32::default() });
+    let bare = Arc::new(Bare { needs, refusal, hash: Arc::default(), streams: AtomicU32::default() });
     Server::builder()
         .add_service(LifecycleServer::from_arc(Arc::clone(&bare)))
         .add_service(FilterServer::from_arc(bare))
@@ -54,7 +54,7 @@ fn router(needs: FilterNeeds, refusal: Option<String>) -> Router {
 struct Bare {
     needs: FilterNeeds,
     refusal: Option<String>,
-    hash: Mutex<String>,
+    hash: Arc<Mutex<String>>,
     streams: AtomicU32,
 }
 
@@ -70,9 +70,12 @@ impl Lifecycle for Bare {
     }
 
     async fn configure(&self, request: Request<ConfigureRequest>) -> Result<Response<ConfigureResponse>, Status> {
-        *self.hash.lock().unwrap() = request.into_inner().hash;
+        let hash = request.into_inner().hash;
+        (*self.hash.lock().unwrap()).clone_from(&hash);
         let problem = |message: &String| ConfigProblem { path: "allow.0".to_owned(), message: message.clone() };
-        Ok(Response::new(ConfigureResponse { problems: self.refusal.iter().map(problem).collect() }))
+        let hash = if self.refusal.as_deref() == Some("another") { "another".to_owned() } else { hash };
+        let refused = self.refusal.iter().filter(|refusal| *refusal != "another");
+        Ok(Response::new(ConfigureResponse { problems: refused.map(problem).collect(), hash }))
     }
 }
 
@@ -84,7 +87,7 @@ impl Filter for Bare {
         &self,
         request: Request<Streaming<CheckBatch>>,
     ) -> Result<Response<Self::CheckBatchesStream>, Status> {
-        Ok(Response::new(crate::batches::serve(request.into_inner(), &self.streams)))
+        Ok(Response::new(crate::batches::serve(request.into_inner(), &self.streams, Arc::clone(&self.hash))))
     }
 
     async fn check_request(
@@ -98,14 +101,19 @@ impl Filter for Bare {
             return Err(Status::new(Code::from_i32(code.parse().unwrap()), "asked to fail"));
         }
         let verdict = crate::filter::judge(&request, &Config::default()).await;
-        verdict.map(Response::new).map_err(|error| Status::internal(error.to_string()))
+        let verdict = verdict.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(CheckRequestResponse {
+            config_hash: crate::batches::said(&asked, &self.hash.lock().unwrap()),
+            ..verdict
+        }))
     }
 
     async fn check_response(
         &self,
         _: Request<CheckResponseRequest>,
     ) -> Result<Response<CheckResponseResponse>, Status> {
-        Ok(Response::new(CheckResponseResponse::pass(Vec::new())))
+        let config_hash = self.hash.lock().unwrap().clone();
+        Ok(Response::new(CheckResponseResponse { config_hash, ..CheckResponseResponse::pass(Vec::new()) }))
     }
 }
 

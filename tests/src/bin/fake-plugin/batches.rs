@@ -2,6 +2,7 @@
 //! of its streams a call came on.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use palisade_plugin_proto::serve::Config;
@@ -16,22 +17,36 @@ use tonic::{Status, Streaming};
 pub(crate) type Answers = ReceiverStream<Result<CheckBatchAnswer, Status>>;
 
 /// Serves one stream. `streams` counts them.
-pub(crate) fn serve(mut batches: Streaming<CheckBatch>, streams: &AtomicU32) -> Answers {
+pub(crate) fn serve(mut batches: Streaming<CheckBatch>, streams: &AtomicU32, hash: Arc<Mutex<String>>) -> Answers {
     let stream = streams.fetch_add(1, Ordering::Relaxed) + 1;
     let (answers, outgoing) = mpsc::channel(64);
     tokio::spawn(async move {
         while let Ok(Some(batch)) = batches.message().await {
-            answers.send(Ok(CheckBatchAnswer { answers: Vec::new(), taken: 1 })).await.unwrap();
+            answers.send(Ok(CheckBatchAnswer { taken: 1, ..CheckBatchAnswer::default() })).await.unwrap();
             for call in batch.calls {
-                let answers = answers.clone();
-                tokio::spawn(async move { answer(call, stream, &answers).await });
+                let (answers, hash) = (answers.clone(), Arc::clone(&hash));
+                tokio::spawn(async move { answer(call, stream, &answers, &hash).await });
             }
         }
     });
     ReceiverStream::new(outgoing)
 }
 
-async fn answer(call: CheckCall, stream: u32, answers: &mpsc::Sender<Result<CheckBatchAnswer, Status>>) {
+/// Which configuration an answer comes of, as `x-fake` says.
+pub(crate) fn said(what: &str, hash: &str) -> String {
+    match what {
+        "other-config" => "another".to_owned(),
+        "no-config" => String::new(),
+        _ => hash.to_owned(),
+    }
+}
+
+async fn answer(
+    call: CheckCall,
+    stream: u32,
+    answers: &mpsc::Sender<Result<CheckBatchAnswer, Status>>,
+    hash: &Mutex<String>,
+) {
     let id = call.id;
     let Some(check_call::Call::Request(asked)) = call.call else { return };
     let request = asked.request.unwrap();
@@ -67,6 +82,7 @@ async fn answer(call: CheckCall, stream: u32, answers: &mpsc::Sender<Result<Chec
             (vec![CheckAnswer { id, answer: Some(check_answer::Answer::Request(verdict)) }], 0)
         }
     };
+    let config_hash = self::said(&what, &hash.lock().unwrap());
     // The host may have left the stream.
-    let _left = answers.send(Ok(CheckBatchAnswer { answers: said, taken })).await;
+    let _left = answers.send(Ok(CheckBatchAnswer { answers: said, taken, config_hash })).await;
 }

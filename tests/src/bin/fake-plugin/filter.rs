@@ -61,7 +61,10 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
     let asked = request.header("x-fake").map(String::from_utf8_lossy).unwrap_or_default().into_owned();
     let allow = CheckRequestResponse::allow;
     let set = |name: &str, value: &str| Ok(allow().mutate(HeaderMutation::set(name, value.to_owned())));
-    let deny = |reply: Reply| Ok(CheckRequestResponse { verdict: Some(check_request_response::Verdict::Deny(reply)) });
+    let deny = |reply: Reply| {
+        let verdict = Some(check_request_response::Verdict::Deny(reply));
+        Ok(CheckRequestResponse { verdict, ..CheckRequestResponse::default() })
+    };
     let deny_with = |name: &str, value: &str| deny(with_header(name, value));
     if let Some(millis) = asked.strip_prefix("sleep-") {
         tokio::time::sleep(Duration::from_millis(millis.parse()?)).await;

@@ -44,12 +44,21 @@ final class Batches implements StreamObserver<CheckBatch> {
 
   private record Waiting(CheckCall call, String configHash, AtomicInteger left) {}
 
+  /** The hash is empty for what is no verdict. */
+  private record Answered(CheckAnswer answer, String configHash) {
+    boolean fitsBeside(String configHash) {
+      return configHash.isEmpty()
+          || this.configHash.isEmpty()
+          || this.configHash.equals(configHash);
+    }
+  }
+
   private final ServerCallStreamObserver<CheckBatchAnswer> host;
   private final Judge judge;
   private final Executor threads;
   private final ScheduledExecutorService clock;
   private final Queue<Waiting> queue = new ConcurrentLinkedQueue<>();
-  private final Queue<CheckAnswer> answers = new ConcurrentLinkedQueue<>();
+  private final Queue<Answered> answers = new ConcurrentLinkedQueue<>();
   private final AtomicInteger taken = new AtomicInteger();
   private final AtomicInteger working = new AtomicInteger();
   private final AtomicInteger begun = new AtomicInteger();
@@ -117,13 +126,13 @@ final class Batches implements StreamObserver<CheckBatch> {
     send();
   }
 
-  void answer(CheckAnswer answer) {
+  void answer(CheckAnswer answer, String configHash) {
     boolean tooLarge = answer.getSerializedSize() > LARGEST_ANSWER;
     if (tooLarge) {
       fail(answer.getId(), Status.INTERNAL.withDescription("an answer of more than " + LARGEST_ANSWER + " bytes"));
       return;
     }
-    answers.add(answer);
+    answers.add(new Answered(answer, configHash));
     open.decrementAndGet();
     // Whoever works on a batch sends when it is through.
     if (working.get() == 0) {
@@ -140,7 +149,8 @@ final class Batches implements StreamObserver<CheckBatch> {
                 CheckError.newBuilder()
                     .setCode(status.getCode().value())
                     .setMessage(description == null ? "" : description))
-            .build());
+            .build(),
+        "");
   }
 
   private void run() {
@@ -218,9 +228,17 @@ final class Batches implements StreamObserver<CheckBatch> {
     while (!answers.isEmpty() || taken.get() > 0) {
       CheckBatchAnswer.Builder message = CheckBatchAnswer.newBuilder().setTaken(taken.getAndSet(0));
       int size = 0;
-      for (CheckAnswer answer; size < FULL && (answer = answers.poll()) != null; ) {
-        message.addAnswers(answer);
-        size += answer.getSerializedSize();
+      // A message has one configuration only.
+      for (Answered next;
+          size < FULL
+              && (next = answers.peek()) != null
+              && next.fitsBeside(message.getConfigHash()); ) {
+        answers.remove();
+        message.addAnswers(next.answer);
+        if (!next.configHash.isEmpty()) {
+          message.setConfigHash(next.configHash);
+        }
+        size += next.answer.getSerializedSize();
       }
       if (host.isCancelled()) {
         closed = true;

@@ -8,7 +8,8 @@ final class Configuration {
 
   private volatile InForce inForce;
 
-  private record InForce(Config config, String hash) {}
+  /** A configuration, and what the host calls it. */
+  record InForce(Config config, String hash) {}
 
   void set(Config config, String hash) {
     inForce = new InForce(config, hash);
@@ -21,7 +22,7 @@ final class Configuration {
    * @throws io.grpc.StatusRuntimeException FAILED_PRECONDITION before the first one, and when the host believes that
    *     another is in force
    */
-  Config forCall(String expected) {
+  InForce forCall(String expected) {
     InForce now = inForce;
     if (now == null) {
       throw Status.FAILED_PRECONDITION
@@ -34,6 +35,6 @@ final class Configuration {
               "the plugin runs with configuration " + now.hash + ", the host expects " + expected)
           .asRuntimeException();
     }
-    return now.config;
+    return now;
   }
 }

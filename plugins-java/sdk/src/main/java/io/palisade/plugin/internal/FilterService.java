@@ -54,7 +54,10 @@ final class FilterService extends FilterGrpc.FilterImplBase {
   @Override
   public void checkRequest(
       CheckRequestRequest message, StreamObserver<CheckRequestResponse> observer) {
-    checkRequest(message, "", new Alone<>(observer));
+    checkRequest(
+        message,
+        "",
+        new Alone<>(observer, (answer, hash) -> answer.toBuilder().setConfigHash(hash).build()));
   }
 
   @Override
@@ -64,7 +67,10 @@ final class FilterService extends FilterGrpc.FilterImplBase {
       super.checkResponse(message, observer);
       return;
     }
-    checkResponse(message, "", new Alone<>(observer));
+    checkResponse(
+        message,
+        "",
+        new Alone<>(observer, (answer, hash) -> answer.toBuilder().setConfigHash(hash).build()));
   }
 
   @Override
@@ -150,7 +156,8 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     /** Whether nobody waits for the answer any more. */
     boolean isGone();
 
-    void answer(M message);
+    /** What it is answered, and the hash of the configuration that this comes of. */
+    void answer(M message, String configHash);
 
     void fail(StatusRuntimeException failure);
 
@@ -159,9 +166,11 @@ final class FilterService extends FilterGrpc.FilterImplBase {
   }
 
   /** A call of its own. */
-  private record Alone<M>(ServerCallStreamObserver<M> observer) implements Caller<M> {
-    Alone(StreamObserver<M> observer) {
-      this((ServerCallStreamObserver<M>) observer);
+  private record Alone<M>(
+      ServerCallStreamObserver<M> observer, BiFunction<M, String, M> withConfigHash)
+      implements Caller<M> {
+    Alone(StreamObserver<M> observer, BiFunction<M, String, M> withConfigHash) {
+      this((ServerCallStreamObserver<M>) observer, withConfigHash);
     }
 
     @Override
@@ -170,8 +179,8 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     }
 
     @Override
-    public void answer(M message) {
-      observer.onNext(message);
+    public void answer(M message, String configHash) {
+      observer.onNext(withConfigHash.apply(message, configHash));
       observer.onCompleted();
     }
 
@@ -196,8 +205,9 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     }
 
     @Override
-    public void answer(M message) {
-      stream.answer(set.apply(CheckAnswer.newBuilder().setId(call.getId()), message).build());
+    public void answer(M message, String configHash) {
+      stream.answer(
+          set.apply(CheckAnswer.newBuilder().setId(call.getId()), message).build(), configHash);
     }
 
     @Override
@@ -222,9 +232,9 @@ final class FilterService extends FilterGrpc.FilterImplBase {
       String who,
       Call<T> call,
       Function<T, M> message) {
-    Config config;
+    Configuration.InForce inForce;
     try {
-      config = configuration.forCall(configHash.isEmpty() ? context.getConfigHash() : configHash);
+      inForce = configuration.forCall(configHash.isEmpty() ? context.getConfigHash() : configHash);
     } catch (StatusRuntimeException e) {
       caller.fail(e);
       return;
@@ -238,10 +248,10 @@ final class FilterService extends FilterGrpc.FilterImplBase {
               .asRuntimeException());
       return;
     }
-    Answer<T, M> answer = new Answer<>(caller, who, message);
+    Answer<T, M> answer = new Answer<>(caller, who, message, inForce.hash());
     CompletionStage<T> stage;
     try {
-      stage = call.begin(config);
+      stage = call.begin(inForce.config());
     } catch (Throwable e) {
       answer.fail(e);
       return;
@@ -258,12 +268,14 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     private final Caller<M> caller;
     private final String who;
     private final Function<T, M> message;
+    private final String configHash;
     private final AtomicBoolean ended = new AtomicBoolean();
 
-    Answer(Caller<M> caller, String who, Function<T, M> message) {
+    Answer(Caller<M> caller, String who, Function<T, M> message, String configHash) {
       this.caller = caller;
       this.who = who;
       this.message = message;
+      this.configHash = configHash;
     }
 
     void follow(CompletionStage<T> stage) {
@@ -291,7 +303,7 @@ final class FilterService extends FilterGrpc.FilterImplBase {
         fail(e);
         return;
       }
-      end(() -> caller.answer(answer));
+      end(() -> caller.answer(answer, configHash));
     }
 
     void fail(Throwable thrown) {

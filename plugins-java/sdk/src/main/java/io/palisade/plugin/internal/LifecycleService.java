@@ -52,6 +52,7 @@ final class LifecycleService extends LifecycleGrpc.LifecycleImplBase {
     ConfigureResponse.Builder response = ConfigureResponse.newBuilder();
     try {
       accept(request);
+      response.setHash(request.getHash());
     } catch (ConfigException e) {
       for (ConfigException.Problem problem : e.problems()) {
         response.addProblems(Wire.problem(problem));

@@ -41,6 +41,8 @@ class BatchesTest {
   private final LinkedBlockingQueue<CheckBatchAnswer> messages = new LinkedBlockingQueue<>();
   private final CompletableFuture<Throwable> end = new CompletableFuture<>();
   private int taken;
+  /** Of the configurations that answers have come of. */
+  private final java.util.Set<String> hashes = new java.util.HashSet<>();
 
   private void start(Plugin plugin) throws Exception {
     services = new PluginServices(InternalPlugin.definition(plugin), () -> {});
@@ -95,6 +97,9 @@ class BatchesTest {
     while (got.size() < count) {
       CheckBatchAnswer message = messages.poll(30, TimeUnit.SECONDS);
       taken += message.getTaken();
+      if (message.getAnswersCount() > 0) {
+        hashes.add(message.getConfigHash());
+      }
       for (CheckAnswer answer : message.getAnswersList()) {
         assertNull(got.put(answer.getId(), answer), "answered twice");
       }
@@ -120,8 +125,11 @@ class BatchesTest {
     assertEquals(13, got.get(3L).getError().getCode());
     assertEquals(12, got.get(4L).getError().getCode());
     assertEquals(1, taken);
+    assertEquals(java.util.Set.of("1"), hashes);
+    hashes.clear();
     send("other", call(5, "/"));
     assertEquals(9, answers(1).get(5L).getError().getCode());
+    assertEquals(java.util.Set.of(""), hashes);
     batches.onCompleted();
     assertNull(end.get(30, TimeUnit.SECONDS));
   }
@@ -145,6 +153,37 @@ class BatchesTest {
     send("", call(4, "/go"));
     assertEquals(3, answers(3).size());
     assertEquals(2, taken);
+  }
+
+  @Test
+  void an_answer_names_the_configuration_that_it_comes_of() throws Exception {
+    CountDownLatch begun = new CountDownLatch(1);
+    CountDownLatch go = new CountDownLatch(1);
+    start(
+        Plugin.named("test")
+            .filter(
+                (request, config) -> {
+                  if (request.path().equals("/wait")) {
+                    begun.countDown();
+                    go.await();
+                  }
+                  return Decision.allow();
+                }));
+    send("1", call(1, "/wait"));
+    assertTrue(begun.await(30, TimeUnit.SECONDS));
+    // One is under way when another configuration comes.
+    assertEquals(
+        "2",
+        LifecycleGrpc.newBlockingStub(channel)
+            .configure(ConfigureRequest.newBuilder().setHash("2").build())
+            .getHash());
+    send("2", call(2, "/"));
+    assertTrue(answers(1).get(2L).getRequest().hasAllow());
+    assertEquals(java.util.Set.of("2"), hashes);
+    hashes.clear();
+    go.countDown();
+    assertTrue(answers(1).get(1L).getRequest().hasAllow());
+    assertEquals(java.util.Set.of("1"), hashes);
   }
 
   @Test

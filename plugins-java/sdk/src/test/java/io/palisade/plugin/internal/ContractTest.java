@@ -119,6 +119,7 @@ class ContractTest {
     configure("h1");
     assertTrue(filterStub().checkRequest(check("h1")).hasAllow());
     assertTrue(filterStub().checkRequest(check("")).hasAllow(), "no hash is no claim");
+    assertEquals("h1", filterStub().checkRequest(check("")).getConfigHash());
     assertEquals(Status.Code.FAILED_PRECONDITION, code(() -> filterStub().checkRequest(check("h2"))));
     configure("h2");
     assertTrue(filterStub().checkRequest(check("h2")).hasAllow());
