@@ -208,6 +208,25 @@ def test_files_are_watched(issue: Issue, tmp_path: Path) -> None:
         assert after.private_key == (tmp_path / "key.pem").read_bytes()
 
 
+def test_a_key_that_everyone_can_write_to_is_refused_and_an_open_one_is_told_once(
+    issue: Issue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    issue("a.example")
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    files[1].chmod(0o640)
+    with caplog.at_level(logging.WARNING, "palisade"):
+        Certificate.read(*files)
+        assert not caplog.messages
+        files[1].chmod(0o644)
+        Certificate.read(*files)
+        Certificate.read(*files)
+        [told] = caplog.messages
+    assert f"chmod o-rwx {files[1]}" in told
+    files[1].chmod(0o642)
+    with pytest.raises(PermissionError, match="chmod o-rwx"):
+        Certificate.read(*files)
+
+
 def test_a_certificate_shows_no_key(certificate: Make) -> None:
     assert "PRIVATE" not in repr(certificate())
 

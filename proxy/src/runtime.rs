@@ -21,7 +21,7 @@ use self::change::{Changes, Worked};
 use self::generation::{Generation, Key};
 use self::handover::Heir;
 use self::lock::{Lock, LockError};
-use crate::admin::{self, Admin, Change, InForce, Order, Readiness};
+use crate::admin::{self, Admin, Change, InForce, Order, Readiness, Retirement};
 use crate::config::{Address, Config};
 use crate::http::Connections;
 use crate::listener::{Bound, Handle, Inherited};
@@ -132,6 +132,7 @@ struct House {
     lock: Lock,
     /// The admin socket, for a successor.
     admin: Handle,
+    retirement: Retirement,
 }
 
 /// Runs the proxy until SIGTERM or SIGINT, drains, and stops the plugins. A second signal ends the drain. SIGHUP has
@@ -194,6 +195,7 @@ async fn run_as(config: Config, mut heir: Option<&mut Heir>, mut given: Vec<Inhe
         in_force: Arc::new(InForce::default()),
         lock,
         admin: admin_socket.handle().map_err(unopened)?,
+        retirement: Retirement::default(),
     });
     let (orders, inbox) = mpsc::channel(admin::MOST_ORDERS);
     let events = house.plugins.events();
@@ -203,7 +205,8 @@ async fn run_as(config: Config, mut heir: Option<&mut Heir>, mut given: Vec<Inhe
     if heir.is_none() {
         in_charge.cancel();
     }
-    let admin = admin::spawn(admin_socket, Arc::new(admin), in_charge.clone(), stop_admin.clone()).map_err(unopened)?;
+    let (retirement, stop) = (house.retirement.clone(), stop_admin.clone());
+    let admin = admin::spawn(admin_socket, Arc::new(admin), in_charge.clone(), retirement, stop).map_err(unopened)?;
     for (signals, change) in [(hangups, Change::Reload), (upgrades, Change::UpgradeSelf)] {
         let (end, orders) = (house.end_background.clone(), orders.clone());
         house.background.spawn(async move { end.run_until_cancelled(order_on(signals, change, orders)).await });

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 pub(crate) use self::change::{Change, Changed, Differences, MOST_ORDERS, Order, Refused};
 pub(crate) use self::in_force::InForce;
 pub(crate) use self::readiness::Readiness;
-pub(crate) use self::socket::{adopt, bind, spawn};
+pub(crate) use self::socket::{Retirement, adopt, bind, spawn};
 use crate::config::Config;
 use crate::plugin::Events;
 use crate::telemetry::Metrics;

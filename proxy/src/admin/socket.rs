@@ -21,6 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use super::{Admin, routes};
 use crate::listener::{Handle, SocketFile};
@@ -34,6 +35,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(240);
 /// For answers under way when the proxy ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// For the first question of a connection that was made just before the end: closing it could meet the question.
+const UNASKED: Duration = Duration::from_secs(1);
+/// For the loop that takes connections to hear that it is to take no more.
+const RETIREMENT: Duration = Duration::from_secs(1);
 /// After accepting failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -83,6 +88,23 @@ impl Socket {
     }
 }
 
+/// Ends the taking of connections, which are another process's from then on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Retirement {
+    asked: CancellationToken,
+    done: CancellationToken,
+}
+
+impl Retirement {
+    /// Returns when no more connections are taken here: who connects from then on is answered by the other process.
+    pub(crate) async fn retire(&self) {
+        self.asked.cancel();
+        if tokio::time::timeout(RETIREMENT, self.done.cancelled()).await.is_err() {
+            tracing::warn!(target: "palisade::admin", "the admin socket may still be served by this process");
+        }
+    }
+}
+
 /// Answers from `turn` until `stop`, then ends within [`LAST_ANSWERS`] and removes the socket. What is returned resolves
 /// when that is done.
 ///
@@ -93,6 +115,7 @@ pub(crate) fn spawn(
     socket: Socket,
     admin: Arc<Admin>,
     turn: CancellationToken,
+    retirement: Retirement,
     stop: CancellationToken,
 ) -> io::Result<oneshot::Receiver<()>> {
     let events = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -101,7 +124,7 @@ pub(crate) fn spawn(
         events.block_on(async {
             if stop.run_until_cancelled(turn.cancelled()).await.is_some() {
                 socket.claim();
-                serve(socket, admin, stop.clone()).await;
+                serve(socket, admin, retirement, stop.clone()).await;
             }
         });
         // Nobody waits for it any more where the proxy has ended already.
@@ -110,7 +133,7 @@ pub(crate) fn spawn(
     Ok(ended)
 }
 
-async fn serve(socket: Socket, admin: Arc<Admin>, stop: CancellationToken) {
+async fn serve(socket: Socket, admin: Arc<Admin>, retirement: Retirement, stop: CancellationToken) {
     let Socket { listener, file } = socket;
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
@@ -123,7 +146,9 @@ async fn serve(socket: Socket, admin: Arc<Admin>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => break,
+            () = retirement.asked.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
@@ -136,13 +161,27 @@ async fn serve(socket: Socket, admin: Arc<Admin>, stop: CancellationToken) {
             }
         }
     }
-    drop((file, listener));
+    drop(listener);
+    retirement.done.cancel();
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    drop(file);
     let ended = async { while connections.join_next().await.is_some() {} };
     tokio::time::timeout(LAST_ANSWERS, ended).await.ok();
     connections.shutdown().await;
 }
 
 async fn converse(stream: UnixStream, routes: axum::Router, stop: CancellationToken) {
+    let asked = CancellationToken::new();
+    let first = asked.clone();
+    let routes = routes.map_request(move |request| {
+        first.cancel();
+        request
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
@@ -152,6 +191,11 @@ async fn converse(stream: UnixStream, routes: axum::Router, stop: CancellationTo
         tokio::select! {
             ended = connection.as_mut() => ended,
             () = stop.cancelled() => {
+                tokio::select! {
+                    ended = connection.as_mut() => return ended,
+                    () = asked.cancelled() => {}
+                    () = tokio::time::sleep(UNASKED) => {}
+                }
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Admin, Change, Changed, Differences, InForce, Order, Readiness, Refused, SOCKET, bind, spawn};
+use super::{Admin, Change, Changed, Differences, InForce, Order, Readiness, Refused, Retirement, SOCKET, bind, spawn};
 use crate::config::{Address, Problems};
 use crate::plugin::{Plugins, Roster};
 use crate::telemetry::Metrics;
@@ -60,7 +60,7 @@ impl Proxy {
         let listener = bind(&dir.path().join(SOCKET)).unwrap();
         let turn = CancellationToken::new();
         turn.cancel();
-        let serving = spawn(listener, admin, turn, stop.clone()).unwrap();
+        let serving = spawn(listener, admin, turn, Retirement::default(), stop.clone()).unwrap();
         Self { dir, roster, orders: Mutex::new(inbox), readiness, stop, serving, client: Client::unix() }
     }
 

@@ -137,6 +137,10 @@ impl Changes {
                     target: "palisade", change = %change, error = %refused, "not changed, what was there goes on",
                 ),
             }
+            if self.succeeded {
+                // Who has been told that another process serves is not to be answered by this one.
+                self.house.retirement.retire().await;
+            }
             if let Some(answer) = answer {
                 // Whoever asked may have left.
                 answer.send(done).ok();

@@ -1,5 +1,6 @@
 package io.palisade.plugin;
 
+import io.palisade.plugin.internal.KeyFile;
 import io.palisade.plugin.internal.KeyMatch;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
@@ -37,9 +38,11 @@ public final class Certificate {
    * @param chain file with the chain, leaf first, then intermediates
    * @param key file with the key: PKCS#8, PKCS#1 or SEC1, not encrypted
    * @return the certificate, with the name {@link #DEFAULT_NAME}, for the DNS names in its leaf
-   * @throws IOException if a file can't be read or is not what it should be, or the key does not belong to the leaf
+   * @throws IOException if a file can't be read or is not what it should be, the key does not belong to the leaf, or
+   *     everyone can write to it. A key that everyone can read is told once, in the log
    */
   public static Certificate read(Path chain, Path key) throws IOException {
+    KeyFile.check(key);
     byte[] chainPem = Files.readAllBytes(chain);
     byte[] keyPem = Files.readAllBytes(key);
     if (!isChain(chainPem)) {

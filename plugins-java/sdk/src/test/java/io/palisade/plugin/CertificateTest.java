@@ -11,6 +11,7 @@ import java.net.URISyntaxException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -138,6 +139,28 @@ class CertificateTest {
       Files.delete(dir.resolve("cert.pem"));
       log.await("certificates can't be loaded; those from before stay");
       assertEquals(List.of(two), tester.certificates());
+    }
+  }
+
+  @Test
+  void a_key_that_everyone_can_write_to_is_refused_and_an_open_one_is_told_once() throws Exception {
+    install("cert.pem", "one.cert");
+    install("key.pem", "one.key");
+    Path key = dir.resolve("key.pem");
+    String warning = "everyone on this host can read the private key " + key + "; try: chmod o-rwx " + key;
+    try (CapturedLog log = new CapturedLog()) {
+      Files.setPosixFilePermissions(key, PosixFilePermissions.fromString("rw-r-----"));
+      Certificate.read(dir.resolve("cert.pem"), key);
+      assertEquals(0, log.count(warning));
+      Files.setPosixFilePermissions(key, PosixFilePermissions.fromString("rw-r--r--"));
+      Certificate.read(dir.resolve("cert.pem"), key);
+      Certificate.read(dir.resolve("cert.pem"), key);
+      assertEquals(1, log.count(warning), "told once");
+      Files.setPosixFilePermissions(key, PosixFilePermissions.fromString("rw-r---w-"));
+      IOException refused =
+          assertThrows(
+              IOException.class, () -> Certificate.read(dir.resolve("cert.pem"), key));
+      assertTrue(refused.getMessage().endsWith("try: chmod o-rwx " + key), refused.getMessage());
     }
   }
 
