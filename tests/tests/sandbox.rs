@@ -286,6 +286,35 @@ async fn what_was_pinned_runs_in_a_sandbox_too_and_nothing_else_does() {
 }
 
 #[tokio::test]
+async fn root_without_the_privilege_for_namespaces_is_told_what_it_lacks() {
+    if !geteuid().is_root() {
+        return;
+    }
+    // As in a container.
+    let (dir, mut options, fake) = open_place();
+    let wrapper = dir.path().join("as-in-a-container");
+    let run = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin '{}' \"$@\"\n",
+        options.program.unwrap().display()
+    );
+    std::fs::write(&wrapper, run).unwrap();
+    std::fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755)).unwrap();
+    options.program = Some(wrapper);
+    let dir = Arc::new(dir);
+    let mut proxy = Proxy::spawn(Arc::clone(&dir), &config(&fake, "serve", "hardened"), &options);
+    assert_eq!(proxy.wait_exit().await.code(), Some(1));
+    let log = proxy.log();
+    assert!(log.contains("namespaces for another user needs CAP_SYS_ADMIN"), "{log}");
+    drop(proxy);
+    let sandbox = "{profile: hardened, on_missing: warn}";
+    let proxy = Proxy::start_with(dir, &config(&fake, "serve", sandbox), &options).await;
+    let seen = inspect_by_socket(&proxy).await;
+    assert_eq!(seen["confinement"]["missing"].as_array().unwrap().len(), 1, "{seen:#}");
+    assert_ne!(seen["facts"]["uids"][1], 0, "{seen:#}");
+    assert_eq!(seen["facts"]["seccomp_mode"], 2, "{seen:#}");
+}
+
+#[tokio::test]
 async fn the_helper_has_nothing_of_the_plugins_environment() {
     // The dynamic loader says so once for each program that it loads with this.
     let complaint = |line: &str| line.contains("from LD_PRELOAD cannot be preloaded");

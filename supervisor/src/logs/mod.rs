@@ -27,6 +27,9 @@ const TAIL_LINES: usize = 20;
 /// How much of each, in bytes.
 const TAIL_LINE: usize = 1024;
 
+/// What taking a piece of output costs beyond its bytes.
+const PIECE: usize = 64;
+
 const TRUNCATED: &str = " [truncated]";
 
 /// Where a line came from.
@@ -124,7 +127,8 @@ impl Sink {
     /// As [`Self::feed`]; slow where more comes than anybody could want.
     pub(crate) async fn take(&mut self, bytes: &[u8]) {
         self.feed(bytes);
-        let pause = self.pace.pause(bytes.len(), Instant::now());
+        // A message of nothing is work as well.
+        let pause = self.pace.pause(bytes.len() + PIECE, Instant::now());
         if !pause.is_zero() {
             sleep(pause).await;
         }

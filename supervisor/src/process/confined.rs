@@ -18,7 +18,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::time::timeout;
 
 use super::SpawnError;
-use crate::sandbox::{Answer, Confinement, Helper, Plan, Sandbox};
+use crate::sandbox::{Answer, Confinement, Helper, OnMissing, Plan, Sandbox};
 
 /// From the start of the helper to the plugin in its place.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -53,8 +53,8 @@ pub(super) fn command(
     close: Vec<RawFd>,
 ) -> Result<(Command, Given, Answers), SpawnError> {
     let failed = |act: &str, error: io::Error| SpawnError::Sandbox(format!("{act}: {error}"));
-    if sandbox.user.is_some() && !sandbox.private_tmp {
-        // Where it is not mounted at a place of its own, its user has to get to it.
+    if sandbox.user.is_some() && (!sandbox.private_tmp || sandbox.on_missing == OnMissing::Warn) {
+        // Where it is not mounted at a place of its own, or may not be, its user has to get to it.
         let parent = dir.parent().unwrap_or(dir);
         open_way(parent).map_err(|error| failed("open the way to the private directory", error))?;
     }

@@ -50,6 +50,10 @@ pub(super) fn enter(sandbox: &Sandbox) -> Result<(), Trouble> {
         return unshare(flags).map_err(|errno| failed("make namespaces", errno));
     }
     let (uid, gid) = (geteuid(), getegid());
+    if sandbox.user.is_some_and(|user| user.uid != uid.as_raw()) {
+        // In the user namespace that it would take, there would be no user but this one.
+        return Err(Trouble::missing("namespaces for another user".to_owned(), "CAP_SYS_ADMIN"));
+    }
     unshare(flags | CloneFlags::CLONE_NEWUSER).map_err(|errno| {
         let what = format!("namespaces ({errno})");
         Trouble::missing(
