@@ -110,11 +110,15 @@ lint: setup
 	MYPYPATH=examples $(PYTHON) -m mypy --strict --cache-dir .mypy_cache $(EXAMPLE_SCRIPTS)
 	MYPYPATH=tests/bench $(PYTHON) -m mypy --strict --cache-dir .mypy_cache tests/bench/*.py
 
+# The sanitizers and the coverage of the compiler are unstable, which RUSTC_BOOTSTRAP makes usable without a nightly
+# toolchain. What is found is kept in target/fuzz, beside the seeds in the repository.
 fuzz:
 	@cargo fuzz --version >/dev/null 2>&1 || \
-		{ echo 'cargo-fuzz is not installed; it needs a nightly Rust: cargo install cargo-fuzz' >&2; exit 1; }
-	for crate in plugin-proto proxy; do (cd $$crate && for target in $$(cargo +nightly fuzz list); do \
-		env -u CARGO_TARGET_DIR cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit; done) || exit; done
+		{ echo 'cargo-fuzz is not installed: cargo install cargo-fuzz --locked' >&2; exit 1; }
+	for crate in plugin-proto proxy; do (cd $$crate && for target in $$(cargo fuzz list); do \
+		corpus="$(CARGO_TARGET_DIR)/fuzz/$$target" && mkdir -p "$$corpus" && \
+		CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/fuzz/build" RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" "$$corpus" \
+			"fuzz/corpus/$$target" -- -max_total_time=$(FUZZ_SECONDS) -timeout=25 || exit; done) || exit; done
 
 # The long forms of tests that have a short one among the others; they print what they have counted.
 soak: rust

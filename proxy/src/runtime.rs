@@ -158,6 +158,7 @@ async fn run_as(config: Config, mut heir: Option<&mut Heir>, mut given: Vec<Inhe
     let mut signals = Signals::new().map_err(Error::Signals)?;
     let hangups = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let upgrades = signal(SignalKind::user_defined2()).map_err(Error::Signals)?;
+    change::warn_of_open_secrets(&config);
     if !Path::new("/proc/self").exists() {
         tracing::warn!(
             target: "palisade",

@@ -300,3 +300,19 @@ async fn without_proc_it_serves_and_says_what_is_missing() {
     proxy.terminate();
     assert_eq!(proxy.wait_exit().await.code(), Some(0), "{}", proxy.log());
 }
+
+#[tokio::test]
+async fn a_secret_that_everyone_can_read_is_warned_of_and_not_shown() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = config(&upstream, &format!("{}, config: {{token: s3cret}}", fake(&["serve"])));
+    let mut proxy = Proxy::start(&yaml).await;
+    let told =
+        |text: &str| text.contains("`plugins.auth.config.token` looks like a secret") && text.contains("chmod o-r");
+    proxy.wait_for_log("the warning", |line| line.contains("WARN") && told(line)).await;
+    let open = proxy.cli(&["validate", "palisade.yaml"]).await;
+    assert!(open.code == Some(0) && told(&open.stderr), "{open:?}");
+    assert!(!proxy.log().contains("s3cret") && !open.stderr.contains("s3cret"));
+    set_permissions(proxy.dir().join("palisade.yaml"), Permissions::from_mode(0o640)).unwrap();
+    let closed = proxy.cli(&["validate", "palisade.yaml"]).await;
+    assert!(closed.code == Some(0) && closed.stderr.is_empty(), "{closed:?}");
+}

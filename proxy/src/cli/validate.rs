@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::args::Validate;
-use super::output::print;
+use super::output::{complain, print};
 use super::{Exit, Failure};
 use crate::config::{self, Config};
 
@@ -17,6 +17,9 @@ pub(super) fn validate(args: Validate) -> Result<(), Failure> {
         }
         Err(problems) => return Err(Failure::Invalid(problems)),
     };
+    if let Some(warning) = config.open_secret() {
+        complain(format_args!("warning: {warning}"));
+    }
     let file = file.display();
     match (args.effective, args.json) {
         (false, false) => print(format_args!("{file} is valid")),

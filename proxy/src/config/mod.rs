@@ -14,6 +14,7 @@ mod effective;
 mod host;
 pub mod pin;
 mod problem;
+mod secrets;
 mod slot;
 mod source;
 mod suggest;

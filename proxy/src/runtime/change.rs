@@ -65,6 +65,12 @@ impl OpenListener {
     }
 }
 
+pub(super) fn warn_of_open_secrets(config: &Config) {
+    if let Some(warning) = config.open_secret() {
+        tracing::warn!(target: "palisade", "{warning}");
+    }
+}
+
 /// Takes the addresses of a configuration that are not held yet: those that this process was given, and others.
 pub(super) fn bind(config: &Config, open: &[Key], given: &mut Vec<Inherited>) -> Result<Vec<(Key, Bound)>, Error> {
     let added = config.listeners.iter().filter(|listener| !open.contains(&Key::of(listener)));
@@ -211,7 +217,11 @@ impl Changes {
     async fn read(&self) -> Result<Config, Refused> {
         let file = self.current.config.file.clone();
         match tokio::task::spawn_blocking(move || config::load(&file)).await {
-            Ok(read) => read.map_err(Refused::Invalid),
+            Ok(read) => {
+                let config = read.map_err(Refused::Invalid)?;
+                warn_of_open_secrets(&config);
+                Ok(config)
+            }
             Err(error) => Err(Refused::Failed(format!("the file could not be read: {error}"))),
         }
     }
