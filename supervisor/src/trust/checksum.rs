@@ -3,7 +3,8 @@
 //! A file is opened once, read through that descriptor, and executed through it: what is looked at is what runs, though
 //! its path be given to another file meanwhile. The kernel lets nobody write to a binary while it runs. Nothing protects
 //! what an interpreter reads, a script or an archive, so of that a copy is made in memory, sealed against every change,
-//! and the copy is what the interpreter gets.
+//! and the copy is what the interpreter gets. Only of what is right: what has been put in a file's place may be of any
+//! kind and size.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,15 +12,19 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use sha2::{Digest, Sha256};
 
 use crate::process::{SpawnError, resolve_program};
 use crate::spec::PluginSpec;
+
+/// Largest file with a checksum, in bytes.
+const LARGEST: u64 = 1 << 30;
 
 /// SHA-256 of a file, written `sha256:` and 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,9 +50,9 @@ impl Checksum {
     ///
     /// # Errors
     ///
-    /// Where the file can't be read.
+    /// Where the file can't be read, is no regular one, or has more than 1 GiB.
     pub fn of(path: &Path) -> io::Result<Self> {
-        read(&mut File::open(path)?, None)
+        read(&mut regular(path)?, None)
     }
 }
 
@@ -135,7 +140,16 @@ fn open_program(path: PathBuf, expected: Checksum) -> Result<Image, SpawnError> 
 }
 
 fn open(path: &Path) -> Result<File, SpawnError> {
-    File::open(path).map_err(|source| SpawnError::Unreadable { path: path.to_owned(), source })
+    regular(path).map_err(|source| SpawnError::Unreadable { path: path.to_owned(), source })
+}
+
+/// Opens a file without waiting for anybody: a FIFO would wait for who writes to it.
+fn regular(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    }
+    Ok(file)
 }
 
 fn compare(path: &Path, expected: Checksum, found: Checksum) -> Result<(), SpawnError> {
@@ -148,6 +162,8 @@ fn compare(path: &Path, expected: Checksum, found: Checksum) -> Result<(), Spawn
 /// A copy in memory of what `file` holds, which nobody can change any more. What was copied is what was summed up.
 fn sealed_copy(path: &Path, file: &mut File, expected: Checksum) -> Result<OwnedFd, SpawnError> {
     let unreadable = |source| SpawnError::Unreadable { path: path.to_owned(), source };
+    compare(path, expected, read(file, None).map_err(unreadable)?)?;
+    io::Seek::rewind(file).map_err(unreadable)?;
     let name = path.file_name().unwrap_or_default();
     let copy = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING);
     let mut copy = File::from(copy.map_err(|errno| unreadable(errno.into()))?);
@@ -159,8 +175,13 @@ fn sealed_copy(path: &Path, file: &mut File, expected: Checksum) -> Result<Owned
 }
 
 fn read(file: &mut File, mut copy: Option<&mut File>) -> io::Result<Checksum> {
+    let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {LARGEST} bytes"));
+    if file.metadata()?.len() > LARGEST {
+        return Err(too_large());
+    }
     let mut sum = Sha256::new();
     let mut chunk = vec![0; 128 * 1024];
+    let mut left = LARGEST;
     loop {
         let count = match file.read(&mut chunk) {
             Ok(0) => return Ok(Checksum(sum.finalize().into())),
@@ -168,6 +189,8 @@ fn read(file: &mut File, mut copy: Option<&mut File>) -> io::Result<Checksum> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
+        // It may grow meanwhile.
+        left = left.checked_sub(count as u64).ok_or_else(too_large)?;
         sum.update(&chunk[..count]);
         if let Some(copy) = &mut copy {
             copy.write_all(&chunk[..count])?;
@@ -188,11 +211,31 @@ mod tests {
         let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let empty: Checksum = text.parse().unwrap();
         assert_eq!(empty.to_string(), text);
-        assert_eq!(Checksum::of(Path::new("/dev/null")).unwrap(), empty);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(Checksum::of(file.path()).unwrap(), empty);
         assert_eq!(text.replace('e', "E").parse(), Ok(empty));
         for wrong in ["", "sha256:", &text[7..], &text[..70], &format!("{text}0"), &text.replace("e3", "+3")] {
             assert_eq!(wrong.parse::<Checksum>(), Err(ChecksumSyntax), "{wrong}");
         }
+    }
+
+    #[test]
+    fn nothing_but_files_of_some_size_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        File::create(path("large")).unwrap().set_len(LARGEST + 1).unwrap();
+        for name in ["fifo", "large", "."] {
+            assert!(Checksum::of(&path(name)).is_err(), "{name}");
+            assert!(
+                matches!(
+                    open(&path(name)).and_then(|mut file| { sealed_copy(&path(name), &mut file, Checksum([0; 32])) }),
+                    Err(SpawnError::Unreadable { .. })
+                ),
+                "{name}"
+            );
+        }
+        assert!(Checksum::of(Path::new("/dev/zero")).is_err());
     }
 
     #[test]
