@@ -181,8 +181,8 @@ async fn a_clock_that_jumps_neither_ends_anything_nor_holds_it_up() {
 async fn stopped_for(time: Duration, health: &str) {
     let upstream = Upstream::http1("app").await;
     let yaml = config(&upstream).replace("timeout: 10s", &format!("timeout: 10s, instances: 3{health}"));
-    // A client that has nothing to ask for a minute is not what this is about.
-    let yaml = yaml.replace("127.0.0.1:0", "127.0.0.1:0, limits: {idle_timeout: 5m}");
+    // Less than it stands still: what came meanwhile counts, not that it was read late.
+    let yaml = yaml.replace("127.0.0.1:0", "127.0.0.1:0, limits: {idle_timeout: 2s}");
     let proxy = Proxy::start(&yaml).await;
     let mut kept = Client::http1(proxy.address()).await;
     assert_eq!(kept.get("/", &[ADMIN]).await.status, 200);
@@ -211,8 +211,8 @@ async fn stopped_for(time: Duration, health: &str) {
 
 #[tokio::test]
 async fn a_proxy_that_stood_still_kills_no_plugin() {
-    // Ten beats are missed, of which two would be enough.
-    stopped_for(Duration::from_secs(3), ", health: {interval: 300ms, timeout: 150ms, failures: 2}").await;
+    // Ten beats are missed, and two would be enough.
+    stopped_for(Duration::from_secs(3), ", health: {interval: 300ms, timeout: 1s, failures: 2}").await;
 }
 
 #[tokio::test]

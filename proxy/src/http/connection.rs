@@ -34,6 +34,10 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// How long a drain waits for the first request of a connection.
 const UNASKED: Duration = Duration::from_secs(1);
 
+/// Before an idle connection is closed, it is looked at once more after this: when the whole process has stood still, its
+/// time is up before what came meanwhile has been read.
+const LAST_LOOK: Duration = Duration::from_millis(20);
+
 /// How long an idle connection may wait for one more request, to be told to go by its answer, where another process
 /// serves already: closing it could meet a request that is on its way.
 const LAST_REQUEST: Duration = Duration::from_secs(5);
@@ -273,6 +277,7 @@ async fn drive(
     let often = limits.idle_timeout.min(limits.body_idle_timeout);
     let mut check = Instant::now() + often.min(limits.first_byte_timeout);
     let mut ending = false;
+    let mut looked = false;
     let draining = async {
         connections.drain.cancelled().await;
         if activity.begun() == 0 {
@@ -306,7 +311,14 @@ async fn drive(
                     Doing::Idle(since) if !activity.heard() => since + limits.first_byte_timeout,
                     Doing::Idle(since) => since + limits.idle_timeout,
                 };
-                if check <= now {
+                let due = check <= now;
+                if due && !looked && matches!(activity.doing(), Doing::Idle(_)) {
+                    check = now + LAST_LOOK;
+                    looked = true;
+                    continue;
+                }
+                looked = false;
+                if due {
                     if !matches!(activity.doing(), Doing::Idle(_)) {
                         tracing::debug!(target: "palisade::http", "the client does not read its responses");
                         activity.close_for(Closed::Unread);
