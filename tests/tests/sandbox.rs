@@ -253,6 +253,20 @@ async fn files_and_programs_that_are_named_can_be_used() {
 }
 
 #[tokio::test]
+async fn a_program_of_the_system_opens_no_more_than_others() {
+    // Where it stands, there is all of the system.
+    for program in ["/bin/sh", "/usr/bin/sh"] {
+        let (dir, options, _) = open_place();
+        let script = "if read -r line < /etc/hostname; then echo escape: got out; else echo escape: refused; fi >&2";
+        let yaml = config(Path::new(program), &format!("-c, '{script}'"), "hardened")
+            .replace("fake: {", "fake: {required: false, restart: {policy: never}, ");
+        let mut proxy = Proxy::start_with(Arc::new(dir), &yaml, &options).await;
+        let said = proxy.wait_for_log("the outcome", |line| line.contains("escape: ")).await;
+        assert!(said.contains("escape: refused"), "{program}: {said}");
+    }
+}
+
+#[tokio::test]
 async fn what_was_pinned_runs_in_a_sandbox_too_and_nothing_else_does() {
     let (dir, options, fake) = open_place();
     let dir = Arc::new(dir);

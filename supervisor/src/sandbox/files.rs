@@ -193,19 +193,25 @@ fn ports(sandbox: &Sandbox) -> Option<[(&std::collections::BTreeSet<u16>, Access
 pub(super) fn command_files(plan: &Plan) -> Vec<PathBuf> {
     let program = Path::new(&plan.path);
     let mut files = programs(program);
-    files
-        .extend([Some(program), program.canonicalize().ok().as_deref()].into_iter().flatten().filter_map(installation));
+    let real = program.canonicalize().ok();
+    files.extend([Some(program), real.as_deref()].into_iter().flatten().flat_map(installation));
     // The working directory is the plugin's already.
     files.extend(plan.arguments.iter().skip(1).map(PathBuf::from).filter(|path| path.is_file()));
     files
 }
 
-/// Where the runtime that a program belongs to is installed, if it says so: a virtual environment, a Python, a JDK.
-fn installation(program: &Path) -> Option<PathBuf> {
-    let root = program.parent().filter(|dir| dir.ends_with("bin"))?.parent()?;
-    let python = || beginning(&root.join("lib"), "python").next().is_some();
-    let told = root.join("pyvenv.cfg").is_file() || root.join("lib/modules").is_file() || python();
-    told.then(|| root.to_owned())
+/// Where the runtime that a program belongs to is installed, if it says so: a virtual environment, a JDK, a Python. Of
+/// that, its libraries only, for it may share its place with whatever else there is: that of `/bin` is the whole system's,
+/// that of `~/.local/bin` has all that a user's programs remember.
+fn installation(program: &Path) -> Vec<PathBuf> {
+    let root = || program.parent().filter(|dir| dir.ends_with("bin"))?.parent().filter(|root| root.parent().is_some());
+    let Some(root) = root() else { return Vec::new() };
+    let has = |name: &str| root.join(name);
+    if has("pyvenv.cfg").is_file() || has("lib/modules").is_file() || has("conda-meta").is_dir() {
+        return vec![root.to_owned()];
+    }
+    let libraries = ["lib", "lib64"].map(|name| root.join(name));
+    libraries.into_iter().filter(|dir| beginning(dir, "python").next().is_some()).collect()
 }
 
 /// A program, and the interpreter that its first line names.
@@ -238,4 +244,35 @@ fn allow(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> Resu
 
 fn failed(error: RulesetError) -> Trouble {
     Trouble::plain(format!("Landlock: {}", crate::report::chain(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn an_installation_is_given_and_not_what_stands_beside_it() {
+        // On most systems it is a link to `/usr/bin`, beside `/lib/python3`.
+        assert_eq!(installation(Path::new("/bin/sh")), [] as [PathBuf; 0]);
+        let dir = tempfile::tempdir().unwrap();
+        let root = |name: &str, files: &[&str]| {
+            let root = dir.path().join(name);
+            for file in files.iter().chain(&["bin/program"]) {
+                fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
+                fs::write(root.join(file), "").unwrap();
+            }
+            root
+        };
+        let of = |root: &Path| installation(&root.join("bin/program"));
+        let home = root("home/.local", &["lib/python3.11/os.py", "share/keyrings/login"]);
+        assert_eq!(of(&home), [home.join("lib")]);
+        for marked in ["pyvenv.cfg", "lib/modules", "conda-meta/history"] {
+            let root = root(marked, &[marked]);
+            assert_eq!(of(&root), std::slice::from_ref(&root), "{marked}");
+        }
+        assert_eq!(of(&root("plain", &["lib/other.so"])), [] as [PathBuf; 0]);
+        assert_eq!(installation(Path::new("program")), [] as [PathBuf; 0]);
+    }
 }
