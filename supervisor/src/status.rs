@@ -19,7 +19,9 @@ pub enum State {
     Starting,
     /// It runs; the line on its stdout is awaited.
     AwaitHandshake,
-    /// It said where it listens; connection, health and the host's own contract are being set up.
+    /// It said where it listens; it is being connected to, and asked whether it is healthy.
+    AwaitHealth,
+    /// It is healthy; the host's own contract is being set up.
     AwaitReady,
     /// It takes calls.
     Serving,
@@ -104,6 +106,7 @@ impl State {
         match self {
             Self::Starting => "starting",
             Self::AwaitHandshake => "await_handshake",
+            Self::AwaitHealth => "await_health",
             Self::AwaitReady => "await_ready",
             Self::Serving => "serving",
             Self::NotServing { .. } => "not_serving",
@@ -138,6 +141,7 @@ impl State {
             | Self::Disabled { .. } => true,
             Self::Starting
             | Self::AwaitHandshake
+            | Self::AwaitHealth
             | Self::AwaitReady
             | Self::NotServing { .. }
             | Self::Draining
@@ -151,6 +155,7 @@ impl fmt::Display for State {
         let words = match self {
             Self::Starting => "starting",
             Self::AwaitHandshake => "awaiting the handshake",
+            Self::AwaitHealth => "awaiting health",
             Self::AwaitReady => "awaiting readiness",
             Self::Serving => "serving",
             Self::NotServing { .. } => "not serving",

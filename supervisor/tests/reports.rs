@@ -5,6 +5,7 @@
 mod support;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use palisade_supervisor::{Adapter, AttachError, InstanceInfo, Plugin, ProcessEnd, State, Transition};
@@ -85,7 +86,7 @@ async fn every_transition_is_told_in_order_with_what_it_comes_of() {
     plugin.shutdown().await;
 
     let told = noting.0.lock().unwrap().clone();
-    let start = ["starting", "await_handshake", "await_ready", "serving"];
+    let start = ["starting", "await_handshake", "await_health", "await_ready", "serving"];
     let expected: Vec<_> = start.iter().chain(&start).copied().chain(["draining", "stopping", "stopped"]).collect();
     assert_eq!(told.iter().map(|step| step.to.as_str()).collect::<Vec<_>>(), expected);
     let mut from = "stopped";
@@ -95,7 +96,37 @@ async fn every_transition_is_told_in_order_with_what_it_comes_of() {
     }
     let reason = |index: usize| told[index].reason.clone().unwrap_or_default();
     assert_eq!(reason(0), "first start");
-    assert!(reason(4).starts_with("plugin `fake` was killed by SIGKILL (after "), "{}", reason(4));
-    assert_eq!((told[3].pid, told[3].start, told[7].start), (Some(pid), 1, 2));
-    assert_eq!(reason(8), "order: stop for good");
+    assert!(reason(5).starts_with("plugin `fake` was killed by SIGKILL (after "), "{}", reason(5));
+    assert_eq!((told[4].pid, told[4].start, told[9].start), (Some(pid), 1, 2));
+    assert_eq!(reason(10), "order: stop for good");
+}
+
+/// Never sets its contract up.
+struct Slow;
+
+impl Adapter for Slow {
+    type Client = ();
+
+    async fn attach(&self, _: Channel, _: InstanceInfo) -> Result<(), AttachError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn health_and_the_host_s_own_calls_are_awaited_in_states_of_their_own() {
+    for (options, state) in [(&["not-serving"][..], State::AwaitHealth), (&[], State::AwaitReady)] {
+        let mut scenario = Scenario::fake(options);
+        let plugin = Plugin::start(scenario.spec.clone(), Slow).unwrap();
+        let mut watch = plugin.watch();
+        let reached = tokio::time::timeout(support::LONG, watch.wait_for(|status| status.state == state));
+        assert!(reached.await.is_ok(), "{:?}", plugin.status());
+        plugin.shutdown().await;
+
+        scenario.spec.ready_timeout = Duration::from_millis(200);
+        let plugin = Plugin::start(scenario.spec.clone(), Slow).unwrap();
+        let mut watch = plugin.watch();
+        let status = watch.wait_for(|status| status.last_exit.is_some()).await.unwrap().clone();
+        assert_eq!(status.last_exit.unwrap().state, state);
+        plugin.shutdown().await;
+    }
 }

@@ -163,6 +163,7 @@ impl Plugin {
     pub(super) fn condition(&self, now: f64) -> String {
         let state = match &*self.state {
             "await_handshake" => "awaiting the handshake".to_owned(),
+            "await_health" => "awaiting health".to_owned(),
             "await_ready" => "awaiting readiness".to_owned(),
             "disabled" => "disabled, no further attempt".to_owned(),
             other => other.replace('_', " "),

@@ -242,6 +242,7 @@ impl<A: Adapter> Instance<A> {
             }
             News::Handshake(Err(failure)) => self.start_failed(StartFailure::Handshake(failure)).await,
             News::Connected(channel) => run.connected(channel),
+            News::Healthy => self.feed(Event::Healthy).await,
             News::Ready(Ok(client)) => {
                 self.client = Some(client);
                 self.feed(Event::Ready).await;
@@ -265,7 +266,10 @@ impl<A: Adapter> Instance<A> {
 
     async fn start_failed(&mut self, failure: StartFailure) {
         // Where an order is ending the process already, it fails because of that.
-        let expected = matches!(self.machine.phase(), Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. });
+        let expected = matches!(
+            self.machine.phase(),
+            Phase::AwaitHandshake { .. } | Phase::AwaitHealth { .. } | Phase::AwaitReady { .. }
+        );
         let Some(run) = self.run.as_mut().filter(|_| expected) else { return };
         // An exit breaks all that was begun. So it is waited for a moment: the same fault is told the same each time.
         let exited = run.exits_soon().await;
@@ -300,7 +304,7 @@ impl<A: Adapter> Instance<A> {
         }
         let (handshaken, hope) = (run.accepted.is_some(), run.hope);
         let report = run.finish(&self.background, |end| match phase {
-            Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } if end.is_some() => {
+            Phase::AwaitHandshake { .. } | Phase::AwaitHealth { .. } | Phase::AwaitReady { .. } if end.is_some() => {
                 let failure =
                     if handshaken { StartFailure::ExitedBeforeReady } else { StartFailure::ExitedBeforeHandshake };
                 ExitCause::StartFailure(Arc::new(failure))
@@ -539,6 +543,7 @@ impl<A: Adapter> Instance<A> {
             Phase::Disabled { why } => (State::Disabled { why }, Outlook::Never),
             Phase::Starting { order: None } => (State::Starting, Outlook::Soon),
             Phase::AwaitHandshake { .. } => (State::AwaitHandshake, Outlook::Soon),
+            Phase::AwaitHealth { .. } => (State::AwaitHealth, Outlook::Soon),
             Phase::AwaitReady { .. } => (State::AwaitReady, Outlook::Soon),
             Phase::Serving { .. } => (State::Serving, Outlook::Soon),
             Phase::NotServing { why, .. } => (State::NotServing { why: why.into() }, Outlook::Soon),

@@ -46,6 +46,7 @@ const MAX_ANNOUNCEMENT: usize = 16 * 1024;
 pub(super) enum News<C> {
     Handshake(Result<Accepted, HandshakeFailure>),
     Connected(Channel),
+    Healthy,
     Ready(Result<Arc<C>, StartFailure>),
     Health(Health),
     Drained,
@@ -467,6 +468,7 @@ async fn prepare<A: Adapter>(
     reporter.tell(News::Connected(channel.clone())).await;
     progress.set("health check");
     health::await_alive(&channel, &spec.health, progress).await;
+    reporter.tell(News::Healthy).await;
     progress.set("answer to the host's first calls");
     adapter.attach(channel, info).await.map(Arc::new).map_err(StartFailure::Attach)
 }

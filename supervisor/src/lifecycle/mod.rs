@@ -51,6 +51,11 @@ pub(crate) enum Phase {
     AwaitHandshake {
         until: Instant,
     },
+    /// It is being connected to, and asked whether it is healthy.
+    AwaitHealth {
+        until: Instant,
+    },
+    /// The host's contract is being set up, within what is left of the same time.
     AwaitReady {
         until: Instant,
     },
@@ -131,6 +136,8 @@ pub(crate) enum Event {
     Handshaken,
     /// Handshake, connection, health or the host's contract failed while the process still runs.
     StartFailed(Hope),
+    /// It is connected, and says that it serves.
+    Healthy,
     /// A client is there.
     Ready,
     HealthAnswered,
@@ -254,6 +261,7 @@ impl Lifecycle {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::AwaitHandshake { until }
+            | Phase::AwaitHealth { until }
             | Phase::AwaitReady { until }
             | Phase::NotServing { why: Why::Frozen { until }, .. }
             | Phase::Draining { until, .. }
@@ -278,9 +286,13 @@ impl Lifecycle {
             Event::SpawnFailed(hope) => self.spawn_failed(hope, now),
             Event::Handshaken => match self.phase {
                 Phase::AwaitHandshake { .. } => {
-                    self.phase = Phase::AwaitReady { until: now + self.limits.ready };
+                    self.phase = Phase::AwaitHealth { until: now + self.limits.ready };
                     vec![Action::Prepare]
                 }
+                _ => vec![],
+            },
+            Event::Healthy => match self.phase {
+                Phase::AwaitHealth { until } => self.rest(Phase::AwaitReady { until }),
                 _ => vec![],
             },
             Event::Ready => match self.phase {
@@ -291,7 +303,7 @@ impl Lifecycle {
                 _ => vec![],
             },
             Event::StartFailed(hope) => match self.phase {
-                Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
+                Phase::AwaitHandshake { .. } | Phase::AwaitHealth { .. } | Phase::AwaitReady { .. } => {
                     self.kill(Next::BackOff(Failure { served: None, hope }), None, now)
                 }
                 _ => vec![],
@@ -356,15 +368,16 @@ impl Lifecycle {
 
             (
                 Phase::AwaitHandshake { .. }
+                | Phase::AwaitHealth { .. }
                 | Phase::AwaitReady { .. }
                 | Phase::Serving { .. }
                 | Phase::NotServing { .. },
                 Order::Start,
             ) => vec![],
-            (Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. }, Order::Discard) => {
+            (Phase::AwaitHandshake { .. } | Phase::AwaitHealth { .. } | Phase::AwaitReady { .. }, Order::Discard) => {
                 self.kill(Next::Finish, Some(Blame::Requested), now)
             }
-            (Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. }, order) => {
+            (Phase::AwaitHandshake { .. } | Phase::AwaitHealth { .. } | Phase::AwaitReady { .. }, order) => {
                 let mut actions = vec![Action::Blame(Blame::Requested)];
                 actions.extend(self.terminate(next_of(order), now));
                 actions
@@ -404,7 +417,7 @@ impl Lifecycle {
     fn found(&mut self, now: Instant) -> Vec<Action> {
         match self.phase {
             Phase::Starting { order: None } => {
-                self.phase = Phase::AwaitReady { until: now + self.limits.ready };
+                self.phase = Phase::AwaitHealth { until: now + self.limits.ready };
                 vec![Action::Prepare]
             }
             Phase::Starting { order: Some(next) } => self.kill(next, Some(Blame::Requested), now),
@@ -490,7 +503,7 @@ impl Lifecycle {
         };
         match self.phase {
             // Before it has served, status 0 is as good as any other: it failed to start.
-            Phase::AwaitHandshake { .. } | Phase::AwaitReady { .. } => {
+            Phase::AwaitHandshake { .. } | Phase::AwaitHealth { .. } | Phase::AwaitReady { .. } => {
                 self.follow(Next::BackOff(Failure { served: None, hope }), now)
             }
             Phase::Serving { .. } | Phase::NotServing { .. }
@@ -521,7 +534,7 @@ impl Lifecycle {
         let unborn = Next::BackOff(Failure { served: None, hope: Hope::Transient });
         match self.phase {
             Phase::AwaitHandshake { .. } => self.kill(unborn, Some(Blame::HandshakeTimeout), now),
-            Phase::AwaitReady { .. } => self.kill(unborn, Some(Blame::ReadyTimeout), now),
+            Phase::AwaitHealth { .. } | Phase::AwaitReady { .. } => self.kill(unborn, Some(Blame::ReadyTimeout), now),
             Phase::NotServing { since, why: Why::Frozen { .. }, .. } => self.give_up_on(since, Blame::Frozen, now),
             Phase::Draining { next, .. } => self.ask(next, now),
             Phase::Waiting { .. } => self.start(),

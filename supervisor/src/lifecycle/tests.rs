@@ -44,7 +44,8 @@ fn every_phase_meets_every_event() {
     let back_off = Next::BackOff(unborn);
 
     let starting = |order| P::Starting { order };
-    let (handshake, ready) = (P::AwaitHandshake { until: due }, P::AwaitReady { until: due });
+    let (handshake, health, ready) =
+        (P::AwaitHandshake { until: due }, P::AwaitHealth { until: due }, P::AwaitReady { until: due });
     let serving = |misses| P::Serving { since: now - 5 * MS, misses };
     let waiting = P::Waiting { until: due, crash_looped: true };
     let disabled = P::Disabled { why: WontRetry::Policy };
@@ -73,7 +74,7 @@ fn every_phase_meets_every_event() {
         (starting(None), E::Order(O::Finish), starting(Some(Finish)), vec![]),
         (starting(None), E::Order(O::Discard), starting(Some(Finish)), vec![]),
         (starting(None), E::Spawned, P::AwaitHandshake { until: now + 1_000 * MS }, vec![]),
-        (starting(None), E::Found, P::AwaitReady { until: now + 2_000 * MS }, vec![A::Prepare]),
+        (starting(None), E::Found, P::AwaitHealth { until: now + 2_000 * MS }, vec![A::Prepare]),
         (starting(None), E::SpawnFailed(Hope::Transient), paused, vec![]),
         (starting(Some(Stay)), E::Order(O::Start), starting(None), vec![]),
         (starting(Some(Stay)), E::Order(O::Restart), starting(None), vec![]),
@@ -86,8 +87,11 @@ fn every_phase_meets_every_event() {
         (starting(Some(Finish)), E::Found, begun(killed, Finish), vec![blame(Blame::Requested), A::Kill]),
         (starting(Some(Finish)), E::SpawnFailed(Hope::Transient), P::Finished, vec![]),
         // Before it serves.
-        (handshake, E::Handshaken, P::AwaitReady { until: now + 2_000 * MS }, vec![A::Prepare]),
+        (handshake, E::Handshaken, P::AwaitHealth { until: now + 2_000 * MS }, vec![A::Prepare]),
         (handshake, E::Deadline, begun(killed, back_off), vec![blame(Blame::HandshakeTimeout), A::Kill]),
+        // The time is one for both.
+        (health, E::Healthy, ready, vec![]),
+        (health, E::Deadline, begun(killed, back_off), vec![blame(Blame::ReadyTimeout), A::Kill]),
         (ready, E::Ready, P::Serving { since: now, misses: 0 }, vec![A::Serve]),
         (ready, E::Deadline, begun(killed, back_off), vec![blame(Blame::ReadyTimeout), A::Kill]),
     ];
@@ -139,7 +143,7 @@ fn every_phase_meets_every_event() {
             (phase, E::Order(O::Discard), P::Finished, vec![]),
         ]);
     }
-    for phase in [handshake, ready] {
+    for phase in [handshake, health, ready] {
         let terminate = || vec![blame(Blame::Requested), A::Terminate];
         let permanent = Failure { served: None, hope: Hope::Permanent };
         rows.extend([
@@ -230,7 +234,7 @@ fn every_phase_meets_every_event() {
         rows.push((ending(killed, next), E::Deadline, after.0, abandoned));
     }
 
-    let mut phases = vec![P::Stopped, waiting, disabled, handshake, ready, serving(0), serving(1), P::Finished];
+    let mut phases = vec![P::Stopped, waiting, disabled, handshake, health, ready, serving(0), serving(1), P::Finished];
     phases.extend([None, Some(Stay), Some(Finish)].map(starting));
     phases.extend(withheld_phases);
     phases.extend(nexts.map(draining));
@@ -246,6 +250,7 @@ fn every_phase_meets_every_event() {
         E::Handshaken,
         E::StartFailed(Hope::Transient),
         E::StartFailed(Hope::Permanent),
+        E::Healthy,
         E::Ready,
         E::HealthAnswered,
         E::HealthMissed,
@@ -279,7 +284,7 @@ fn a_deadline_counts_only_when_it_has_passed() {
 /// Spawned, served for a while, exited: the pause that follows.
 fn crash(machine: Lifecycle, served: Duration, now: &mut Instant) -> Lifecycle {
     let mut machine = machine;
-    for event in [Event::Spawned, Event::Handshaken, Event::Ready] {
+    for event in [Event::Spawned, Event::Handshaken, Event::Healthy, Event::Ready] {
         machine = machine.on(event, *now).0;
     }
     *now += served;
