@@ -191,6 +191,8 @@ pub struct Status {
     /// Since when this process has been serving. Serialised as seconds since the epoch.
     #[serde(serialize_with = "optional_epoch_seconds")]
     pub serving_since: Option<SystemTime>,
+    /// Health checks in a row that this process has not passed.
+    pub missed_checks: u32,
     /// Where the running process listens, as `unix:/path` or `tcp:ip:port`.
     pub endpoint: Option<String>,
     /// The application version that the running process chose.

@@ -152,6 +152,36 @@ async fn what_does_not_last_is_undone() {
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_pass_a_health_check_is_undone() {
+    let health =
+        ", timeout: 500ms, probation: 40s, health: {interval: 100ms, timeout: 300ms, failures: 100, call_misses: 0}";
+    let cases: [(&str, &str); 2] = [
+        ("stop", "plugin `auth` does not serve: its process is stopped"),
+        ("block", "plugin `auth` missed a health check"),
+    ];
+    for (how, why) in cases {
+        let (proxy, _upstream, dir) = start(health).await;
+        let old = proxy.plugin_pid("auth").await;
+        install(dir.path(), &["serve"]);
+        let upgrading = upgrade(&proxy);
+        let ails = async {
+            let new = proxy.until_replaced("auth", old).await;
+            match how {
+                "stop" => kill(new, Signal::SIGSTOP),
+                _ => drop(proxy.get("/", &[ADMIN, ("x-fake", how)]).await),
+            }
+        };
+        let (outcome, ()) = tokio::join!(upgrading, ails);
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        for said in ["undone within the probation", why, "what was there before stays in force"] {
+            assert!(outcome.stderr.contains(said), "{said}: {}", outcome.stderr);
+        }
+        assert_eq!(proxy.plugin_pid("auth").await, old);
+        assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    }
+}
+
 #[tokio::test]
 async fn requests_go_on_with_the_plugin_that_they_began_with() {
     let (mut proxy, _upstream, dir) = start(", timeout: 60s, probation: 0s").await;

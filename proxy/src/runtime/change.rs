@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
-use palisade_supervisor::{ExitCause, Plugin, chain};
+use palisade_supervisor::{ExitCause, NotServing, Plugin, State, Status, chain};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -380,13 +380,22 @@ impl Changes {
     }
 }
 
-/// Returns when an instance ends without having been asked to, with its report.
+/// Returns when an instance ends without having been asked to, with its report; or when it does not pass a health check.
 async fn falls(instance: &Plugin<Contracts>) -> Result<(), String> {
-    let mut status = instance.watch();
-    let fallen = status
-        .wait_for(|status| status.last_exit.as_ref().is_some_and(|exit| !matches!(exit.cause, ExitCause::Requested)));
-    match fallen.await {
-        Ok(status) => Err(status.last_exit.as_ref().map(ToString::to_string).unwrap_or_default()),
+    let ended = |status: &Status| {
+        let exit = status.last_exit.as_ref().filter(|exit| !matches!(exit.cause, ExitCause::Requested))?;
+        Some(exit.to_string())
+    };
+    let ails = |status: &Status| match status.state {
+        // A check is under way, and decides.
+        State::NotServing { why: NotServing::Suspect } => None,
+        State::NotServing { why } => Some(format!("plugin `{}` does not serve: {why}", status.name)),
+        _ if status.missed_checks > 0 => Some(format!("plugin `{}` missed a health check", status.name)),
+        _ => None,
+    };
+    let fallen = |status: &Status| ended(status).or_else(|| ails(status));
+    match instance.watch().wait_for(|status| fallen(status).is_some()).await {
+        Ok(status) => Err(fallen(&status).unwrap_or_default()),
         // Shut down for good, as everything is.
         Err(_) => Ok(()),
     }

@@ -134,6 +134,7 @@ impl<A: Adapter> Instance<A> {
             failures: 0,
             since: SystemTime::now(),
             serving_since: None,
+            missed_checks: 0,
             endpoint: None,
             app_version: None,
             confinement: None,
@@ -500,6 +501,7 @@ impl<A: Adapter> Instance<A> {
             status.outlook = outlook;
             status.restarts = self.machine.restarts();
             status.failures = self.machine.failures();
+            status.missed_checks = self.machine.misses();
             status.pid = run.and_then(Run::pid);
             let accepted = run.and_then(|run| run.accepted.as_ref());
             status.endpoint = accepted.map(|accepted| accepted.endpoint.to_string());

@@ -257,6 +257,14 @@ impl Lifecycle {
         self.backoff.failures()
     }
 
+    /// Health checks in a row that the process has not passed.
+    pub(crate) fn misses(&self) -> u32 {
+        match self.phase {
+            Phase::Serving { misses, .. } | Phase::NotServing { misses, .. } => misses,
+            _ => 0,
+        }
+    }
+
     /// When to send [`Event::Deadline`].
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {

@@ -83,6 +83,14 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
             eprintln!("asked to hang");
             std::future::pending().await
         }
+        "block" => {
+            // Every thread that there is.
+            let block = || loop {
+                std::thread::sleep(Duration::from_secs(3_600));
+            };
+            (0..8).for_each(|_| drop(tokio::spawn(async move { block() })));
+            block()
+        }
         "unless-broken" if std::fs::read_to_string("broken")? == std::process::id().to_string() => {
             return Err("it is broken".into());
         }
