@@ -89,6 +89,7 @@ pub use crate::mtls::MtlsError;
 pub use crate::plugin::{Plugin, StartError, Unavailable};
 pub use crate::process::{DEFAULT_PATH, PrivateDirError, SpawnError, prepare_runtime_dir, resolve_program};
 pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, Usage, chain};
+pub use crate::restart::Stagger;
 pub use crate::sandbox::{
     Confinement, Files, Helper, Limits, Network, OnMissing, Probe, Sandbox, SyscallClass, Tcp, User, sandbox_exec,
 };

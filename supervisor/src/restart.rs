@@ -1,6 +1,8 @@
-//! Whether and when to start again after a failure. Pure: no clock, no random source but its own seed.
+//! Whether and when to start again after a failure. Pure but for the [`Stagger`] that instances share: no clock, no random
+//! source but its own seed.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -86,11 +88,13 @@ impl Backoff {
         let base = match failure.hope {
             Hope::Permanent => self.policy.max,
             Hope::Transient if failure.served.is_some() && self.streak == 1 => {
-                return Verdict::Retry { delay: Duration::ZERO, crash_looped };
+                let delay = self.policy.stagger.delay(Duration::ZERO, now);
+                return Verdict::Retry { delay, crash_looped };
             }
             Hope::Transient => self.next_step(),
         };
-        Verdict::Retry { delay: self.vary(base), crash_looped }
+        let pause = self.vary(base);
+        Verdict::Retry { delay: self.policy.stagger.delay(pause, now), crash_looped }
     }
 
     /// Counts one more restart, as Erlang/OTP's supervisors do: at most so many within the window that ends now.
@@ -125,9 +129,71 @@ impl Backoff {
     }
 }
 
+/// Keeps restarts apart that would come in the same moment, such as those of several instances that one cause has felled:
+/// the first is back sooner if it need not share the machine with the others. Clones share it, so give the same to all
+/// instances of a plugin. Default: no distance.
+#[derive(Debug, Clone, Default)]
+pub struct Stagger {
+    distance: Duration,
+    /// When restarts are due, in no order.
+    due: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl Stagger {
+    /// So that between any two there is at least this time.
+    #[must_use]
+    pub fn new(distance: Duration) -> Self {
+        Self { distance, due: Arc::default() }
+    }
+
+    /// The pause before a restart that would be due after `pause`: as long, or longer by as little as is enough.
+    fn delay(&self, pause: Duration, now: Instant) -> Duration {
+        if self.distance.is_zero() {
+            return pause;
+        }
+        // Whole between its lines: nothing panics under the lock.
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        due.retain(|at| *at + self.distance > now);
+        due.sort();
+        let mut at = now + pause;
+        for other in &*due {
+            if at < *other + self.distance && *other < at + self.distance {
+                at = *other + self.distance;
+            }
+        }
+        due.push(at);
+        at - now
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn restarts_that_share_a_stagger_are_apart() {
+        let stagger = Stagger::new(100 * MS);
+        let now = Instant::now();
+        let millis = |pause: u64, at: u64| stagger.clone().delay(pause as u32 * MS, now + at as u32 * MS).as_millis();
+        assert_eq!([millis(0, 0), millis(0, 0), millis(0, 30)], [0, 100, 170]);
+        // A long pause is nobody's reason to wait.
+        assert_eq!([millis(30_000, 30), millis(0, 30)], [30_000, 270]);
+        // One that fits between others goes there; none is kept for ever.
+        assert_eq!([millis(400, 30), millis(0, 320), millis(29_950, 30)], [400, 210, 30_100]);
+        assert_eq!(millis(0, 60_000), 0);
+        assert_eq!(stagger.due.lock().map(|due| due.len()).ok(), Some(1));
+        let none = Stagger::default();
+        assert_eq!([none.delay(MS, now), none.delay(MS, now)], [MS, MS]);
+    }
+
+    #[test]
+    fn the_first_restart_of_two_that_die_together_is_immediate() {
+        let policy = RestartPolicy { jitter: 0.0, stagger: Stagger::new(250 * MS), ..RestartPolicy::default() };
+        let [mut first, mut second] = [Backoff::new(policy.clone(), 1), Backoff::new(policy, 2)];
+        assert_eq!(pause(&mut first, Some(MS)).0, Duration::ZERO);
+        let (delay, _) = pause(&mut second, Some(MS));
+        assert!(delay > 200 * MS && delay <= 250 * MS, "{delay:?}");
+    }
 
     const MS: Duration = Duration::from_millis(1);
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use palisade_plugin_proto::env::{self, MAX_SOCKET_PATH};
 
 use crate::connect::Endpoint;
+use crate::restart::Stagger;
 use crate::sandbox::{Helper, Sandbox};
 use crate::trust::checksum::Checksums;
 
@@ -146,6 +147,8 @@ pub struct RestartPolicy {
     pub max_restarts: Option<u32>,
     /// What `max_restarts` counts within. A healthy run does not empty it, an operator does.
     pub window: Duration,
+    /// How far apart the restarts are that share it.
+    pub stagger: Stagger,
 }
 
 /// After which ends a plugin is started again. What an operator or the host asked for is no such end.
@@ -344,6 +347,7 @@ impl Default for RestartPolicy {
             crash_loop_after: 5,
             max_restarts: None,
             window: Duration::from_secs(60),
+            stagger: Stagger::default(),
         }
     }
 }

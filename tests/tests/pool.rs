@@ -42,6 +42,36 @@ async fn held(proxy: &Proxy, file: &str) -> (Client, Stream) {
 }
 
 #[tokio::test]
+async fn instances_that_die_together_are_started_apart() {
+    let (proxy, _upstream) =
+        start(&["serve"], ", instances: 3, timeout: 20s, required: true, restart: {stagger: 10m}").await;
+    let before = pids(&proxy).await;
+    for pid in &before {
+        kill(i32::try_from(*pid).unwrap(), Signal::SIGKILL);
+    }
+    // One is back at once, and does for all.
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    let seen = async {
+        loop {
+            let states = proxy.status().await["plugins"].as_array().unwrap().clone();
+            let count = |state: &str| states.iter().filter(|instance| instance["state"] == state).count();
+            if (count("serving"), count("backing_off")) == (1, 2) {
+                break states;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let states = soon("two that wait", seen).await;
+    let next = |instance: &serde_json::Value| instance["next_attempt"].as_f64();
+    let mut due: Vec<_> = states.iter().filter_map(next).collect();
+    due.sort_by(f64::total_cmp);
+    assert!((due[1] - due[0] - 600.0).abs() < 5.0, "{due:?}");
+    // An operator need not wait.
+    assert_eq!(proxy.cli(&["plugin", "start", "auth"]).await.code, Some(0));
+    assert!(pids(&proxy).await.iter().all(|pid| *pid != 0 && !before.contains(pid)));
+}
+
+#[tokio::test]
 async fn a_full_queue_is_answered_at_once_and_counted() {
     let (proxy, _upstream) = start(&["serve"], ", timeout: 60s, max_calls: 2, max_queue: 3").await;
     // One more than there is room for.

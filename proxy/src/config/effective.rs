@@ -286,6 +286,7 @@ fn plugin(it: &Plugin) -> Value {
         ("crash_loop_after", it.restart.crash_loop_after.into()),
         ("max_restarts", it.restart.max_restarts.map_or(Value::Null, Value::from)),
         ("window", window),
+        ("stagger", time(it.restart.stagger)),
     ]);
     let quarantine = mapping([("failures", it.quarantine.failures.into()), ("time", time(it.quarantine.time))]);
     let started = |value: Value| if it.found.is_some() { Value::Null } else { value };

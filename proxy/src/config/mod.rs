@@ -628,4 +628,6 @@ pub struct Restart {
     pub max_restarts: Option<u32>,
     /// Default 60 s.
     pub window: Duration,
+    /// How far apart restarts of its instances are at least. Default 0.
+    pub stagger: Duration,
 }

@@ -682,6 +682,9 @@ pub(super) struct Restart {
     pub(super) max_restarts: Slot<u64>,
     /// What `max_restarts` counts within. Default 60s.
     pub(super) window: Slot<Span>,
+    /// How far apart restarts of several instances are at least. Of those that die together, the first is started at once.
+    /// Default 0s.
+    pub(super) stagger: Slot<Span>,
 }
 
 /// After which ends a plugin is started again.

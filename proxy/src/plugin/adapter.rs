@@ -5,7 +5,8 @@ use std::path::Path;
 
 use palisade_plugin_proto::env;
 use palisade_supervisor::{
-    Adapter, AttachError, HealthPolicy, InstanceInfo, PluginSpec, RestartPolicy, Sandbox, TcpPolicy, Transition,
+    Adapter, AttachError, HealthPolicy, InstanceInfo, PluginSpec, RestartPolicy, Sandbox, Stagger, TcpPolicy,
+    Transition,
 };
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::Value as Json;
@@ -121,6 +122,7 @@ pub(super) fn spec(name: &str, plugin: &config::Plugin, runtime_dir: &Path) -> P
         crash_loop_after: plugin.restart.crash_loop_after,
         max_restarts: plugin.restart.max_restarts,
         window: plugin.restart.window,
+        stagger: Stagger::new(plugin.restart.stagger),
     };
     spec.exit_reports = plugin.exit_reports;
     spec.stop.drain_timeout = plugin.drain_timeout;

@@ -257,6 +257,7 @@ impl Reading<'_> {
             crash_loop_after: self.count(&written.crash_loop_after, default.crash_loop_after, 1..=1000),
             max_restarts: written.max_restarts.given().map(|_| self.count(&written.max_restarts, 1, 1..=1000)),
             window: self.timeout(&written.window, default.window),
+            stagger: self.delay(&written.stagger, default.stagger),
         };
         if let Some((_, window)) = written.window.given()
             && written.max_restarts.is_missing()
@@ -353,6 +354,7 @@ impl Default for Restart {
             crash_loop_after: 5,
             max_restarts: None,
             window: Duration::from_secs(60),
+            stagger: Duration::ZERO,
         }
     }
 }

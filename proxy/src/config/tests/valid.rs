@@ -108,7 +108,7 @@ plugins:
     health: {interval: 6s, timeout: 2s, failures: 4, call_misses: 0, stopped_timeout: 0s}
     restart:
       {policy: on_failure, initial: 200ms, max: 31s, multiplier: 3, jitter: 5%, reset_after: 61s, crash_loop_after: 6,
-       max_restarts: 7, window: 62s}
+       max_restarts: 7, window: 62s, stagger: 3s}
     drain_timeout: 6s
     stop_timeout: 0s
     exit_reports: 11
@@ -217,6 +217,7 @@ fn every_field_arrives() {
     assert_eq!((auth.contract, auth.stop_timeout), (Contract::Mosn, Duration::ZERO));
     assert_eq!((auth.health.call_misses, auth.health.stopped_timeout), (0, Duration::ZERO));
     assert_eq!((auth.drain_timeout, auth.exit_reports), (Duration::from_secs(6), 11));
+    assert_eq!(auth.restart.stagger, Duration::from_secs(3));
     let Restart { policy, multiplier, jitter, max_restarts, window, .. } = auth.restart;
     assert_eq!((policy, multiplier, jitter), (RestartMode::OnFailure, 3, 5));
     assert_eq!((max_restarts, window), (Some(7), Duration::from_secs(62)));
