@@ -125,6 +125,25 @@ async fn the_proxy_is_not_signalled() {
 }
 
 #[tokio::test]
+async fn limits_and_priorities_of_the_proxy_are_its_own() {
+    refused("limits", BOTH).await;
+    refused("priority", BOTH).await;
+}
+
+#[tokio::test]
+async fn shared_memory_of_others_is_out_of_reach() {
+    let made = std::process::Command::new("ipcmk").args(["-M", "4096", "-p", "0666"]).output().unwrap();
+    let made = String::from_utf8(made.stdout).unwrap();
+    let id = made.trim().rsplit(' ').next().unwrap();
+    let id: u32 = id.parse().unwrap();
+    let way = format!("shared-memory:{id}");
+    // In a task, so that it is removed whatever comes of it.
+    let tried = tokio::spawn(async move { refused(&way, BOTH).await }).await;
+    assert!(std::process::Command::new("ipcrm").args(["-m", &id.to_string()]).status().unwrap().success());
+    tried.unwrap();
+}
+
+#[tokio::test]
 async fn nothing_is_mounted() {
     refused("mount", ROOT).await;
 }

@@ -45,7 +45,7 @@ pub struct Sandbox {
     /// The TCP ports that it may use where it has a network. Unset: all.
     pub tcp: Option<Tcp>,
     /// Whether it has a `/tmp` of its own, and sees nothing of `/run`, `/var/tmp`, `/dev/shm` and the host's runtime
-    /// directory but what it is given.
+    /// directory but what it is given, nor shared memory and message queues of others.
     pub private_tmp: bool,
     /// System calls that fail with EPERM.
     pub deny: BTreeSet<SyscallClass>,
@@ -121,7 +121,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SyscallClass {
-    /// Tracing, and memory and descriptors of other processes.
+    /// Tracing, and memory, descriptors, limits and priorities of other processes.
     Debug,
     /// Mounting and changing roots.
     Mount,

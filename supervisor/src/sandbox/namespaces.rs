@@ -41,6 +41,8 @@ pub(super) fn enter(sandbox: &Sandbox) -> Result<(), Trouble> {
     let mut flags = CloneFlags::empty();
     flags.set(CloneFlags::CLONE_NEWNET, sandbox.network == Network::None);
     flags.set(CloneFlags::CLONE_NEWNS, sandbox.private_tmp);
+    // What is in there is as open to others as files in `/dev/shm`.
+    flags.set(CloneFlags::CLONE_NEWIPC, sandbox.private_tmp);
     let privileged = ids::has(Capability::CAP_SYS_ADMIN);
     let count_apart = sandbox.limits.processes.is_some() && sandbox.user.is_none() && !privileged;
     if flags.is_empty() && !count_apart {

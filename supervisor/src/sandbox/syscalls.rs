@@ -71,6 +71,24 @@ fn rules(denied: &BTreeSet<SyscallClass>, key: ExecKey) -> Result<Rules, seccomp
             rules.insert(*call, vec![]);
         }
         match class {
+            SyscallClass::Debug => {
+                // 0 is who calls. Landlock has no say in these, and whoever is of the same user may make them.
+                for call in [
+                    libc::SYS_prlimit64,
+                    libc::SYS_sched_setaffinity,
+                    libc::SYS_sched_setattr,
+                    libc::SYS_sched_setparam,
+                    libc::SYS_sched_setscheduler,
+                ] {
+                    rules.insert(call, vec![all(&[(0, Width::Dword, Is::Ne, 0)])?]);
+                }
+                for (call, every_process_of_a_user) in
+                    [(libc::SYS_setpriority, PRIO_USER), (libc::SYS_ioprio_set, IOPRIO_WHO_USER)]
+                {
+                    let others = all(&[(1, Width::Dword, Is::Ne, 0)])?;
+                    rules.insert(call, vec![others, all(&[(0, Width::Dword, Is::Eq, every_process_of_a_user)])?]);
+                }
+            }
             SyscallClass::Namespace => {
                 let flags = [
                     libc::CLONE_NEWUSER,
@@ -121,6 +139,9 @@ fn rules(denied: &BTreeSet<SyscallClass>, key: ExecKey) -> Result<Rules, seccomp
     Ok(rules)
 }
 
+/// Whose priority is set: that of all processes of a user.
+const PRIO_USER: u64 = 2;
+const IOPRIO_WHO_USER: u64 = 3;
 /// Not in libc: newer (Linux 6.15). The number is the same on all machines.
 const OPEN_TREE_ATTR: i64 = 467;
 /// Not in libc: obsolete, but still there.

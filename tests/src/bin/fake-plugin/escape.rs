@@ -74,6 +74,17 @@ fn attempt(way: &str, detail: &str) -> io::Result<()> {
         }
         "memory" => memory(detail.parse().unwrap()),
         "call" => call(detail),
+        "limits" => limits(host),
+        "priority" => {
+            // SAFETY: takes integers.
+            let done = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, host.as_raw().unsigned_abs(), 19) };
+            if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        }
+        "shared-memory" => {
+            // SAFETY: attaches somebody's memory for reading, at an address of the kernel's choice; never read.
+            let at = unsafe { nix::libc::shmat(detail.parse().unwrap(), std::ptr::null(), nix::libc::SHM_RDONLY) };
+            if at.addr() == usize::MAX { Err(io::Error::last_os_error()) } else { Ok(()) }
+        }
         "unix-socket" => UnixStream::connect(detail).map(drop),
         other => panic!("no such way: {other:?}"),
     }
@@ -94,6 +105,22 @@ fn call(name: &str) -> io::Result<()> {
     let result = unsafe { nix::libc::syscall(number, -1, -1, -1, -1, -1) };
     let error = io::Error::last_os_error();
     if result < 0 && error.raw_os_error() == Some(nix::libc::EPERM) { Err(error) } else { Ok(()) }
+}
+
+/// Sets a limit of another process to what it is.
+fn limits(of: nix::unistd::Pid) -> io::Result<()> {
+    let mut limit = nix::libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let (new, old) = (std::ptr::null(), &raw mut limit);
+    // SAFETY: prlimit(2) fills a local, then reads it.
+    let done = unsafe {
+        nix::libc::prlimit(of.as_raw(), nix::libc::RLIMIT_CORE, new, old).min(nix::libc::prlimit(
+            of.as_raw(),
+            nix::libc::RLIMIT_CORE,
+            old,
+            std::ptr::null_mut(),
+        ))
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn from(errno: nix::Error) -> io::Error {
