@@ -125,6 +125,29 @@ async fn the_proxy_is_not_signalled() {
 }
 
 #[tokio::test]
+async fn modes_of_files_are_not_changed() {
+    // Where nothing is hidden, which only root can count on.
+    let Ok(dir) = tempfile::tempdir_in("/srv").or_else(|_| tempfile::tempdir_in("/opt")) else { return };
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let mode = || std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+    let way = format!("chmod:{}", file.display());
+    chown(&file, Some(ORDINARY), Some(ORDINARY)).unwrap();
+    for (sandbox, expected) in [
+        (HARDENED.to_owned(), 0o600),
+        (HARDENED.replace("limits", &format!("read: ['{}'], limits", file.display())), 0o600),
+        (HARDENED.replace("limits", &format!("write: ['{}'], limits", file.display())), 0o666),
+        (HARDENED.replace("limits", &format!("write: ['{}'], limits", dir.path().display())), 0o666),
+        ("none".to_owned(), 0o666),
+    ] {
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let (_, said) = attempt(&way, &sandbox, Who::Ordinary).await;
+        assert_eq!(mode(), expected, "{sandbox}: {said}");
+    }
+}
+
+#[tokio::test]
 async fn limits_and_priorities_of_the_proxy_are_its_own() {
     refused("limits", BOTH).await;
     refused("priority", BOTH).await;

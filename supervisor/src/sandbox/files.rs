@@ -150,6 +150,11 @@ impl Given {
         Self { paths, writable: files.map(|_| writable) }
     }
 
+    /// All that may be written; `None`: there are no bounds.
+    pub(super) fn writable(&self) -> Option<&[PathBuf]> {
+        self.writable.as_deref()
+    }
+
     pub(super) fn is_writable(&self, path: &Path) -> bool {
         self.writable.as_ref().is_none_or(|writable| writable.iter().any(|dir| path.starts_with(dir)))
     }

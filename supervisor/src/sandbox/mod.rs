@@ -45,7 +45,8 @@ pub struct Sandbox {
     /// The TCP ports that it may use where it has a network. Unset: all.
     pub tcp: Option<Tcp>,
     /// Whether it has a `/tmp` of its own, and sees nothing of `/run`, `/var/tmp`, `/dev/shm` and the host's runtime
-    /// directory but what it is given, nor shared memory and message queues of others.
+    /// directory but what it is given, nor shared memory and message queues of others. With [`Self::files`] as
+    /// well, what may not be written is mounted for reading only.
     pub private_tmp: bool,
     /// System calls that fail with EPERM.
     pub deny: BTreeSet<SyscallClass>,

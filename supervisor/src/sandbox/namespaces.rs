@@ -11,12 +11,12 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
-use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{getegid, geteuid};
 
 use super::files::Given;
 use super::helper::{Plan, Trouble};
 use super::{Network, Sandbox, ids};
+use crate::sys::mounts::{self, Below};
 
 /// What is hidden behind an empty directory where temporary files are private. Beyond these, the host's runtime
 /// directory.
@@ -104,8 +104,47 @@ pub(super) fn hide(plan: &Plan, given: &Given) -> Result<(), Trouble> {
         cover(&runtime)?;
     }
     give_back(&of_runtime)?;
+    make_dirs(&cwd).map_err(act)?;
+    if let Some(writable) = given.writable() {
+        let shown = |dir: &Path| hidden.iter().chain([&runtime]).all(|hidden| !dir.starts_with(hidden));
+        let private = [Path::new("/tmp"), &private];
+        keep(writable.iter().map(PathBuf::as_path), shown, &private)?;
+    }
     // Until here it is the directory that is out of sight, with all that is below it.
-    make_dirs(&cwd).and_then(|()| env::set_current_dir(&cwd)).map_err(act)
+    env::set_current_dir(&cwd).map_err(act)
+}
+
+/// Lets nothing be written but what is `writable`, and the `private` directories. Landlock has no say in modes, owners,
+/// times and attributes, and its rule for `/tmp` holds for all that is given back below it.
+fn keep<'a>(
+    writable: impl Iterator<Item = &'a Path> + Clone,
+    shown: impl Fn(&Path) -> bool,
+    private: &[&'a Path],
+) -> Result<(), Trouble> {
+    let none: Option<&str> = None;
+    let writable = writable.filter(|path| path.exists());
+    for path in writable.clone().filter(|path| shown(path)) {
+        // A mount of its own, that can be told from the others.
+        mount(Some(path), path, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+            .map_err(|errno| failed(&format!("mount {}", path.display()), errno))?;
+    }
+    let act = |what: &Path| format!("what may be written: {}", what.display());
+    let root = Path::new("/");
+    match mounts::forbid_writing(root) {
+        // Linux before 5.12, which has no Landlock that is of use here either: that is missing already.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(()),
+        done => done.map_err(|error| Trouble::failed(act(root), error))?,
+    }
+    // What is read only has been mounted into `/tmp`, and nothing into the private directory.
+    let below = writable.map(|path| (path, Below::Too)).chain(private.iter().map(|path| (*path, Below::Not)));
+    for (path, below) in below {
+        match mounts::allow_writing(path, below) {
+            // It could not be written before, or is a part of one that can.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EINVAL)) => {}
+            done => done.map_err(|error| Trouble::failed(act(path), error))?,
+        }
+    }
+    Ok(())
 }
 
 fn cover(dir: &Path) -> Result<(), Trouble> {
@@ -141,30 +180,8 @@ fn give_back(held: &[Held]) -> Result<(), Trouble> {
         }
         mount(Some(&source), path, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
             .map_err(|errno| act(errno.into()))?;
-        if !writable {
-            // Landlock's rules hold for what is mounted below a directory as well, and `/tmp` may be written.
-            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | kept_flags(path).map_err(act)?;
-            mount(none, path, none, flags, none).map_err(|errno| act(errno.into()))?;
-        }
     }
     Ok(())
-}
-
-/// The flags that a mount has. A remount without them takes them away, which in a user namespace is forbidden.
-fn kept_flags(path: &Path) -> io::Result<MsFlags> {
-    let has = statvfs(path)?.flags();
-    let mut flags = MsFlags::empty();
-    for (has_it, flag) in [
-        (has.contains(FsFlags::ST_NOSUID), MsFlags::MS_NOSUID),
-        (has.contains(FsFlags::ST_NODEV), MsFlags::MS_NODEV),
-        (has.contains(FsFlags::ST_NOEXEC), MsFlags::MS_NOEXEC),
-        (has.contains(FsFlags::ST_NOATIME), MsFlags::MS_NOATIME),
-        (has.contains(FsFlags::ST_NODIRATIME), MsFlags::MS_NODIRATIME),
-        (has.contains(FsFlags::ST_RELATIME), MsFlags::MS_RELATIME),
-    ] {
-        flags.set(flag, has_it);
-    }
-    Ok(flags)
 }
 
 /// Passable for whoever the plugin runs as, whatever the umask is.

@@ -13,6 +13,7 @@ pub(crate) mod child;
 pub(crate) mod descendants;
 pub(crate) mod guard;
 pub(crate) mod handover;
+pub(crate) mod mounts;
 pub(crate) mod usage;
 
 /// A descriptor that becomes readable when the process has exited, and that no later process can take over.

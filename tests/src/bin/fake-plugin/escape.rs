@@ -47,6 +47,7 @@ fn attempt(way: &str, detail: &str) -> io::Result<()> {
             ptrace::detach(host, None).or(Ok(()))
         }
         "write" => OpenOptions::new().create(true).append(true).open(detail)?.write_all(b"escaped"),
+        "chmod" => std::fs::set_permissions(detail, std::os::unix::fs::PermissionsExt::from_mode(0o666)),
         "fork-bomb" => fork_bomb(detail.parse().unwrap()),
         "shell" => in_child(|| execve(c"/bin/sh", &[c"sh", c"-c", c"exit 0"], &[c"PATH=/bin"]).map(drop)),
         "raw-socket" => {
