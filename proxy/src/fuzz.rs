@@ -1,14 +1,22 @@
 //! What reads foreign bytes, as functions of bytes: for the fuzz targets in `proxy/fuzz`, and for the short forms of
 //! them here, which run with every test. Each panics when something that must hold does not.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use http::HeaderValue;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use palisade_plugin_proto::v1::{CheckRequestResponse, CheckResponseResponse};
 use prost::Message;
 use rustls::crypto::aws_lc_rs::default_provider;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -141,24 +149,67 @@ pub fn certificates(bytes: &[u8]) {
     tls::judge(sent, &default_provider(), SystemTime::now());
 }
 
-/// Any bytes on a connection come to an end, whatever protocol they begin like.
+/// Any bytes on a connection come to an end, whatever protocol they begin like, and whatever of them reaches an upstream
+/// has been judged, and is read there as it was judged.
 pub fn connection(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let sent = Bytes::copy_from_slice(bytes);
     runtime.block_on(async move {
         let ended = tokio::time::timeout(Duration::from_secs(20), exchange(sent)).await;
-        assert!(ended.is_ok(), "the connection does not end");
+        assert_eq!(ended.expect("the connection does not end"), Vec::<String>::new());
     });
 }
 
-async fn exchange(sent: Bytes) {
-    let text = "listeners: [{address: 'unix:/run/fuzz.sock', limits: {header_timeout: 1s, idle_timeout: 1s, \
-                first_byte_timeout: 1s, body_idle_timeout: 1s}}]\n";
-    let config = config::parse("palisade.yaml".as_ref(), text).expect("a configuration");
+/// A server that reads requests in its own way, hyper's, and notes those that no filter can have let pass.
+async fn upstream(listener: UnixListener, wrong: Arc<Mutex<Vec<String>>>) {
+    let ids = Arc::new(Mutex::new(HashSet::new()));
+    while let Ok((stream, _)) = listener.accept().await {
+        let (wrong, ids) = (Arc::clone(&wrong), Arc::clone(&ids));
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            let (wrong, ids) = (Arc::clone(&wrong), Arc::clone(&ids));
+            async move {
+                let all = |name: &str| request.headers().get_all(name).iter().cloned().collect::<Vec<_>>();
+                let path = request.uri().path();
+                let id = all("x-request-id").pop().unwrap_or(HeaderValue::from_static(""));
+                let judged = all("user") == ["admin"]
+                    && all("host").len() == 1
+                    && id.len() == 32
+                    && path::normalise(path, &Requests::default()).is_ok_and(|canonical| canonical == path)
+                    && lock(&ids).insert(id);
+                if !judged {
+                    lock(&wrong).push(format!("{request:?}"));
+                }
+                request.into_body().collect().await?;
+                Ok::<_, hyper::Error>(http::Response::new("ok".to_owned()))
+            }
+        });
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns what the upstream should not have got.
+async fn exchange(sent: Bytes) -> Vec<String> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let socket = std::env::temp_dir().join(format!("palisade-fuzz-{}-{number}.sock", std::process::id()));
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let wrong = Arc::new(Mutex::new(Vec::new()));
+    tokio::spawn(upstream(listener, Arc::clone(&wrong)));
+    let text = format!(
+        "listeners: [{{address: 'unix:/run/fuzz.sock', filters: [{{header: {{name: User, value: admin}}}}], \
+         limits: {{header_timeout: 1s, idle_timeout: 1s, first_byte_timeout: 1s, body_idle_timeout: 1s}}}}]\n\
+         routes: [{{upstream: 'unix:{}', timeout: 2s}}]\n",
+        socket.display()
+    );
+    let config = config::parse("palisade.yaml".as_ref(), &text).expect("a configuration");
     let (metrics, plugins, connections) = (Arc::new(Metrics::default()), Plugins::default(), Connections::default());
     let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
     let upstreams = Upstreams::new(&config.upstreams, None, &tasks, &end, &metrics);
-    let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &metrics).expect("no routes"));
+    let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &metrics).expect("routes"));
     let listener = &config.listeners[0];
     let owned = Arc::default();
     let proxy = Proxy::new(listener, &routes, &plugins, &owned, &connections, &metrics).expect("no plugins");
@@ -189,6 +240,8 @@ async fn exchange(sent: Bytes) {
         let _closed = far.read_to_end(&mut Vec::new()).await;
     };
     tokio::join!(serving, talking);
+    std::fs::remove_file(socket).expect("the socket is there");
+    std::mem::take(&mut *lock(&wrong))
 }
 
 #[cfg(test)]
@@ -231,6 +284,8 @@ mod tests {
         for sent in [
             &b""[..],
             b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /a/../b HTTP/1.1\r\nHost: a\r\nUser: admin\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nUser: admin\r\nContent-Length: 3\r\n\r\nabcGET /x HTTP/1.1\r\nHost: a\r\n\r\n",
             b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\n",
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab",
             b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nmore",
