@@ -4,12 +4,15 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use palisade_supervisor::Checksum;
 use palisade_tests::process::{command, descendants, kill, runs};
 use palisade_tests::{Client, Load, Options, Outcome, Proxy, Upstream, eventually, fake, place, run_to_exit, soon};
+use serde_json::Value;
 use tempfile::TempDir;
 
 const ADMIN: (&str, &str) = ("user", "admin");
@@ -170,6 +173,76 @@ async fn an_idle_connection_is_told_to_go_by_the_answer_to_its_next_request() {
     assert_eq!((last.status, last.header("connection").as_str()), (200, "close"), "{last:?}");
     assert!(proxy.wait_exit().await.success());
     end(&proxy).await;
+}
+
+/// As package managers do: a new file in the place of one that runs.
+fn renew(program: &Path) {
+    let new = program.with_extension("new");
+    fs::copy(program, &new).unwrap();
+    fs::rename(new, program).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandboxed_and_pinned_plugin_goes_on_as_one() {
+    let (upstream, dir) = (Upstream::http1("app").await, Arc::new(place()));
+    // Where whoever the plugin runs as gets to it.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let [palisade, fake] = palisade_tests::programs_in(dir.path());
+    let sum = Checksum::of(&fake).unwrap();
+    let yaml = |checksum: &str| {
+        format!(
+            "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: ['{}', serve], timeout: 20s, sandbox: hardened, checksum: '{checksum}'}}}}
+",
+            upstream.address(),
+            fake.display()
+        )
+    };
+    let options = Options { program: Some(palisade.clone()), ..Options::default() };
+    let mut proxy = Proxy::start_with(Arc::clone(&dir), &yaml(&sum.to_string()), &options).await;
+    let confined = async |proxy: &Proxy| {
+        let outcome = proxy.cli(&["plugin", "inspect", "auth", "--json"]).await;
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        let seen = serde_json::from_str::<Value>(&outcome.stdout).unwrap()["instances"][0].clone();
+        assert_eq!(
+            (&seen["facts"]["seccomp_mode"], &seen["facts"]["no_new_privs"]),
+            (&2.into(), &true.into()),
+            "{seen:#}"
+        );
+        assert_eq!(seen["facts"]["program_checksum"], sum.to_string(), "{seen:#}");
+        let probes = seen["confinement"]["probes"].as_array().unwrap();
+        assert!(probes.len() > 8 && probes.iter().all(|probe| probe["allowed"] == false), "{probes:#?}");
+        i32::try_from(seen["facts"]["pid"].as_i64().unwrap()).unwrap()
+    };
+    let before = confined(&proxy).await;
+    let load = Load::on(proxy.address());
+    // The helper of the sandbox is the program of whichever process starts the plugin.
+    renew(&palisade);
+    let upgraded = upgrade(&proxy).await;
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}\n{}", proxy.log());
+    load.more(100).await;
+    let after = confined(&proxy).await;
+    assert_ne!(before, after);
+    load.more(100).await;
+    load.end().await;
+    assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
+
+    // Also when it has been replaced again, and the plugin has to be started anew.
+    renew(&palisade);
+    kill(after, Signal::SIGKILL);
+    proxy.until_replaced("auth", after).await;
+    confined(&proxy).await;
+    // A plugin that is not what was pinned has no successor serve.
+    let in_force = in_charge(&proxy).await;
+    fs::write(dir.path().join("palisade.yaml"), yaml(&format!("sha256:{}", "0".repeat(64)))).unwrap();
+    let refused = upgrade(&proxy).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("is not what was pinned"), "{refused:?}");
+    assert_eq!(in_charge(&proxy).await, in_force);
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    kill(in_force, Signal::SIGTERM);
+    eventually("the last process ends", || !runs(in_force)).await;
 }
 
 /// A program that does what systemd does: opens sockets, and hands them to `palisade` from descriptor 3 on.
