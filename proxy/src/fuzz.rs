@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{self, Requests};
-use crate::http::wire::{Bounds, Fault, Framer, Passed, Side};
+use crate::http::wire::{self, Bounds, Side};
 use crate::http::{Client, Connections, path, serve};
 use crate::listener::{Service, Serving, Slot};
 use crate::plugin::{CertificateBundle, Plugins, judge_frames};
@@ -99,30 +99,13 @@ fn reference(text: &str) -> Option<String> {
 /// How HTTP/1 is cut makes no difference to how it is read. The first byte says how.
 pub fn heads(bytes: &[u8]) {
     let Some((&size, bytes)) = bytes.split_first() else { return };
+    let bounds = Bounds { bytes: 4096, fields: 32, target: 1024 };
     for side in [Side::Client, Side::Server] {
-        let whole = read(side, bytes, bytes.len());
-        let cut = read(side, bytes, usize::from(size).max(1));
-        assert_eq!(whole.1.map(|fault| fault.reason), cut.1.map(|fault| fault.reason), "{:?}", bytes.escape_ascii());
-        if whole.1.is_none() {
-            assert_eq!(whole.0, cut.0, "{:?}", bytes.escape_ascii());
-        }
-    }
-}
-
-/// How much passes, and why no more.
-fn read(side: Side, bytes: &[u8], size: usize) -> (usize, Option<Fault>) {
-    let mut framer = Framer::new(side, Bounds { bytes: 4096, fields: 32, target: 1024 });
-    framer.expect(false);
-    let (mut passed, mut end) = (0, 0);
-    loop {
-        end = (end + size.max(1)).min(bytes.len());
-        match framer.pass(&bytes[passed..end]) {
-            Passed::Some(count) | Passed::Held(count) => passed += count,
-            Passed::Fault(count, fault) => return (passed + count, Some(fault)),
-        }
-        if end == bytes.len() {
-            return (passed, None);
-        }
+        let whole = wire::read(side, bounds, bytes, &[]);
+        let size = usize::from(size).max(1);
+        let cuts: Vec<usize> = (0..bytes.len()).step_by(size).collect();
+        let cut = wire::read(side, bounds, bytes, &cuts);
+        assert_eq!(whole, cut, "{:?}", bytes.escape_ascii());
     }
 }
 
@@ -212,7 +195,7 @@ async fn exchange(sent: Bytes) -> Vec<String> {
     let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &metrics).expect("routes"));
     let listener = &config.listeners[0];
     let owned = Arc::default();
-    let proxy = Proxy::new(listener, &routes, &plugins, &owned, &connections, &metrics).expect("no plugins");
+    let proxy = Proxy::new(listener, &routes, &plugins, &owned, &metrics).expect("no plugins");
     let service = Service {
         name: "fuzz".into(),
         address: listener.address.clone(),
@@ -227,6 +210,7 @@ async fn exchange(sent: Bytes) -> Vec<String> {
         place: None,
         listener: "fuzz".into(),
         peer: None,
+        forwarded: std::sync::OnceLock::new(),
         local: listener.address.clone(),
         tls: None,
         trusted: false,

@@ -5,6 +5,8 @@
 //! `telemetry` its log and its metrics.
 
 mod admin;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod cli;
 pub mod config;
 mod filter;

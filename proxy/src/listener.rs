@@ -461,6 +461,7 @@ impl Service {
             place: Some(place),
             listener: Arc::clone(&self.name),
             peer: None,
+            forwarded: std::sync::OnceLock::new(),
             local: self.address.clone(),
             tls: None,
             trusted: false,

@@ -2,26 +2,24 @@
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Response, StatusCode, Version};
+use http::{Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use crate::config;
 use crate::filter::{Chain, Passed, Stop, UnknownPlugin};
 use crate::http::headers::{self, X_PALISADE_REASON, request_id};
 use crate::http::wire::Fault;
-use crate::http::{Body, BodyUnread, Client, Connections, Progress, Request, RequestBody, Rules, read};
+use crate::http::{Body, Client, Incoming, Progress, Request, RequestBody, Rules, read};
 use crate::plugin::Plugins;
 use crate::respond::{self, Failure, Reason};
 use crate::route::{Route, Routes};
 use crate::telemetry::Metrics;
-use crate::tunnel;
 use crate::upstream::Sending;
 
 /// What serves the requests of one listener.
@@ -31,7 +29,6 @@ pub(crate) struct Proxy {
     routes: Arc<Routes>,
     rules: Rules,
     trailers: Arc<[HeaderName]>,
-    connections: Connections,
     metrics: Arc<Metrics>,
 }
 
@@ -57,7 +54,7 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         if !self.answered {
             let elapsed = self.started.elapsed();
-            self.proxy.metrics.request(&self.client.listener, "", client_left(), Some("client_left"), elapsed);
+            self.proxy.metrics.request(&self.client.listener, None, client_left(), Some("client_left"), elapsed);
             tracing::debug!(
                 target: "palisade::access", listener = &*self.client.listener, seconds = elapsed.as_secs_f64(),
                 "the client left before it was answered",
@@ -77,7 +74,6 @@ impl Proxy {
         routes: &Arc<Routes>,
         plugins: &Plugins,
         owned: &Arc<[HeaderName]>,
-        connections: &Connections,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, UnknownPlugin> {
         Ok(Self {
@@ -85,7 +81,6 @@ impl Proxy {
             routes: Arc::clone(routes),
             trailers: listener.requests.trailers.iter().filter(|name| !owned.contains(name)).cloned().collect(),
             rules: Rules { requests: listener.requests.clone(), owned: Arc::clone(owned), limits: listener.limits },
-            connections: connections.clone(),
             metrics: Arc::clone(metrics),
         })
     }
@@ -99,10 +94,7 @@ impl Proxy {
         refused: Option<Failure>,
     ) -> Response<Body> {
         let started = Instant::now();
-        let (mut parts, incoming) = message.into_parts();
-        // To read a body is to ask for it where the client waits to be asked (RFC 9110 section 10.1.1).
-        let read_on = parts.version < Version::HTTP_2 && !parts.headers.contains_key(header::EXPECT);
-        let upgrade = parts.extensions.remove::<OnUpgrade>();
+        let (parts, incoming) = message.into_parts();
         let id = request_id(&parts.headers, client.trusted);
         let mut outcome = Outcome { route: None, failure: None, denied_by: None };
         let request = match refused {
@@ -111,18 +103,18 @@ impl Proxy {
         };
         match request {
             Err((failure, id)) => {
-                let mut response = respond::failure(&failure, &id);
-                if !incoming.is_end_stream() {
-                    response.extensions_mut().insert(BodyUnread);
-                }
+                let response = respond::failure(&failure, &id);
                 outcome.failure = Some(failure);
                 self.record(&id, client, None, &outcome, response.status(), started);
                 response
             }
             Ok(mut request) => {
                 let mut unanswered = Unanswered { proxy: self, client, started, answered: false };
-                let answer = self.answer(&mut request, incoming, read_on, upgrade, &mut outcome);
-                let answer = AssertUnwindSafe(answer).catch_unwind().await;
+                // Pinned where it is: to move it is to copy all of it.
+                let answer = {
+                    let answer = pin!(self.answer(&mut request, incoming, &mut outcome));
+                    AssertUnwindSafe(answer).catch_unwind().await
+                };
                 unanswered.answered = true;
                 let response = answer.unwrap_or_else(|_| {
                     // The panic itself has been reported where it happened.
@@ -135,14 +127,9 @@ impl Proxy {
         }
     }
 
-    /// The reply to a head that could not be read: why, or the status that the parser chose.
-    pub(crate) fn refuse(&self, why: Result<Fault, StatusCode>, client: &Client) -> Vec<u8> {
-        let failure = match why {
-            Ok(fault) => Failure::from(fault),
-            Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => Failure::new(Reason::HeadersTooLarge),
-            Err(StatusCode::URI_TOO_LONG) => Failure::new(Reason::TargetTooLong),
-            Err(_) => Failure::new(Reason::Malformed),
-        };
+    /// The reply to a head that could not be read.
+    pub(crate) fn refuse(&self, fault: Fault, client: &Client) -> Vec<u8> {
+        let failure = Failure::from(fault);
         let reason = failure.reason();
         let id = request_id(&http::HeaderMap::new(), false);
         let reply = respond::refusal(&failure, &id);
@@ -161,16 +148,16 @@ impl Proxy {
         &'a self,
         request: &mut Request,
         incoming: Incoming,
-        read_on: bool,
-        upgrade: Option<OnUpgrade>,
         outcome: &mut Outcome<'a>,
     ) -> Response<Body> {
         let progress = Progress::new();
         let limits = &self.rules.limits;
         let body = RequestBody::new(incoming, limits, &self.trailers, &progress);
         let mut passed = Passed::default();
-        let forwarded = self.forward(request, body, read_on, &progress, &mut passed, outcome);
-        let forwarded = tokio::time::timeout(limits.request_timeout, forwarded).await;
+        let forwarded = {
+            let forwarded = pin!(self.forward(request, body, &progress, &mut passed, outcome));
+            tokio::time::timeout(limits.request_timeout, forwarded).await
+        };
         let forwarded = forwarded.unwrap_or_else(|_| Err(Stop::Failed(Failure::new(Reason::RequestTimeout))));
         let response = match forwarded {
             Ok(response) => response,
@@ -185,33 +172,29 @@ impl Proxy {
                 stopped(stop, &request.id, outcome)
             }
         };
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            response = self.switch(request, upgrade, response, outcome);
-        } else if !progress.is_ended() {
-            response.extensions_mut().insert(BodyUnread);
+        if matches!(response.body(), Body::Switched(_))
+            && let Some(protocol) = request.upgrade.as_deref().and_then(|asked| HeaderValue::from_str(asked).ok())
+        {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert(header::UPGRADE, protocol);
         }
         response
     }
 
-    /// Judges, routes and sends a request. `read_on`: what has come of a body that nobody wants is read.
+    /// Judges, routes and sends a request.
     async fn forward<'a>(
         &'a self,
         request: &mut Request,
         mut body: RequestBody,
-        read_on: bool,
         progress: &Arc<Progress>,
         passed: &mut Passed,
         outcome: &mut Outcome<'a>,
     ) -> Result<Response<Body>, Stop> {
-        let route = match self.judge(request, &mut body, passed, outcome).await {
-            Ok(route) => route,
-            Err(stop) => {
-                if read_on {
-                    body.pass_over().await;
-                }
-                return Err(stop);
-            }
-        };
+        body.check_length()?;
+        self.filters.check(request, &mut body, None, passed).await?;
+        let route = self.routes.find(request).ok_or_else(|| Stop::Failed(Failure::new(Reason::NoRoute)))?;
+        outcome.route = Some(route);
+        route.filters.check(request, &mut body, Some(&route.config), passed).await?;
         let upgrade =
             request.upgrade.as_deref().filter(|asked| route.config.upgrades.iter().any(|served| served == asked));
         let sending = Sending { timeout: route.config.timeout, retries: route.config.retries, upgrade, progress };
@@ -220,58 +203,17 @@ impl Proxy {
         // It says who made a reply: nobody but the proxy may.
         parts.headers.remove(X_PALISADE_REASON);
         let owned = &self.rules.owned;
+        let body = Body::from(body);
         if owned.is_empty() {
-            return Ok(Response::from_parts(parts, body.boxed_unsync()));
+            return Ok(Response::from_parts(parts, body));
         }
         headers::remove(&mut parts.headers, |name| owned.contains(name));
+        if !matches!(body, Body::Streaming(_)) {
+            return Ok(Response::from_parts(parts, body));
+        }
         let owned = Arc::clone(owned);
         let body = body.map_frame(move |frame| headers::without_trailers(frame, |name| owned.contains(name)));
-        Ok(Response::from_parts(parts, body.boxed_unsync()))
-    }
-
-    /// Judges and routes a request.
-    async fn judge<'a>(
-        &'a self,
-        request: &mut Request,
-        body: &mut RequestBody,
-        passed: &mut Passed,
-        outcome: &mut Outcome<'a>,
-    ) -> Result<&'a Route, Stop> {
-        body.check_length()?;
-        self.filters.check(request, body, None, passed).await?;
-        let route = self.routes.find(request).ok_or_else(|| Stop::Failed(Failure::new(Reason::NoRoute)))?;
-        outcome.route = Some(route);
-        route.filters.check(request, body, Some(&route.config), passed).await?;
-        Ok(route)
-    }
-
-    /// Connects the client's connection with the upstream's, once both have switched protocols.
-    fn switch(
-        &self,
-        request: &Request,
-        client: Option<OnUpgrade>,
-        mut response: Response<Body>,
-        outcome: &mut Outcome<'_>,
-    ) -> Response<Body> {
-        let upstream = response.extensions_mut().remove::<OnUpgrade>();
-        let protocol = request.upgrade.as_deref().and_then(|protocol| HeaderValue::from_str(protocol).ok());
-        let (Some(client), Some(upstream), Some(protocol)) = (client, upstream, protocol) else {
-            let failure = Failure::new(Reason::Internal).with("a connection that can't be switched");
-            return stopped(Stop::Failed(failure), &request.id, outcome);
-        };
-        let headers = response.headers_mut();
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, protocol);
-        let (parts, body) = response.into_parts();
-        let end = self.connections.end.clone();
-        let request_id = request.id.clone();
-        let place = Arc::clone(&request.client);
-        self.connections.tasks.spawn(async move {
-            tunnel::run(client, upstream, end, &request_id).await;
-            // They keep the endpoint's count of requests and the listener's of connections.
-            drop((body, place));
-        });
-        Response::from_parts(parts, crate::http::empty())
+        Ok(Response::from_parts(parts, Body::Streaming(Box::pin(body))))
     }
 
     fn record(
@@ -283,10 +225,10 @@ impl Proxy {
         status: StatusCode,
         started: Instant,
     ) {
-        let route = outcome.route.map_or("", |route| route.config.name.as_str());
+        let route = outcome.route.map_or("", |route| &*route.name);
         let reason = outcome.failure.as_ref().map(|failure| failure.reason().as_str());
         let elapsed = started.elapsed();
-        self.metrics.request(&client.listener, route, status, reason, elapsed);
+        self.metrics.request(&client.listener, outcome.route.map(|route| &route.name), status, reason, elapsed);
         let method = request.map_or("", |request| request.method.as_str());
         let path = request.map_or("", |request| request.path.as_str());
         let authority = request.map_or("", |request| request.authority.as_str());

@@ -17,6 +17,8 @@ use crate::upstream::{Upstream, Upstreams};
 /// A route with what it leads to.
 #[derive(Debug)]
 pub(crate) struct Route {
+    /// As the metrics share it.
+    pub(crate) name: Arc<str>,
     pub(crate) config: config::Route,
     pub(crate) filters: Chain,
     pub(crate) upstream: Arc<Upstream>,
@@ -49,7 +51,8 @@ impl Routes {
             let upstream =
                 upstreams.get(&route.upstream).ok_or_else(|| BuildError::Upstream(route.upstream.clone()))?;
             let filters = Chain::new(&route.filters, plugins, metrics)?;
-            Ok(Route { config: route.clone(), filters, upstream: Arc::clone(upstream) })
+            let name = route.name.as_str().into();
+            Ok(Route { name, config: route.clone(), filters, upstream: Arc::clone(upstream) })
         };
         let routes = routes.iter().map(route).collect::<Result<Vec<_>, BuildError>>()?;
         let index = Index::new(routes.iter().map(|route| &route.config));

@@ -1,36 +1,27 @@
 //! Two connections that have switched protocols, joined: WebSocket and the like.
 
-use std::time::Duration;
+use std::io;
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
-/// How long either side may take to give up its connection once the response's head is there.
-const SWITCH: Duration = Duration::from_secs(10);
+use crate::http::{BoxStream, Switched};
 
-/// Carries bytes both ways until both sides have ended, one breaks, or `end` is cancelled.
-pub(crate) async fn run(client: OnUpgrade, upstream: OnUpgrade, end: CancellationToken, request_id: &str) {
-    let switched = tokio::time::timeout(SWITCH, async { tokio::try_join!(client, upstream) });
-    let (client, upstream) = match switched.await {
-        Ok(Ok(switched)) => switched,
-        Ok(Err(error)) => {
-            tracing::debug!(target: "palisade::http", request_id, %error, "the connection did not switch protocols");
-            return;
-        }
-        Err(_) => {
-            tracing::debug!(target: "palisade::http", request_id, "the connection did not switch protocols in time");
-            return;
-        }
+/// Carries bytes both ways until both sides have ended, one breaks, or `end` is cancelled. `early` came from the client
+/// before.
+pub(crate) async fn run(mut client: BoxStream, early: Bytes, switched: Switched, end: &CancellationToken) {
+    let Switched { io: mut upstream, rest, held } = switched;
+    let carried = async {
+        client.write_all(&rest).await?;
+        upstream.write_all(&early).await?;
+        tokio::io::copy_bidirectional(&mut client, &mut upstream).await
     };
-    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-    tokio::select! {
-        copied = tokio::io::copy_bidirectional(&mut client, &mut upstream) => match copied {
-            Ok((sent, received)) => {
-                tracing::debug!(target: "palisade::http", request_id, sent, received, "tunnel closed");
-            }
-            Err(error) => tracing::debug!(target: "palisade::http", request_id, %error, "tunnel broke"),
-        },
-        () = end.cancelled() => {}
+    let carried: Option<io::Result<(u64, u64)>> = end.run_until_cancelled(carried).await;
+    match carried {
+        Some(Ok((sent, received))) => tracing::debug!(target: "palisade::http", sent, received, "tunnel closed"),
+        Some(Err(error)) => tracing::debug!(target: "palisade::http", %error, "tunnel broke"),
+        None => {}
     }
+    drop(held);
 }

@@ -390,7 +390,7 @@ async fn what_a_plugin_owns_comes_from_no_client_and_no_upstream() {
         }
         // What the upstream got goes back as the body.
         let answer = format!(
-            "HTTP/1.1 200 OK\r\nX-Echo: upstream\r\nX-Other: 1\r\nTrailer: x-echo, x-checksum\r\n\
+            "HTTP/1.1 200 OK\r\nX-Echo: upstream\r\nX-Other: 1\r\nTrailer: x-echo, x-checksum\r\nConnection: close\r\n\
              Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{}\r\n0\r\nX-Echo: upstream\r\nX-Checksum: abc\r\n\r\n",
             request.len(),
             String::from_utf8_lossy(&request),

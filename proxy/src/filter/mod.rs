@@ -33,6 +33,7 @@ enum Step {
 /// A plugin at one place in one chain.
 #[derive(Debug)]
 struct PluginStep {
+    name: Arc<str>,
     plugin: Arc<Running>,
     /// Keeps a plugin that was replaced until this step's last request has been answered.
     _in_use: TaskTrackerToken,
@@ -88,6 +89,7 @@ impl Chain {
             config::Filter::Plugin(step) => {
                 let plugin = plugins.get(&step.plugin).ok_or_else(|| UnknownPlugin(step.plugin.clone()))?;
                 Ok(Step::Plugin(Arc::new(PluginStep {
+                    name: plugin.name().into(),
                     _in_use: plugin.in_use(),
                     plugin: Arc::clone(plugin),
                     timeout: step.timeout,
@@ -145,7 +147,7 @@ impl PluginStep {
         let (verdict, needs) = match asked {
             Ok(Asked { answer, needs }) => (answer, needs),
             Err(failed) => {
-                self.metrics.filter(self.plugin.name(), failed.failure.reason().as_str(), started.elapsed());
+                self.metrics.filter(&self.name, failed.failure.reason().as_str(), started.elapsed());
                 self.tolerate(failed, request)?;
                 // Not judged on its way there, so not on its way back.
                 return Ok(None);
@@ -153,11 +155,11 @@ impl PluginStep {
         };
         match verdict {
             Verdict::Deny(reply) => {
-                self.metrics.filter(self.plugin.name(), "deny", started.elapsed());
+                self.metrics.filter(&self.name, "deny", started.elapsed());
                 Err(self.denied(reply))
             }
             Verdict::Allow { request: ops, response } => {
-                self.metrics.filter(self.plugin.name(), "allow", started.elapsed());
+                self.metrics.filter(&self.name, "allow", started.elapsed());
                 plugin::apply(&ops, &mut request.headers);
                 let Needs { response: judges, .. } = needs;
                 Ok((judges || !response.is_empty()).then(|| Later { step: Arc::clone(self), ops: response, judges }))
@@ -253,15 +255,15 @@ impl PluginStep {
         let started = Instant::now();
         match ask_response(&self.plugin, self.timeout, request, response).await {
             Ok(ResponseVerdict::Pass(ops)) => {
-                self.metrics.filter(self.plugin.name(), "pass", started.elapsed());
+                self.metrics.filter(&self.name, "pass", started.elapsed());
                 Ok(ops)
             }
             Ok(ResponseVerdict::Replace(reply)) => {
-                self.metrics.filter(self.plugin.name(), "replace", started.elapsed());
+                self.metrics.filter(&self.name, "replace", started.elapsed());
                 Err(self.denied(reply))
             }
             Err(failed) => {
-                self.metrics.filter(self.plugin.name(), failed.failure.reason().as_str(), started.elapsed());
+                self.metrics.filter(&self.name, failed.failure.reason().as_str(), started.elapsed());
                 self.tolerate(failed, request).map(|()| Vec::new())
             }
         }

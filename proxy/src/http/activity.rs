@@ -2,11 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Context;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 /// Shared by everything that works for one connection.
@@ -33,16 +31,12 @@ struct Counters {
     blocked: AtomicBool,
     /// When the socket last took something.
     wrote: AtomicU64,
-    /// Set when the connection has switched protocols.
-    switched: AtomicBool,
     /// Whether any byte has come.
     heard: AtomicBool,
     /// Estimated bytes of the headers of requests in flight.
     headers: AtomicUsize,
     /// Set once the connection is to end for a limit's sake.
     closed: OnceLock<Closed>,
-    /// Who waits for the requests in flight to end: hyper does not ask again by itself.
-    waiting: AtomicWaker,
 }
 
 /// Why a connection was closed by the proxy though its client had not asked for it: each is a limit's.
@@ -113,11 +107,9 @@ impl Activity {
             asked: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
             wrote: AtomicU64::new(0),
-            switched: AtomicBool::new(false),
             heard: AtomicBool::new(false),
             headers: AtomicUsize::new(0),
             closed: OnceLock::new(),
-            waiting: AtomicWaker::new(),
         }))
     }
 
@@ -178,21 +170,6 @@ impl Activity {
         }
     }
 
-    /// From now on this is no HTTP connection.
-    pub(super) fn switch(&self) {
-        self.0.switched.store(true, Ordering::Relaxed);
-        self.0.waiting.wake();
-    }
-
-    /// Has `cx` woken when the last request in flight ends, or the protocol is switched.
-    pub(super) fn wait(&self, cx: &Context<'_>) {
-        self.0.waiting.register(cx.waker());
-    }
-
-    pub(super) fn is_switched(&self) -> bool {
-        self.0.switched.load(Ordering::Relaxed)
-    }
-
     /// Counts one more request with so many bytes of headers, for as long as the guard lives.
     pub(super) fn begin(&self, headers: usize) -> InFlight {
         self.0.headers.fetch_add(headers, Ordering::Relaxed);
@@ -245,9 +222,7 @@ impl Drop for InFlight {
         }
         counters.mark(&counters.ended);
         counters.headers.fetch_sub(self.headers, Ordering::Relaxed);
-        if counters.count.fetch_sub(1, Ordering::Relaxed) == 1 {
-            counters.waiting.wake();
-        }
+        counters.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,5 @@
 //! Bodies on their way through: streamed with a bound on standing still, or held whole for a filter.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,12 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use http_body::{Frame, SizeHint};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::{Instant, Sleep};
 
-use super::headers;
+use super::http1::Http1Body;
+use super::{Switched, headers};
 use crate::config::Limits;
 use crate::respond::{Failure, Reason};
 
@@ -23,16 +21,91 @@ use crate::respond::{Failure, Reason};
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The body of a response on its way to the client.
-pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
+pub(crate) enum Body {
+    /// All there.
+    Whole(Bytes),
+    /// As it comes from the upstream.
+    Streaming(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>),
+    /// Another protocol follows.
+    Switched(Box<Switched>),
+}
 
 /// No body.
 pub(crate) fn empty() -> Body {
-    Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync()
+    Body::Whole(Bytes::new())
 }
 
 /// A body that is all there.
 pub(crate) fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never: Infallible| match never {}).boxed_unsync()
+    Body::Whole(bytes)
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut *self {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Streaming(body) => body.as_mut().poll_frame(cx),
+            Self::Switched(_) => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Streaming(body) => body.is_end_stream(),
+            Self::Switched(_) => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Streaming(body) => body.size_hint(),
+            Self::Switched(_) => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// The body of a request as its connection has it.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// There is none.
+    None,
+    Http1(Http1Body),
+    Http2(hyper::body::Incoming),
+}
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut *self {
+            Self::None => Poll::Ready(None),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::None => true,
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::None => SizeHint::with_exact(0),
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
 }
 
 /// No byte of the request's body came for too long.
@@ -45,14 +118,6 @@ pub(crate) struct BodyStalled(Duration);
 #[error("the body is larger than the listener takes")]
 pub(crate) struct BodyTooLarge;
 
-/// Of a request's body that nobody wants, this much is passed over to keep the connection.
-const MOST_UNWANTED: usize = 256 * 1024;
-
-/// In a response's extensions: the request's body was not all there when it was made, so that an HTTP/1 connection ends
-/// with it, and has to say so.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct BodyUnread;
-
 /// When a request's body last moved, and whether the response has begun.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -61,8 +126,6 @@ pub(crate) struct Progress {
     moved: AtomicU64,
     /// From then on a client may send as slowly as the upstream reads, which bidirectional streams rely on.
     answered: AtomicBool,
-    /// All of it has been read.
-    ended: AtomicBool,
     /// Why the client's body came to no good end.
     fault: OnceLock<Reason>,
 }
@@ -73,7 +136,6 @@ impl Progress {
             start: Instant::now(),
             moved: AtomicU64::new(0),
             answered: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
             fault: OnceLock::new(),
         })
     }
@@ -97,11 +159,6 @@ impl Progress {
     /// Why the client's body came to no good end, if it did not.
     pub(crate) fn fault(&self) -> Option<Reason> {
         self.fault.get().copied()
-    }
-
-    /// Whether all of the body has been read.
-    pub(crate) fn is_ended(&self) -> bool {
-        self.ended.load(Ordering::Relaxed)
     }
 
     fn is_answered(&self) -> bool {
@@ -132,7 +189,6 @@ impl RequestBody {
         progress: &Arc<Progress>,
     ) -> Self {
         if http_body::Body::is_end_stream(&incoming) {
-            progress.ended.store(true, Ordering::Relaxed);
             return Self::Whole { bytes: Bytes::new(), trailers: None };
         }
         let (trailers, progress) = (Arc::clone(trailers), Arc::clone(progress));
@@ -153,31 +209,6 @@ impl RequestBody {
             return Err(Failure::new(Reason::RequestTooLarge).with(format!("{size} bytes, at most {}", streaming.left)));
         }
         Ok(())
-    }
-
-    /// Passes over what has come already of a body that nobody wants.
-    pub(crate) async fn pass_over(&mut self) {
-        let Self::Streaming(streaming) = self else { return };
-        let (mut left, mut waited) = (MOST_UNWANTED, false);
-        while !streaming.progress.is_ended() {
-            let next =
-                std::future::poll_fn(|cx| Poll::Ready(http_body::Body::poll_frame(Pin::new(&mut *streaming), cx)))
-                    .await;
-            match next {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let length = frame.data_ref().map_or(0, Bytes::len);
-                    let Some(rest) = left.checked_sub(length) else { return };
-                    (left, waited) = (rest, false);
-                }
-                Poll::Ready(_) => return,
-                // The connection gets a turn to read what there is.
-                Poll::Pending if !waited => {
-                    waited = true;
-                    tokio::task::yield_now().await;
-                }
-                Poll::Pending => return,
-            }
-        }
     }
 
     /// Whether nothing needs to be sent, so that sending it again is as good as sending it once.
@@ -279,12 +310,8 @@ impl http_body::Body for Streaming {
         if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
             this.timer = None;
             this.progress.mark();
-            match &frame {
-                Some(Err(_)) => {
-                    this.progress.fault.set(Reason::BadBody).ok();
-                }
-                Some(Ok(frame)) if frame.is_data() && !this.incoming.is_end_stream() => {}
-                _ => this.progress.ended.store(true, Ordering::Relaxed),
+            if let Some(Err(_)) = &frame {
+                this.progress.fault.set(Reason::BadBody).ok();
             }
             return Poll::Ready(match frame {
                 Some(Ok(frame)) => match frame.into_trailers() {
@@ -303,7 +330,7 @@ impl http_body::Body for Streaming {
                         }
                     }
                 },
-                Some(Err(error)) => Some(Err(error.into())),
+                Some(Err(error)) => Some(Err(error)),
                 None => None,
             });
         }

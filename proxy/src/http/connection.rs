@@ -5,10 +5,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{self, HeaderValue};
-use http::{HeaderMap, Request, StatusCode};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use http::{HeaderMap, Request};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use palisade_supervisor::chain;
@@ -18,11 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::activity::{Activity, Closed, Doing};
+use super::body::Incoming;
 use super::counted::Counted;
+use super::http1;
 use super::io::{Guarded, Protocol, sniff};
 use super::linger::lend;
-use super::wire::Bounds;
-use super::{BodyUnread, BoxError, Client};
+use super::{BoxError, Client, Stream};
 use crate::config::Limits;
 use crate::listener::Slot;
 use crate::overload::{Load, Overload};
@@ -32,19 +31,19 @@ use crate::respond::{Failure, Reason};
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// How long a drain waits for the first request of a connection.
-const UNASKED: Duration = Duration::from_secs(1);
+pub(super) const UNASKED: Duration = Duration::from_secs(1);
 
 /// Before an idle connection is closed, it is looked at once more after this: when the whole process has stood still, its
 /// time is up before what came meanwhile has been read.
-const LAST_LOOK: Duration = Duration::from_millis(20);
+pub(super) const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// How long an idle connection may wait for one more request, to be told to go by its answer, where another process
 /// serves already: closing it could meet a request that is on its way.
-const LAST_REQUEST: Duration = Duration::from_secs(5);
+pub(super) const LAST_REQUEST: Duration = Duration::from_secs(5);
 
 /// A send buffer drains in steps: the kernel says that there is room when a third of it is free, so a slow client looks
 /// for longer as if it did not read. TCP_USER_TIMEOUT finds those that really don't.
-const STEPS: u32 = 4;
+pub(super) const STEPS: u32 = 4;
 
 /// HTTP/2 pings to a silent client, and how long each may take.
 const PING: Duration = Duration::from_secs(20);
@@ -56,7 +55,7 @@ const SEND_BUFFER: usize = 32 * 1024;
 const FIELD: usize = 100;
 
 /// Roughly what a request's headers take up.
-fn memory(headers: &HeaderMap) -> usize {
+pub(super) fn memory(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum()
 }
 
@@ -130,31 +129,36 @@ pub(crate) async fn serve<I>(
             }
         }
     };
+    match protocol {
+        Protocol::Http1 => http1::serve(Box::new(io), seen, client, limits, slot, connections).await,
+        // Not in the future of every connection of the other kind.
+        Protocol::Http2 => Box::pin(serve_http2(io, seen, client, limits, slot, connections)).await,
+    }
+}
+
+async fn serve_http2<I>(
+    io: I,
+    seen: Vec<u8>,
+    client: Arc<Client>,
+    limits: Limits,
+    slot: Arc<Slot>,
+    connections: &Connections,
+) where
+    I: Stream + 'static,
+{
     // Its place among the listener's connections stays taken while it lingers.
     let held = Arc::clone(&client);
     let activity = Activity::new();
     let (io, back) = lend(io);
-    let mut io = Guarded::new(io, seen, activity.clone());
-    if protocol == Protocol::Http1 {
-        let (slot, client) = (Arc::clone(&slot), Arc::clone(&client));
-        let refuse = Box::new(move |why| slot.proxy().refuse(why, &client));
-        let bounds =
-            Bounds { bytes: limits.max_header_bytes, fields: limits.max_headers, target: limits.max_target_bytes };
-        io = io.framed(bounds, limits.header_timeout, refuse);
-    } else {
-        io = io.counted(limits.max_glitches, limits.header_timeout);
-    }
-    let io = TokioIo::new(io);
+    let io = TokioIo::new(Guarded::new(io, seen, activity.clone(), limits.max_glitches, limits.header_timeout));
     let counter = activity.clone();
     let enough = CancellationToken::new();
     let (stop, overload) = (enough.clone(), Arc::clone(&connections.overload));
     let metrics = Arc::clone(&slot.service().metrics);
-    let succeeded = connections.succeeded.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let guard = counter.begin(memory(request.headers()));
         let load = overload.load();
-        let last = load >= Load::High || counter.begun() >= limits.max_requests;
-        if last {
+        if load >= Load::High || counter.begun() >= limits.max_requests {
             counter.close_for(if load >= Load::High { Closed::Overload } else { Closed::Requests });
             stop.cancel();
         }
@@ -169,47 +173,20 @@ pub(crate) async fn serve<I>(
         let proxy = slot.proxy();
         let slot = Arc::clone(&slot);
         let client = Arc::clone(&client);
-        let activity = counter.clone();
-        let listener = Arc::clone(&client);
-        let succeeded = succeeded.clone();
         async move {
-            let mut response = proxy.handle(request, &client, refused).await;
-            let unread = response.extensions().get::<BodyUnread>().is_some();
-            let last = last || unread || succeeded.is_cancelled();
-            if last && protocol == Protocol::Http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                activity.switch();
-            }
-            Ok::<_, Infallible>(response.map(|body| Counted::new(body, guard, slot, listener)))
+            let response = proxy.handle(request.map(Incoming::Http2), &client, refused).await;
+            Ok::<_, Infallible>(response.map(|body| Counted::new(body, guard, slot, client)))
         }
     });
-    let served = match protocol {
-        Protocol::Http1 => {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                // `Guarded` bounds heads; hyper's own timer also runs while a connection is idle.
-                .header_read_timeout(None)
-                .max_headers(limits.max_headers)
-                // Never the tighter bound: `Guarded` has judged the head.
-                .max_buf_size(limits.max_header_bytes + 8 * 1024)
-                .serve_connection(io, service)
-                .with_upgrades();
-            drive(pin!(connection), &activity, &limits, &enough, connections, protocol).await
-        }
-        Protocol::Http2 => {
-            let connection = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(limits.max_streams)
-                .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
-                .keep_alive_interval(PING)
-                .keep_alive_timeout(PING)
-                .max_send_buf_size(SEND_BUFFER)
-                .serve_connection(io, service);
-            drive(pin!(connection), &activity, &limits, &enough, connections, protocol).await
-        }
-    };
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .max_send_buf_size(SEND_BUFFER)
+        .serve_connection(io, service);
+    let served = drive(pin!(connection), &activity, &limits, &enough, connections).await;
     if let Some(reason) = activity.closed() {
         metrics.closed(&held.listener, reason);
     }
@@ -229,28 +206,16 @@ pub(crate) async fn serve<I>(
     }
 }
 
-/// A connection of either protocol that can be asked to end.
+/// A connection that can be asked to end.
 trait Graceful: Future<Output = hyper::Result<()>> {
     fn graceful_shutdown(self: Pin<&mut Self>);
-}
-
-impl<I, S> Graceful for http1::UpgradeableConnection<I, S>
-where
-    Self: Future<Output = hyper::Result<()>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    S: hyper::service::HttpService<Incoming, ResBody = Counted>,
-    S::Error: Into<BoxError>,
-{
-    fn graceful_shutdown(self: Pin<&mut Self>) {
-        http1::UpgradeableConnection::graceful_shutdown(self);
-    }
 }
 
 impl<I, S> Graceful for http2::Connection<I, S, TokioExecutor>
 where
     Self: Future<Output = hyper::Result<()>>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = Counted>,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = Counted>,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, Counted>,
@@ -272,7 +237,6 @@ async fn drive(
     limits: &Limits,
     enough: &CancellationToken,
     connections: &Connections,
-    protocol: Protocol,
 ) -> Option<hyper::Result<()>> {
     let often = limits.idle_timeout.min(limits.body_idle_timeout);
     let mut check = Instant::now() + often.min(limits.first_byte_timeout);
@@ -282,8 +246,6 @@ async fn drive(
         connections.drain.cancelled().await;
         if activity.begun() == 0 {
             tokio::time::sleep(UNASKED).await;
-        } else if protocol == Protocol::Http1 && connections.succeeded.is_cancelled() {
-            tokio::time::sleep(LAST_REQUEST).await;
         }
     };
     let mut draining = pin!(draining);

@@ -78,13 +78,13 @@ const OPTIONS: [&str; 8] =
 static NAME: LazyLock<String> = LazyLock::new(|| format!("palisade-{:08x}", fastrand::u32(..)));
 
 /// What goes into a request's `Via` here (RFC 9110 section 7.6.3).
-pub(crate) fn via(received: Version) -> HeaderValue {
-    let protocol = match received {
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2.0",
-        _ => "1.1",
-    };
-    HeaderValue::try_from(format!("{protocol} {}", *NAME)).unwrap_or(HeaderValue::from_static("1.1 palisade"))
+pub(crate) fn via(received: Version) -> &'static str {
+    static VALUES: LazyLock<[String; 3]> = LazyLock::new(|| ["1.0", "1.1", "2.0"].map(|it| format!("{it} {}", *NAME)));
+    match received {
+        Version::HTTP_10 => &VALUES[0],
+        Version::HTTP_2 => &VALUES[2],
+        _ => &VALUES[1],
+    }
 }
 
 /// Whether a request has been here before.
@@ -94,7 +94,10 @@ pub(crate) fn has_been_here(headers: &HeaderMap) -> bool {
 
 /// Whether a client says something in this field about where its request comes from, or what it is for.
 fn is_claim(name: &HeaderName) -> bool {
-    name.as_str().starts_with(X_FORWARDED) || CLAIMS.contains(&name.as_str())
+    let name = name.as_str();
+    // Most names are none of these.
+    matches!(name.as_bytes().first(), Some(b'c' | b'f' | b't' | b'x'))
+        && (name.starts_with(X_FORWARDED) || CLAIMS.contains(&name))
 }
 
 /// Refuses fields that two servers could read in two ways, or that take others away; takes out names with underscores
@@ -147,16 +150,29 @@ pub(crate) fn is_owned(name: &HeaderName) -> bool {
         .contains(name)
 }
 
-/// Removes what concerns this connection only, including what its `Connection` field names, and keeps `te: trailers`,
+/// Removes what concerns one connection only, including what its `Connection` field names, and keeps `te: trailers`,
 /// which gRPC needs.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    remove_with_hop_by_hop(headers, |_| false);
+}
+
+/// Removes from a client's request what goes no further: what concerns its connection, what the proxy has read and says
+/// itself, what `owned` names for plugins to say, and, unless the client is `trusted`, its claims.
+pub(crate) fn clean_request(headers: &mut HeaderMap, owned: &[HeaderName], trusted: bool) {
+    // In HTTP/1.1 the proxy answers `100-continue` itself, when a filter or the upstream begins to read the body.
+    remove_with_hop_by_hop(headers, |name| {
+        name == header::HOST || name == header::EXPECT || owned.contains(name) || (!trusted && is_claim(name))
+    });
+}
+
+fn remove_with_hop_by_hop(headers: &mut HeaderMap, others: impl Fn(&HeaderName) -> bool) {
     let nominated: Vec<HeaderName> = list(headers, &header::CONNECTION)
         .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
         // Framing and addressing can't be talked away by a peer.
         .filter(|name| ![header::HOST, header::CONTENT_LENGTH].contains(name))
         .collect();
     let trailers = list(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
-    remove(headers, |name| HOP_BY_HOP.contains(name) || nominated.contains(name));
+    remove(headers, |name| HOP_BY_HOP.contains(name) || nominated.contains(name) || others(name));
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -235,34 +251,35 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<String> {
     asked.then(|| list(headers, &header::UPGRADE).next().map(str::to_ascii_lowercase)).flatten()
 }
 
-/// Sets the fields that tell the upstream about the client. What the client itself sent in them counts only if it is
-/// a trusted proxy.
+/// Sets the fields that tell the upstream about the client, beside what a trusted proxy has said in them. `peer` is the
+/// client's address, `host` the one it asked for.
 pub(crate) fn set_forwarded(
     headers: &mut HeaderMap,
-    peer: Option<SocketAddr>,
+    peer: Option<&HeaderValue>,
     scheme: &'static str,
-    authority: &str,
-    trusted: bool,
+    host: Option<HeaderValue>,
 ) {
-    if !trusted {
-        remove(headers, is_claim);
-    }
     if let Some(peer) = peer {
-        let address = peer.ip().to_canonical().to_string();
-        let chain = list(headers, &X_FORWARDED_FOR).chain([address.as_str()]).collect::<Vec<_>>().join(", ");
-        if let Ok(chain) = HeaderValue::try_from(chain) {
-            headers.insert(X_FORWARDED_FOR, chain);
+        let mut chain = peer.clone();
+        if headers.contains_key(X_FORWARDED_FOR) {
+            let before = list(headers, &X_FORWARDED_FOR).chain(peer.to_str()).collect::<Vec<_>>().join(", ");
+            chain = HeaderValue::try_from(before).unwrap_or(chain);
         }
+        headers.insert(X_FORWARDED_FOR, chain);
     }
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
-    if !authority.is_empty()
+    if let Some(host) = host
         && !headers.contains_key(X_FORWARDED_HOST)
-        && let Ok(host) = HeaderValue::from_str(authority)
     {
         headers.insert(X_FORWARDED_HOST, host);
     }
+}
+
+/// An address as `x-forwarded-for` has it.
+pub(crate) fn forwarded_for(peer: SocketAddr) -> Option<HeaderValue> {
+    HeaderValue::try_from(peer.ip().to_canonical().to_string()).ok()
 }
 
 /// The request's id: the one that a trusted proxy sent, else a new one of 32 hexadecimal digits.
@@ -271,7 +288,15 @@ pub(crate) fn request_id(headers: &HeaderMap, trusted: bool) -> String {
     let sent = headers.get(X_REQUEST_ID).filter(|_| trusted).and_then(|id| id.to_str().ok());
     match sent {
         Some(id) if !id.is_empty() && id.len() <= LONGEST => id.to_owned(),
-        _ => format!("{:032x}", fastrand::u128(..)),
+        _ => {
+            let mut id = String::with_capacity(32);
+            for byte in fastrand::u128(..).to_be_bytes() {
+                for digit in [byte >> 4, byte & 15] {
+                    id.push(char::from(if digit < 10 { b'0' + digit } else { b'a' - 10 + digit }));
+                }
+            }
+            id
+        }
     }
 }
 
@@ -344,16 +369,19 @@ mod tests {
             ("x-original-url", "/admin"),
             ("x-forwarded-client-cert", "CN=admin"),
         ];
-        let peer = Some("10.0.0.9:55".parse().unwrap());
+        let peer = forwarded_for("10.0.0.9:55".parse().unwrap());
+        let host = Some(HeaderValue::from_static("a.example"));
         let mut fields = headers(&claims);
-        set_forwarded(&mut fields, peer, "http", "a.example", false);
+        clean_request(&mut fields, &[], false);
+        set_forwarded(&mut fields, peer.as_ref(), "http", host.clone());
         assert_eq!(fields["x-forwarded-for"], "10.0.0.9");
         assert_eq!(fields["x-forwarded-proto"], "http");
         assert_eq!(fields["x-forwarded-host"], "a.example");
         assert_eq!(fields.len(), 3, "{fields:?}");
 
         let mut fields = headers(&claims);
-        set_forwarded(&mut fields, peer, "http", "a.example", true);
+        clean_request(&mut fields, &[], true);
+        set_forwarded(&mut fields, peer.as_ref(), "http", host);
         assert_eq!(fields["x-forwarded-for"], "1.2.3.4, 10.0.0.9");
         assert_eq!(fields["x-forwarded-proto"], "https");
         assert_eq!(fields["x-forwarded-host"], "evil");

@@ -35,20 +35,25 @@ pub(super) fn lend<I>(io: I) -> (Lent<I>, Back<I>) {
     (Lent { io: Some(io), back: Some(back) }, Back(receiver))
 }
 
+/// Ends our side of a connection, and reads until the client has ended its own, or time is up. What comes is thrown
+/// away.
+///
+/// Cancel safe: dropping the future closes the connection.
+pub(super) async fn linger<I: AsyncRead + AsyncWrite + Unpin>(mut io: I) {
+    let end = Instant::now() + WHOLE;
+    if !matches!(timeout_at(end, io.shutdown()).await, Ok(Ok(()))) {
+        return;
+    }
+    // Not in the future: each connection would hold it.
+    let mut ignored = vec![0; 4096];
+    while let Ok(Ok(1..)) = timeout_at(end.min(Instant::now() + SILENT), io.read(&mut ignored)).await {}
+}
+
 impl<I: AsyncRead + AsyncWrite + Unpin> Back<I> {
-    /// Ends our side of the connection if it has come back, and reads until the client has ended its own, or time is up.
-    /// What comes is thrown away.
-    ///
-    /// Cancel safe: dropping the future closes the connection.
+    /// [`linger`]s, if the connection has come back.
     pub(super) async fn linger(mut self) {
-        let Ok(mut io) = self.0.try_recv() else { return };
-        let end = Instant::now() + WHOLE;
-        if !matches!(timeout_at(end, io.shutdown()).await, Ok(Ok(()))) {
-            return;
-        }
-        // Not in the future: each connection would hold it.
-        let mut ignored = vec![0; 4096];
-        while let Ok(Ok(1..)) = timeout_at(end.min(Instant::now() + SILENT), io.read(&mut ignored)).await {}
+        let Ok(io) = self.0.try_recv() else { return };
+        linger(io).await;
     }
 }
 

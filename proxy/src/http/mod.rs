@@ -6,6 +6,7 @@ mod connection;
 mod counted;
 mod frames;
 pub(crate) mod headers;
+mod http1;
 mod io;
 mod linger;
 pub(crate) mod path;
@@ -13,7 +14,32 @@ mod request;
 pub(crate) mod wire;
 
 pub(crate) use self::activity::Closed;
-pub(crate) use self::body::{Body, BodyUnread, BoxError, Progress, RequestBody, empty, full};
+pub(crate) use self::body::{Body, BoxError, Incoming, Progress, RequestBody, empty, full};
 pub(crate) use self::connection::{Connections, serve};
 pub(crate) use self::io::Protocol;
 pub(crate) use self::request::{Client, Place, Request, Rules, TlsFacts, read};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A connection of any kind.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+pub(crate) type BoxStream = Box<dyn Stream>;
+
+/// The upstream's end of a connection that has switched protocols.
+pub(crate) struct Switched {
+    pub(crate) io: BoxStream,
+    /// What the upstream has sent already.
+    pub(crate) rest: Bytes,
+    /// What is occupied for as long as it is used.
+    pub(crate) held: Box<dyn std::any::Any + Send>,
+}
+
+impl std::fmt::Debug for Switched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Switched").finish_non_exhaustive()
+    }
+}

@@ -1,7 +1,7 @@
 //! A request in its one canonical form, read once before any filter. Filters, routes and the upstream all use it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version, request::Parts};
@@ -27,6 +27,8 @@ pub(crate) struct Client {
     pub(crate) listener: Arc<str>,
     /// The client's end; `None` on a unix socket.
     pub(crate) peer: Option<SocketAddr>,
+    /// The same, as upstreams get it; made once.
+    pub(crate) forwarded: OnceLock<Option<HeaderValue>>,
     /// The proxy's end.
     pub(crate) local: Address,
     /// Set on a TLS connection.
@@ -150,12 +152,14 @@ fn canonical(parts: Parts, client: &Arc<Client>, rules: &Rules, id: String) -> R
     // With a body, the switch would have to wait for its end; without it, the request is like any other.
     let bodiless = !headers.contains_key(header::TRANSFER_ENCODING) && length(&headers).unwrap_or(0) == 0;
     let upgrade = (version == Version::HTTP_11 && bodiless).then(|| headers::upgrade(&headers)).flatten();
-    headers::remove_hop_by_hop(&mut headers);
+    // The value is there already, as a part of the head, where the client wrote it as it is.
+    let host = headers.get(header::HOST).filter(|host| host.as_bytes() == authority.as_bytes()).cloned();
+    let host = host.or_else(|| HeaderValue::from_str(&authority).ok().filter(|host| !host.is_empty()));
+    headers::clean_request(&mut headers, &rules.owned, client.trusted);
     headers::keep_trailer_names(&mut headers, &rules.requests.trailers);
-    // In HTTP/1.1 the proxy answers `100-continue` itself, when a filter or the upstream begins to read the body.
-    headers::remove(&mut headers, |name| name == header::HOST || name == header::EXPECT || rules.owned.contains(name));
     let scheme = if client.tls.is_some() { "https" } else { "http" };
-    headers::set_forwarded(&mut headers, client.peer, scheme, &authority, client.trusted);
+    let peer = client.peer.and_then(|peer| client.forwarded.get_or_init(|| headers::forwarded_for(peer)).as_ref());
+    headers::set_forwarded(&mut headers, peer, scheme, host);
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(headers::X_REQUEST_ID, id);
     }
@@ -304,6 +308,7 @@ mod tests {
             place: None,
             listener: "test".into(),
             peer: Some("127.0.0.1:5".parse().unwrap()),
+            forwarded: OnceLock::new(),
             local: Address::Tcp("127.0.0.1:80".parse().unwrap()),
             tls: None,
             trusted: false,

@@ -224,6 +224,12 @@ impl std::fmt::Debug for CertificateBundle {
     }
 }
 
+/// How many bytes a request is for a plugin of the native contract that needs what is sent by default.
+#[cfg(feature = "bench")]
+pub(crate) fn encoded_size(request: &Request) -> usize {
+    native::encoded_size(&Subject { request, route: None, body: None })
+}
+
 /// Why a call gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CallError {

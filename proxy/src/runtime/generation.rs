@@ -95,7 +95,7 @@ impl Generation {
             let kept = before.filter(|before| before.secured.is_some() == secured.is_some());
             let connections =
                 kept.map_or_else(|| house.connections.some(), |kept| kept.serving.service.connections.clone());
-            let proxy = Proxy::new(listener, &routes, &plugins, &owned, &connections, &house.metrics)
+            let proxy = Proxy::new(listener, &routes, &plugins, &owned, &house.metrics)
                 .map_err(|error| Error::Internal(error.to_string()))?;
             let service = Service {
                 name: listener.name.as_str().into(),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use palisade_supervisor::{State, Status};
@@ -39,6 +39,7 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 /// Everything that is counted.
 #[derive(Debug)]
 pub(crate) struct Metrics {
+    no_route: Name,
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     request_seconds: Histograms<ListenerLabels>,
@@ -62,6 +63,7 @@ pub(crate) struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let metrics = Self {
+            no_route: Name::from(""),
             registry: Registry::default(),
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
@@ -153,25 +155,29 @@ impl Metrics {
     }
 
     /// A request was answered `time` after its head had come. `reason` is set where the proxy made the reply itself.
-    /// An empty `route` is none.
     pub(crate) fn request(
         &self,
-        listener: &str,
-        route: &str,
+        listener: &Arc<str>,
+        route: Option<&Arc<str>>,
         status: http::StatusCode,
         reason: Option<&'static str>,
         time: Duration,
     ) {
-        let listener = Name::from(listener);
-        let labels = RequestLabels { listener: listener.clone(), route: route.into(), status: status.as_u16(), reason };
+        let listener = Name(Arc::clone(listener));
+        let labels = RequestLabels {
+            listener: listener.clone(),
+            route: route.map_or_else(|| self.no_route.clone(), |route| Name(Arc::clone(route))),
+            status: status.as_u16(),
+            reason,
+        };
         self.requests.get_or_create(&labels).inc();
         self.request_seconds.get_or_create(&ListenerLabels { listener }).observe(time.as_secs_f64());
     }
 
     /// A plugin was asked. `outcome` is `allow` or `deny`, of a response `pass` or `replace`, or the reason why there
     /// was no verdict.
-    pub(crate) fn filter(&self, plugin: &str, outcome: &'static str, time: Duration) {
-        let plugin = Name::from(plugin);
+    pub(crate) fn filter(&self, plugin: &Arc<str>, outcome: &'static str, time: Duration) {
+        let plugin = Name(Arc::clone(plugin));
         self.filter_calls.get_or_create(&CallLabels { plugin: plugin.clone(), outcome }).inc();
         self.filter_seconds.get_or_create(&PluginLabels { plugin }).observe(time.as_secs_f64());
     }
@@ -388,7 +394,7 @@ struct BundleLabels {
 /// A label's value that others have chosen. The library writes values as they are, so quotes and line ends are
 /// escaped here, else one name could make the whole text unreadable.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Name(Box<str>);
+struct Name(Arc<str>);
 
 impl From<&str> for Name {
     fn from(name: &str) -> Self {
@@ -431,10 +437,10 @@ mod tests {
     #[test]
     fn what_happened_is_counted() {
         let metrics = Metrics::default();
-        metrics.request("web", "api", StatusCode::OK, None, Duration::from_millis(3));
-        metrics.request("web", "", StatusCode::NOT_FOUND, Some("no_route"), Duration::from_micros(20));
-        metrics.filter("auth", "deny", Duration::from_micros(70));
-        metrics.filter("auth", "plugin_timeout", Duration::from_millis(200));
+        metrics.request(&"web".into(), Some(&"api".into()), StatusCode::OK, None, Duration::from_millis(3));
+        metrics.request(&"web".into(), None, StatusCode::NOT_FOUND, Some("no_route"), Duration::from_micros(20));
+        metrics.filter(&"auth".into(), "deny", Duration::from_micros(70));
+        metrics.filter(&"auth".into(), "plugin_timeout", Duration::from_millis(200));
         metrics.unjudged("auth");
         metrics.handshake_failed("secure");
         metrics.changed("reload", Outcome::Undone);

@@ -7,17 +7,12 @@ use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
 use hyperlocal::UnixConnector;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tower::Service;
 
 use super::resolve::Name;
 use crate::config::Endpoint;
-
-/// A connection to an endpoint of either kind.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+use crate::http::BoxStream;
 
 /// Where connections to an endpoint go.
 #[derive(Debug, Clone)]
@@ -42,7 +37,7 @@ impl Target {
 /// Connects once; to a name, at the first of its addresses that accepts. The caller bounds the time.
 ///
 /// Cancel safe: a connection under way is closed.
-pub(super) async fn connect(target: &Target) -> io::Result<Box<dyn Stream>> {
+pub(super) async fn connect(target: &Target) -> io::Result<BoxStream> {
     match target {
         Target::Address(address) => tcp(&[*address]).await,
         Target::Name(name) => tcp(&name.addresses().await?).await,
@@ -53,7 +48,7 @@ pub(super) async fn connect(target: &Target) -> io::Result<Box<dyn Stream>> {
     }
 }
 
-async fn tcp(addresses: &[SocketAddr]) -> io::Result<Box<dyn Stream>> {
+async fn tcp(addresses: &[SocketAddr]) -> io::Result<BoxStream> {
     let stream = TcpStream::connect(addresses).await?;
     stream.set_nodelay(true)?;
     Ok(Box::new(stream))

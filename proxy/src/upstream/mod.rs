@@ -1,8 +1,8 @@
 //! Upstreams: clusters of endpoints, and the way of one request to one of them and back.
 
 mod connect;
-mod framed;
 mod health;
+mod http1;
 mod pool;
 mod resolve;
 
@@ -16,18 +16,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode, Uri, Version};
-use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::{Body as _, Frame, SizeHint};
 use palisade_supervisor::chain;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::health::Health;
-use self::pool::{Connection, Pool, SendError};
-use crate::config::{self, Balance, UpstreamProtocol};
-use crate::http::wire::Fault;
-use crate::http::{BoxError, Progress, Request, RequestBody, headers};
+use self::http1::{Answer, Exchange, Head};
+use self::pool::{Connection, Pool, SendError, send_http2};
+use crate::config::{self, Balance};
+use crate::http::wire::Piece;
+use crate::http::{Body, BoxError, Progress, Request, RequestBody, Switched, headers};
 use crate::respond::{Failure, Reason};
 use crate::telemetry::Metrics;
 
@@ -69,13 +69,16 @@ impl Upstreams {
     }
 }
 
-/// Closes connections that have been idle for too long, while there is somebody to use them.
+/// How often connections that the server has ended are looked for.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Closes connections that have been idle for too long or ended, while there is somebody to use them.
 async fn evict(upstream: Weak<Upstream>) {
     while let Some(upstream) = upstream.upgrade() {
         for endpoint in &upstream.endpoints {
             endpoint.pool.evict(endpoint.in_flight.load(Ordering::Relaxed) == 0);
         }
-        let period = upstream.idle_timeout.max(Duration::from_secs(1));
+        let period = upstream.idle_timeout.clamp(Duration::from_secs(1), LOOK);
         drop(upstream);
         tokio::time::sleep(period).await;
     }
@@ -88,7 +91,6 @@ pub(crate) struct Upstream {
     made_of: config::Upstream,
     endpoints: Vec<Arc<Endpoint>>,
     balance: Balance,
-    protocol: UpstreamProtocol,
     idle_timeout: Duration,
     turn: AtomicUsize,
     metrics: Arc<Metrics>,
@@ -134,7 +136,6 @@ impl Upstream {
             made_of: config.clone(),
             endpoints: config.endpoints.iter().map(endpoint).collect(),
             balance: config.balance,
-            protocol: config.protocol,
             idle_timeout: config.idle_timeout,
             turn: AtomicUsize::new(fastrand::usize(..config.endpoints.len().max(1))),
             metrics: Arc::clone(metrics),
@@ -204,16 +205,16 @@ impl Upstream {
         let guard = EndpointGuard::new(endpoint);
         let mut stale = 0;
         loop {
-            let mut connection = match endpoint.pool.checkout().await {
+            let connection = match endpoint.pool.checkout().await {
                 Ok(connection) => connection,
                 Err(failure) => {
                     return Err(Failed { failure: failure.about(&endpoint.label), unsent: Some(body), refused: true });
                 }
             };
-            let message = self.message(endpoint, request, body, sending.upgrade).map_err(Failed::sent)?;
             sending.progress.mark();
+            let reused = connection.is_reused();
             let sent = {
-                let sent = pin!(connection.send(message));
+                let sent = pin!(self.send_over(connection, endpoint, request, body, sending.upgrade));
                 in_time(sent, sending.progress, sending.timeout).await
             };
             match sent {
@@ -222,87 +223,50 @@ impl Upstream {
                     return Err(Failed::sent(failure));
                 }
                 // A kept connection that the server has closed meanwhile says nothing about the server.
-                Some(Err(SendError { unsent: Some(unsent), .. })) if connection.is_reused() && stale < STALE => {
+                Some(Err(SendError { unsent: Some(unsent), .. })) if reused && stale < STALE => {
                     stale += 1;
                     body = unsent;
                 }
-                Some(Err(SendError { error, fault, refused, unsent })) => {
-                    let failure = broken(&error, fault, sending.progress).about(&endpoint.label);
+                Some(Err(SendError { error, invalid, refused, unsent })) => {
+                    let failure = broken(&*error, invalid, sending.progress).about(&endpoint.label);
                     return Err(Failed { failure, unsent, refused });
                 }
-                Some(Ok(response)) => {
+                Some(Ok((answer, incoming))) => {
                     sending.progress.answered();
-                    return self.received(response, connection, guard, sending).map_err(Failed::sent);
+                    return received(answer, incoming, guard, sending).map_err(Failed::sent);
                 }
             }
         }
     }
 
-    /// The request as this upstream's protocol writes it.
-    fn message(
+    /// Sends a request over a connection and waits for the response's head.
+    async fn send_over(
         &self,
+        connection: Connection,
         endpoint: &Endpoint,
         request: &Request,
         body: RequestBody,
         upgrade: Option<&str>,
-    ) -> Result<http::Request<RequestBody>, Failure> {
-        let internal = |error: http::Error| Failure::new(Reason::Internal).with(error);
+    ) -> Result<(Answer, Incoming), SendError> {
         let authority = if request.authority.is_empty() { &endpoint.authority } else { &request.authority };
-        let mut message = http::Request::new(body);
-        *message.method_mut() = request.method.clone();
-        *message.headers_mut() = request.headers.clone();
-        message.headers_mut().append(header::VIA, headers::via(request.version));
-        match self.protocol {
-            UpstreamProtocol::Http1 => {
-                *message.uri_mut() = Uri::try_from(request.target()).map_err(|error| internal(error.into()))?;
-                let host = HeaderValue::from_str(authority).map_err(|error| internal(error.into()))?;
-                message.headers_mut().insert(header::HOST, host);
-                // `te` concerns this connection (RFC 9110 section 10.1.4).
-                if message.headers().contains_key(header::TE) {
-                    message.headers_mut().append(header::CONNECTION, HeaderValue::from_static("te"));
-                }
-                if let Some(protocol) = upgrade {
-                    let protocol = HeaderValue::from_str(protocol).map_err(|error| internal(error.into()))?;
-                    message.headers_mut().append(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                    message.headers_mut().insert(header::UPGRADE, protocol);
-                }
+        match connection {
+            Connection::Http1 { connection, .. } => {
+                let head = Head::new(request, authority, upgrade, &body);
+                let (answer, exchange) = connection.send(head, body).await?;
+                Ok((answer, Incoming::Http1(Some(exchange))))
             }
-            UpstreamProtocol::Http2 => {
+            Connection::Http2 { mut sender, .. } => {
+                let mut message = http::Request::new(body);
+                *message.method_mut() = request.method.clone();
                 *message.version_mut() = Version::HTTP_2;
-                *message.uri_mut() = Uri::builder()
-                    .scheme("http")
-                    .authority(authority.as_str())
-                    .path_and_query(request.target())
-                    .build()
-                    .map_err(internal)?;
+                *message.uri_mut() =
+                    http2_uri(authority, &request.target()).map_err(|error| SendError::new(error.into()))?;
+                *message.headers_mut() = request.headers.clone();
+                message.headers_mut().append(header::VIA, HeaderValue::from_static(headers::via(request.version)));
+                let (parts, incoming) = Box::pin(send_http2(&mut sender, message)).await?.into_parts();
+                Ok((Answer { status: parts.status, headers: parts.headers }, Incoming::Http2(incoming)))
             }
         }
-        Ok(message)
-    }
-
-    /// Checks a response's head and cleans it of what concerned only this connection.
-    fn received(
-        &self,
-        response: Response<Incoming>,
-        connection: Connection,
-        guard: EndpointGuard,
-        sending: Sending<'_>,
-    ) -> Result<Response<UpstreamBody>, Failure> {
-        let invalid = |detail: &'static str| Failure::new(Reason::UpstreamInvalid).with(detail).about(&guard.0.label);
-        let (mut parts, incoming) = response.into_parts();
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let agreed = headers::upgrade(&parts.headers);
-            if agreed.is_none() || agreed.as_deref() != sending.upgrade {
-                return Err(invalid("it switches to a protocol that was not asked for"));
-            }
-        } else if parts.status.is_informational() {
-            return Err(invalid("an informational status in place of a final one"));
-        }
-        headers::remove_hop_by_hop(&mut parts.headers);
-        parts.version = Version::HTTP_11;
-        let stall = sending.timeout.map(|timeout| Stall::new(timeout, Arc::clone(sending.progress)));
-        let body = UpstreamBody { incoming, connection: Some(connection), stall, _guard: guard };
-        Ok(Response::from_parts(parts, body))
     }
 
     /// Picks an endpoint, another than `not` where there is one, and one that is up unless too few are.
@@ -344,27 +308,58 @@ impl Upstream {
 
     /// Whether an endpoint answers with a status of 2xx or 3xx.
     async fn answers(&self, endpoint: &Endpoint, path: &str) -> bool {
-        let Ok(mut connection) = endpoint.pool.checkout().await else { return false };
-        let mut message = http::Request::new(RequestBody::nothing());
-        match self.protocol {
-            UpstreamProtocol::Http1 => {
-                let (Ok(uri), Ok(host)) = (Uri::try_from(path), HeaderValue::from_str(&endpoint.authority)) else {
-                    return false;
-                };
-                *message.uri_mut() = uri;
-                message.headers_mut().insert(header::HOST, host);
+        // What is left of the answer is not read, so the connection ends with it, or with what is not needed of it.
+        let answer = match endpoint.pool.checkout().await {
+            Err(_) => return false,
+            Ok(Connection::Http1 { connection, .. }) => {
+                let head = Head::check(path, &endpoint.authority);
+                connection.send(head, RequestBody::nothing()).await.map(|(answer, _)| answer.status)
             }
-            UpstreamProtocol::Http2 => {
-                let uri = Uri::builder().scheme("http").authority(endpoint.authority.as_str()).path_and_query(path);
-                let Ok(uri) = uri.build() else { return false };
+            Ok(Connection::Http2 { mut sender, .. }) => {
+                let mut message = http::Request::new(RequestBody::nothing());
+                let Ok(uri) = http2_uri(&endpoint.authority, path) else { return false };
                 *message.uri_mut() = uri;
                 *message.version_mut() = Version::HTTP_2;
+                send_http2(&mut sender, message).await.map(|response| response.status())
             }
-        }
-        // Its body is not read, so the connection ends with it.
-        let answer = connection.send(message).await;
-        answer.is_ok_and(|response| response.status().is_success() || response.status().is_redirection())
+        };
+        answer.is_ok_and(|status| status.is_success() || status.is_redirection())
     }
+}
+
+fn http2_uri(authority: &str, target: &str) -> Result<Uri, http::Error> {
+    Uri::builder().scheme("http").authority(authority).path_and_query(target).build()
+}
+
+/// Checks a response's head and cleans it of what concerned only this connection.
+fn received(
+    answer: Answer,
+    mut incoming: Incoming,
+    guard: EndpointGuard,
+    sending: Sending<'_>,
+) -> Result<Response<UpstreamBody>, Failure> {
+    let invalid = |detail: &'static str| Failure::new(Reason::UpstreamInvalid).with(detail).about(&guard.0.label);
+    let Answer { status, mut headers } = answer;
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        let agreed = headers::upgrade(&headers);
+        if agreed.is_none() || agreed.as_deref() != sending.upgrade {
+            return Err(invalid("it switches to a protocol that was not asked for"));
+        }
+        if !matches!(incoming, Incoming::Http1(_)) {
+            return Err(invalid("it switches protocols where that can't be"));
+        }
+        if let Incoming::Http1(Some(exchange)) = std::mem::replace(&mut incoming, Incoming::Http1(None)) {
+            incoming = Incoming::Switched(exchange);
+        }
+    } else if status.is_informational() {
+        return Err(invalid("an informational status in place of a final one"));
+    }
+    headers::remove_hop_by_hop(&mut headers);
+    let stall = sending.timeout.map(|timeout| Stall::new(timeout, Arc::clone(sending.progress)));
+    let mut response = Response::new(UpstreamBody { incoming, stall, guard });
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Ok(response)
 }
 
 /// An attempt that came to nothing.
@@ -401,11 +396,11 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// Whose fault a broken exchange is.
-fn broken(error: &hyper::Error, fault: Option<Fault>, progress: &Progress) -> Failure {
+fn broken(error: &(dyn std::error::Error + 'static), invalid: bool, progress: &Progress) -> Failure {
     let reason = match progress.fault() {
         // The body that we sent came to an error: it is the client's.
         Some(fault) => fault,
-        None if fault.is_some() || error.is_parse() => Reason::UpstreamInvalid,
+        None if invalid => Reason::UpstreamInvalid,
         None => Reason::UpstreamReset,
     };
     Failure::new(reason).with(chain(error))
@@ -449,9 +444,40 @@ impl Drop for EndpointGuard {
 #[derive(Debug)]
 pub(crate) struct UpstreamBody {
     incoming: Incoming,
-    connection: Option<Connection>,
     stall: Option<Stall>,
-    _guard: EndpointGuard,
+    guard: EndpointGuard,
+}
+
+/// What comes from the upstream.
+#[derive(Debug)]
+enum Incoming {
+    /// `None` once it has ended and its connection was given back.
+    Http1(Option<Exchange>),
+    Http2(hyper::body::Incoming),
+    /// No response any more.
+    Switched(Exchange),
+}
+
+impl From<UpstreamBody> for Body {
+    fn from(body: UpstreamBody) -> Self {
+        let UpstreamBody { incoming, stall, guard } = body;
+        match incoming {
+            Incoming::Switched(exchange) => match exchange.into_switched() {
+                Some((io, rest)) => Self::Switched(Box::new(Switched { io, rest, held: Box::new(guard) })),
+                // Never: a request that asks for a switch has no body that could still be on its way.
+                None => crate::http::empty(),
+            },
+            incoming => {
+                let mut body = UpstreamBody { incoming, stall, guard };
+                body.release();
+                if http_body::Body::is_end_stream(&body) {
+                    crate::http::empty()
+                } else {
+                    Self::Streaming(Box::pin(body))
+                }
+            }
+        }
+    }
 }
 
 /// Nothing moved for too long, in either direction.
@@ -494,9 +520,27 @@ impl Stall {
 }
 
 impl UpstreamBody {
+    /// Gives the connection back if the response has come to its end. One that was given up half-way can't be used
+    /// again.
     fn release(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            connection.release();
+        if let Incoming::Http1(exchange) = &mut self.incoming
+            && exchange.as_ref().is_some_and(Exchange::is_at_end)
+            && let Some(idle) = exchange.take().and_then(Exchange::into_idle)
+        {
+            self.guard.0.pool.keep(idle);
+        }
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.incoming {
+            Incoming::Http1(None) | Incoming::Switched(_) => Poll::Ready(None),
+            Incoming::Http1(Some(exchange)) => exchange.poll_body(cx).map(|piece| match piece {
+                Ok(Piece::Data(data)) => Some(Ok(Frame::data(data))),
+                Ok(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+                Ok(Piece::End | Piece::More) => None,
+                Err(error) => Some(Err(error)),
+            }),
+            Incoming::Http2(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BoxError::from),
         }
     }
 }
@@ -506,10 +550,8 @@ impl http_body::Body for UpstreamBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        if matches!(polled, Poll::Ready(None)) || self.incoming.is_end_stream() {
-            self.release();
-        }
+        let polled = self.poll_incoming(cx);
+        self.release();
         let Some(stall) = &mut self.stall else { return polled.map(cleaned) };
         match polled {
             Poll::Ready(frame) => {
@@ -521,24 +563,22 @@ impl http_body::Body for UpstreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.incoming {
+            Incoming::Http1(exchange) => exchange.as_ref().is_none_or(Exchange::is_at_end),
+            Incoming::Http2(incoming) => incoming.is_end_stream(),
+            Incoming::Switched(_) => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
-fn cleaned(frame: Option<hyper::Result<Frame<Bytes>>>) -> Option<Result<Frame<Bytes>, BoxError>> {
-    frame.map(|frame| frame.map(headers::clean_trailers).map_err(BoxError::from))
-}
-
-impl Drop for UpstreamBody {
-    fn drop(&mut self) {
-        // A response without a body is never polled. One that was given up half-way is not at its end, and its
-        // connection can't be used again.
-        if http_body::Body::is_end_stream(&self.incoming) {
-            self.release();
+        match &self.incoming {
+            Incoming::Http1(None) | Incoming::Switched(_) => SizeHint::with_exact(0),
+            Incoming::Http1(Some(exchange)) => exchange.left().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Incoming::Http2(incoming) => incoming.size_hint(),
         }
     }
+}
+
+fn cleaned(frame: Option<Result<Frame<Bytes>, BoxError>>) -> Option<Result<Frame<Bytes>, BoxError>> {
+    frame.map(|frame| frame.map(headers::clean_trailers))
 }

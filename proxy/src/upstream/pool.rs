@@ -1,26 +1,23 @@
 //! Connections to one endpoint: kept for reuse with HTTP/1.1, shared with HTTP/2.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use palisade_supervisor::chain;
 use tokio::time::Instant;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use super::connect::{Target, connect};
-use super::framed::{Exchanges, Framed};
+use super::http1::Http1;
 use crate::config::{self, UpstreamProtocol};
-use crate::http::RequestBody;
 use crate::http::wire::{Bounds, Fault};
+use crate::http::{BoxError, RequestBody};
 use crate::respond::{Failure, Reason};
-
-/// How long a connection whose response has been read may take to be ready for the next request.
-const READY: Duration = Duration::from_secs(5);
 
 /// HTTP/2 pings to a silent server, and how long each may take.
 const PING: Duration = Duration::from_secs(10);
@@ -28,7 +25,7 @@ const PING: Duration = Duration::from_secs(10);
 /// Requests that went over one shared HTTP/2 connection are not bounded here: the server's own limit of streams holds.
 #[derive(Debug)]
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    shared: Shared,
     /// Held while connecting, so that a burst makes one connection.
     http2: tokio::sync::Mutex<Option<Kept>>,
 }
@@ -60,22 +57,6 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection for one request at a time. Its task is ended with it: one that still sends a request's body would keep
-/// the socket for as long as the client likes.
-#[derive(Debug)]
-struct Http1 {
-    sender: http1::SendRequest<RequestBody>,
-    exchanges: Exchanges,
-    _driver: AbortOnDropHandle<()>,
-}
-
-impl Http1 {
-    /// Whether another request can go over it, now.
-    fn is_ready(&self) -> bool {
-        self.sender.is_ready() && self.exchanges.is_done()
-    }
-}
-
 impl Shared {
     /// Nothing in a critical section can panic, and a queue is whole between its calls.
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
@@ -85,28 +66,47 @@ impl Shared {
 
 /// A connection for one request.
 #[derive(Debug)]
-pub(super) struct Connection {
-    sender: Sender,
-    reused: bool,
-    shared: Arc<Shared>,
+pub(super) enum Connection {
+    Http1 {
+        connection: Http1,
+        /// Other requests went over it before.
+        reused: bool,
+    },
+    Http2 {
+        sender: http2::SendRequest<RequestBody>,
+        /// As with HTTP/1.1.
+        reused: bool,
+    },
 }
 
-#[derive(Debug)]
-enum Sender {
-    Http1(Http1),
-    Http2(http2::SendRequest<RequestBody>),
+impl Connection {
+    pub(super) fn is_reused(&self) -> bool {
+        let (Self::Http1 { reused, .. } | Self::Http2 { reused, .. }) = self;
+        *reused
+    }
 }
 
 /// Why a request got no response.
 #[derive(Debug)]
 pub(super) struct SendError {
-    pub(super) error: hyper::Error,
-    /// What the server did wrong, if that is why.
-    pub(super) fault: Option<Fault>,
-    /// The server says that it has not looked at the request.
+    pub(super) error: BoxError,
+    /// The server's answer is none.
+    pub(super) invalid: bool,
+    /// The server has not looked at the request, or says so.
     pub(super) refused: bool,
     /// The body, if nothing of the request has been sent.
     pub(super) unsent: Option<RequestBody>,
+}
+
+impl SendError {
+    pub(super) fn new(error: BoxError) -> Self {
+        Self { error, invalid: false, refused: false, unsent: None }
+    }
+
+    /// The server's answer is none.
+    pub(super) fn invalid(fault: Fault) -> Self {
+        Self { invalid: true, ..Self::new(fault.into()) }
+    }
 }
 
 impl Pool {
@@ -121,7 +121,7 @@ impl Pool {
             tasks,
             idle: Mutex::new(VecDeque::new()),
         };
-        Self { shared: Arc::new(shared), http2: tokio::sync::Mutex::new(None) }
+        Self { shared, http2: tokio::sync::Mutex::new(None) }
     }
 
     /// A connection that is ready to send: one that is open, or a new one.
@@ -144,7 +144,7 @@ impl Pool {
     /// Closes connections that have been idle for too long; the shared one only if it is `unused`.
     pub(super) fn evict(&self, unused: bool) {
         let idle_timeout = self.shared.idle_timeout;
-        self.shared.idle().retain(|idle| !idle.connection.sender.is_closed() && idle.since.elapsed() < idle_timeout);
+        self.shared.idle().retain_mut(|idle| idle.since.elapsed() < idle_timeout && idle.connection.is_ready());
         // Locked: somebody uses it.
         if let Ok(mut kept) = self.http2.try_lock()
             && unused
@@ -155,36 +155,28 @@ impl Pool {
     }
 
     async fn http1(&self) -> Result<Connection, Failure> {
-        let connection =
-            |sender, reused| Connection { sender: Sender::Http1(sender), reused, shared: Arc::clone(&self.shared) };
         loop {
-            let Some(idle) = self.shared.idle().pop_back() else { break };
-            if idle.connection.is_ready() && idle.since.elapsed() < self.shared.idle_timeout {
-                return Ok(connection(idle.connection, true));
+            let Some(mut idle) = self.shared.idle().pop_back() else { break };
+            if idle.since.elapsed() < self.shared.idle_timeout && idle.connection.is_ready() {
+                return Ok(Connection::Http1 { connection: idle.connection, reused: true });
             }
         }
         let stream = connect(&self.shared.target).await.map_err(unreachable)?;
-        let exchanges = Exchanges::new(self.shared.bounds);
-        let stream = TokioIo::new(Framed::new(stream, exchanges.clone()));
-        let (sender, driver) = http1::Builder::new()
-            .max_headers(self.shared.bounds.fields)
-            // Never the tighter bound: `Framed` has judged the head.
-            .max_buf_size(self.shared.bounds.bytes + 8 * 1024)
-            .handshake(stream)
-            .await
-            .map_err(refused)?;
-        let driver = self.shared.tasks.spawn(async move {
-            if let Err(error) = driver.with_upgrades().await {
-                tracing::debug!(target: "palisade::upstream", error = %chain(&error), "connection ended");
-            }
-        });
-        Ok(connection(Http1 { sender, exchanges, _driver: AbortOnDropHandle::new(driver) }, false))
+        Ok(Connection::Http1 { connection: Http1::new(stream, self.shared.bounds), reused: false })
+    }
+
+    /// Keeps a connection for another exchange.
+    pub(super) fn keep(&self, connection: Http1) {
+        let mut idle = self.shared.idle();
+        idle.push_back(Idle { connection, since: Instant::now() });
+        if idle.len() > self.shared.max_idle {
+            idle.pop_front();
+        }
     }
 
     async fn http2(&self) -> Result<Connection, Failure> {
         let mut kept = self.http2.lock().await;
-        let connection =
-            |sender, reused| Connection { sender: Sender::Http2(sender), reused, shared: Arc::clone(&self.shared) };
+        let connection = |sender, reused| Connection::Http2 { sender, reused };
         if let Some(kept) = kept.as_mut().filter(|kept| !kept.sender.is_closed()) {
             kept.used = Instant::now();
             return Ok(connection(kept.sender.clone(), true));
@@ -216,49 +208,21 @@ fn refused(error: hyper::Error) -> Failure {
     Failure::new(Reason::UpstreamConnect).with(chain(&error))
 }
 
-impl Connection {
-    /// Whether other requests went over it before.
-    pub(super) fn is_reused(&self) -> bool {
-        self.reused
-    }
-
-    /// Sends a request and waits for the response's head.
-    pub(super) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
-        let sent = match &mut self.sender {
-            Sender::Http1(connection) => {
-                connection.exchanges.expect(request.method() == Method::HEAD);
-                connection.sender.try_send_request(request).await
-            }
-            Sender::Http2(sender) => sender.try_send_request(request).await,
-        };
-        sent.map_err(|mut error| {
-            let fault = match &self.sender {
-                Sender::Http1(connection) => connection.exchanges.fault(),
-                Sender::Http2(_) => None,
-            };
-            let unsent = error.take_message().map(Request::into_body);
-            let error = error.into_error();
-            let refused = is_refused(&error);
-            SendError { error, fault, refused, unsent }
-        })
-    }
-
-    /// Gives the connection back when its response has been read to the end.
-    pub(super) fn release(self) {
-        let Sender::Http1(mut connection) = self.sender else { return };
-        let shared = self.shared;
-        let tasks = shared.tasks.clone();
-        if connection.is_ready() {
-            keep(&shared, connection);
-            return;
+/// Sends a request over HTTP/2 and waits for the response's head.
+pub(super) async fn send_http2(
+    sender: &mut http2::SendRequest<RequestBody>,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, SendError> {
+    sender.try_send_request(request).await.map_err(|mut error| {
+        let unsent = error.take_message().map(Request::into_body);
+        let error = error.into_error();
+        SendError {
+            refused: is_refused(&error),
+            invalid: error.is_parse(),
+            error: chain(&error).to_string().into(),
+            unsent,
         }
-        // The connection's own task has yet to notice that the response has ended.
-        tasks.spawn(async move {
-            if let Ok(Ok(())) = tokio::time::timeout(READY, connection.sender.ready()).await {
-                keep(&shared, connection);
-            }
-        });
-    }
+    })
 }
 
 /// Whether an HTTP/2 server says that it has done nothing (RFC 9113 sections 6.8 and 8.7).
@@ -268,15 +232,4 @@ fn is_refused(error: &hyper::Error) -> bool {
         reset.reason() == Some(h2::Reason::REFUSED_STREAM)
             || (reset.is_go_away() && reset.reason() == Some(h2::Reason::NO_ERROR))
     })
-}
-
-fn keep(shared: &Shared, connection: Http1) {
-    if !connection.exchanges.is_done() {
-        return;
-    }
-    let mut idle = shared.idle();
-    idle.push_back(Idle { connection, since: Instant::now() });
-    if idle.len() > shared.max_idle {
-        idle.pop_front();
-    }
 }

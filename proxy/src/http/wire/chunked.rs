@@ -7,8 +7,10 @@
 //! | a line end without CR, data longer or shorter than its size | refused |
 //! | trailers that would be refused as fields of a head | refused |
 
-use super::Fault;
-use super::head::{Bounds, is_token_byte};
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::head::{self, Bounds, is_token_byte};
+use super::{Fault, Piece};
 use crate::respond::Reason;
 
 /// Bytes of extensions in one body.
@@ -43,40 +45,55 @@ pub(super) struct Chunked {
     /// Of the chunk, not yet seen.
     left: u64,
     extensions: usize,
-    trailer_bytes: usize,
+    /// The lines of the trailers, and the empty one.
+    trailers: Vec<u8>,
     trailer_fields: usize,
 }
 
 impl Chunked {
     pub(super) const fn new() -> Self {
-        Self { next: Next::Size(0), left: 0, extensions: 0, trailer_bytes: 0, trailer_fields: 0 }
+        Self { next: Next::Size(0), left: 0, extensions: 0, trailers: Vec::new(), trailer_fields: 0 }
     }
 
-    /// Whether all of the body has passed.
+    /// Whether all of the body has been taken.
     pub(super) fn is_at_end(&self) -> bool {
         self.next == Next::End
     }
 
-    /// How many of `bytes` belong to the body.
-    pub(super) fn pass(&mut self, bytes: &[u8], bounds: &Bounds) -> Result<usize, Fault> {
+    /// Takes the next piece of the body from what came.
+    pub(super) fn take(&mut self, buffer: &mut BytesMut, bounds: &Bounds) -> Result<Piece, Fault> {
         let mut at = 0;
-        while at < bytes.len() && self.next != Next::End {
-            if self.next == Next::Data {
-                let here = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
+        while let Some(&byte) = buffer.get(at)
+            && !matches!(self.next, Next::Data | Next::End)
+        {
+            self.step(byte, bounds)?;
+            at += 1;
+        }
+        buffer.advance(at);
+        match self.next {
+            Next::End => {
+                let trailers = Bytes::from(std::mem::take(&mut self.trailers));
+                match self.trailer_fields {
+                    0 => Ok(Piece::End),
+                    _ => head::trailers(&trailers, bounds).map(Piece::Trailers),
+                }
+            }
+            Next::Data if !buffer.is_empty() => {
+                let here = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
                 self.left -= here as u64;
-                at += here;
                 if self.left == 0 {
                     self.next = Next::DataCr;
                 }
-                continue;
+                Ok(Piece::Data(buffer.split_to(here).freeze()))
             }
-            self.step(bytes[at], bounds)?;
-            at += 1;
+            _ => Ok(Piece::More),
         }
-        Ok(at)
     }
 
     fn step(&mut self, byte: u8, bounds: &Bounds) -> Result<(), Fault> {
+        if matches!(self.next, Next::Line | Next::Name | Next::Value | Next::ValueLf | Next::LastLf) {
+            self.trailers.push(byte);
+        }
         self.next = match (self.next, byte) {
             (Next::Size(digits), byte) if byte.is_ascii_hexdigit() && digits < MOST_DIGITS => {
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
@@ -115,11 +132,8 @@ impl Chunked {
             (Next::SizeLf | Next::ValueLf | Next::LastLf, _) => return bad("a carriage return without a line feed"),
             (Next::Data | Next::End, _) => self.next,
         };
-        if matches!(self.next, Next::Line | Next::Name | Next::Value) {
-            self.trailer_bytes += 1;
-            if self.trailer_bytes > bounds.bytes || self.trailer_fields > bounds.fields {
-                return bad("the trailers are too large");
-            }
+        if self.trailers.len() > bounds.bytes || self.trailer_fields > bounds.fields {
+            return bad("the trailers are too large");
         }
         Ok(())
     }

@@ -14,6 +14,10 @@
 //! | `transfer-encoding` twice, or with `content-length`, or in HTTP/1.0 | refused |
 //! | a `transfer-encoding` other than `chunked` | refused |
 
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri, Version};
+
 use super::Fault;
 use crate::respond::Reason;
 
@@ -28,31 +32,43 @@ pub(crate) struct Bounds {
     pub(crate) target: usize,
 }
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
 /// Methods by which a line is known for one of HTTP, whatever else is wrong with it.
 const METHODS: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
 
 /// Where a message ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(crate) enum Framing {
     /// It has no framing of its own: a request without a body, a response until the connection ends.
     Unframed,
     Length(u64),
     Chunked,
 }
 
-/// What a request's head says about what follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Request {
-    pub(super) framing: Framing,
-    /// It asks to switch protocols.
-    pub(super) upgrade: bool,
+/// A request's head.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    /// 1.0 or 1.1.
+    pub(crate) version: Version,
+    /// Without a `connection` field that says no more than `stays`.
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: Framing,
+    /// Whether the connection may be used for another exchange (RFC 9112 section 9.3).
+    pub(crate) stays: bool,
 }
 
-/// What a response's head says about what follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Response {
-    pub(super) status: u16,
-    pub(super) framing: Framing,
+/// A response's head.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: StatusCode,
+    /// As with a request, and without `transfer-encoding` and `keep-alive`.
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: Framing,
+    /// As with a request.
+    pub(crate) stays: bool,
 }
 
 /// Looks for the end of a head as its bytes come in.
@@ -117,44 +133,43 @@ fn target(line: &[u8]) -> Option<&[u8]> {
     line.split(|byte| *byte == b' ').nth(1)
 }
 
-/// Judges the head of a request, from [`Scan::end`].
-pub(super) fn request(head: &[u8], bounds: &Bounds) -> Result<Request, Fault> {
-    let (start, fields) = lines(head);
-    let minor = request_line(start, bounds)?;
+/// Reads the head of a request, from [`Scan::end`].
+pub(super) fn request(head: &Bytes, bounds: &Bounds) -> Result<Request, Fault> {
+    let (start, fields) = split(head);
+    let (method, target, version) = request_line(start, bounds)?;
+    let method = Method::from_bytes(method).map_err(|_| Fault::malformed("the method is not a token"))?;
+    let uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Fault::malformed("the target is no URI"))?;
     let mut said = Said::default();
-    for (count, line) in fields.enumerate() {
-        if count >= bounds.fields {
-            return Err(Fault::new(Reason::HeadersTooLarge, "too many fields"));
-        }
-        said.field(line)?;
-    }
-    Ok(Request { framing: said.framing(minor)?, upgrade: said.upgrade && minor == 1 })
+    let headers = said.fields(head, fields, bounds, |_| true)?;
+    Ok(Request { method, uri, version, headers, framing: said.framing(version)?, stays: said.stays(version) })
 }
 
-/// Judges the head of a response, from [`Scan::end`].
-pub(super) fn response(head: &[u8], bounds: &Bounds) -> Result<Response, Fault> {
-    let (start, fields) = lines(head);
-    let (minor, status) = status_line(start)?;
+/// Reads the head of a response, from [`Scan::end`].
+pub(super) fn response(head: &Bytes, bounds: &Bounds) -> Result<Response, Fault> {
+    let (start, fields) = split(head);
+    let (version, status) = status_line(start)?;
     let mut said = Said::default();
-    for (count, line) in fields.enumerate() {
-        if count >= bounds.fields {
-            return Err(Fault::new(Reason::HeadersTooLarge, "too many fields"));
-        }
-        said.field(line)?;
-    }
-    Ok(Response { status, framing: said.framing(minor)? })
+    let headers =
+        said.fields(head, fields, bounds, |name| *name != header::TRANSFER_ENCODING && *name != KEEP_ALIVE)?;
+    Ok(Response { status, headers, framing: said.framing(version)?, stays: said.stays(version) })
 }
 
-/// The start line and the fields' lines, without their line ends.
-fn lines(head: &[u8]) -> (&[u8], impl Iterator<Item = &[u8]>) {
+/// Reads fields that stand alone: trailers. `lines` ends with the empty line.
+pub(super) fn trailers(lines: &Bytes, bounds: &Bounds) -> Result<HeaderMap, Fault> {
+    // Framing that comes with trailers frames nothing, and is taken out with all that may not stand there.
+    Said::default().fields(lines, lines, bounds, |_| true)
+}
+
+/// The start line, and the lines of the fields with their line ends and the empty one.
+fn split(head: &[u8]) -> (&[u8], &[u8]) {
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
-    let head = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
-    let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-    (lines.next().unwrap_or_default(), lines)
+    let end = head.iter().position(|byte| *byte == b'\n').map_or(head.len(), |at| at + 1);
+    let (start, fields) = head.split_at(end);
+    (start.strip_suffix(b"\r\n").unwrap_or(start), fields)
 }
 
-/// `METHOD TARGET HTTP/1.x`. Returns x.
-fn request_line(line: &[u8], bounds: &Bounds) -> Result<u8, Fault> {
+/// `METHOD TARGET HTTP/1.x`.
+fn request_line<'a>(line: &'a [u8], bounds: &Bounds) -> Result<(&'a [u8], &'a [u8], Version), Fault> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
     else {
@@ -166,7 +181,7 @@ fn request_line(line: &[u8], bounds: &Bounds) -> Result<u8, Fault> {
     if !version.contains(&b'/') && !METHODS.contains(&method) {
         return Err(Fault::foreign());
     }
-    let minor = minor(version)?;
+    let version = self::version(version)?;
     if target.len() > bounds.target {
         return Err(Fault::new(Reason::TargetTooLong, "the target is too long"));
     }
@@ -174,29 +189,25 @@ fn request_line(line: &[u8], bounds: &Bounds) -> Result<u8, Fault> {
         return Err(Fault::malformed("the target is empty or has a character that must be percent-encoded"));
     }
     if target.contains(&b'#') {
-        // hyper would cut it off.
+        // `Uri` would cut it off.
         return Err(Fault::new(Reason::BadPath, "the target has a fragment"));
     }
-    Ok(minor)
+    Ok((method, target, version))
 }
 
-/// `HTTP/1.x STATUS REASON`. Returns x and the status.
-fn status_line(line: &[u8]) -> Result<(u8, u16), Fault> {
+/// `HTTP/1.x STATUS REASON`.
+fn status_line(line: &[u8]) -> Result<(Version, StatusCode), Fault> {
     let mut parts = line.splitn(3, |byte| *byte == b' ');
-    let minor = minor(parts.next().unwrap_or_default())?;
-    let status = match parts.next() {
-        Some(&[a @ b'1'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9']) => {
-            u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0')
-        }
-        _ => return Err(Fault::malformed("the status is not one of 100 to 599")),
-    };
-    Ok((minor, status))
+    let version = version(parts.next().unwrap_or_default())?;
+    let status = parts.next().filter(|status| matches!(status.first(), Some(b'1'..=b'5')));
+    let status = status.and_then(|status| StatusCode::from_bytes(status).ok());
+    Ok((version, status.ok_or(Fault::malformed("the status is not one of 100 to 599"))?))
 }
 
-fn minor(version: &[u8]) -> Result<u8, Fault> {
+fn version(version: &[u8]) -> Result<Version, Fault> {
     match version {
-        b"HTTP/1.1" => Ok(1),
-        b"HTTP/1.0" => Ok(0),
+        b"HTTP/1.1" => Ok(Version::HTTP_11),
+        b"HTTP/1.0" => Ok(Version::HTTP_10),
         _ => Err(Fault::malformed("the version is not HTTP/1.1 or HTTP/1.0")),
     }
 }
@@ -206,7 +217,8 @@ fn minor(version: &[u8]) -> Result<u8, Fault> {
 struct Said {
     length: Option<u64>,
     coding: Option<Coding>,
-    upgrade: bool,
+    close: bool,
+    keep_alive: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,8 +230,55 @@ enum Coding {
 }
 
 impl Said {
-    fn field(&mut self, line: &[u8]) -> Result<(), Fault> {
-        let (name, value) = field(line)?;
+    /// Reads fields up to the empty line, of which `kept` stay. `lines` is a part of `head`, which the values go on to
+    /// share.
+    fn fields(
+        &mut self,
+        head: &Bytes,
+        lines: &[u8],
+        bounds: &Bounds,
+        kept: impl Fn(&HeaderName) -> bool,
+    ) -> Result<HeaderMap, Fault> {
+        let count = lines.iter().filter(|byte| **byte == b'\n').count().saturating_sub(1);
+        if count > bounds.fields {
+            return Err(Fault::new(Reason::HeadersTooLarge, "too many fields"));
+        }
+        let mut headers = HeaderMap::with_capacity(count);
+        for line in lines.split(|byte| *byte == b'\n').take(count) {
+            let (name, value) = field(line.strip_suffix(b"\r").unwrap_or(line))?;
+            self.field(name, value)?;
+            let name = HeaderName::from_bytes(name).map_err(|_| BAD_NAME)?;
+            if (name == header::CONNECTION && self.connection(value)) || !kept(&name) {
+                continue;
+            }
+            let value = HeaderValue::from_maybe_shared(head.slice_ref(value))
+                .map_err(|_| Fault::malformed("a control character"))?;
+            // It holds 32,768 fields, whatever the bounds are.
+            headers.try_append(name, value).map_err(|_| Fault::new(Reason::HeadersTooLarge, "too many fields"))?;
+        }
+        Ok(headers)
+    }
+
+    /// Notes what a `connection` field says. Whether it says nothing else.
+    fn connection(&mut self, value: &[u8]) -> bool {
+        let mut plain = true;
+        for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            if option.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else {
+                plain = false;
+            }
+        }
+        plain
+    }
+
+    fn stays(&self, version: Version) -> bool {
+        !self.close && (version == Version::HTTP_11 || self.keep_alive)
+    }
+
+    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), Fault> {
         // By length first: most names are none of these.
         match name.len() {
             14 if name.eq_ignore_ascii_case(b"content-length") => {
@@ -230,21 +289,17 @@ impl Said {
                 let before = self.coding.replace(coding(value));
                 once(before.is_none(), "more than one transfer-encoding")
             }
-            7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                self.upgrade = true;
-                Ok(())
-            }
             _ => Ok(()),
         }
     }
 
-    fn framing(&self, minor: u8) -> Result<Framing, Fault> {
+    fn framing(&self, version: Version) -> Result<Framing, Fault> {
         let bad = |detail| Err(Fault::new(Reason::BadFraming, detail));
         match (self.coding, self.length) {
             (None, None) => Ok(Framing::Unframed),
             (None, Some(length)) => Ok(Framing::Length(length)),
             (Some(_), Some(_)) => bad("content-length beside transfer-encoding"),
-            (Some(_), None) if minor == 0 => bad("transfer-encoding in HTTP/1.0"),
+            (Some(_), None) if version == Version::HTTP_10 => bad("transfer-encoding in HTTP/1.0"),
             (Some(Coding::Chunked), None) => Ok(Framing::Chunked),
             (Some(Coding::Other), None) => {
                 Err(Fault::new(Reason::CodingRefused, "a transfer coding other than chunked"))
@@ -258,8 +313,10 @@ fn once(first: bool, detail: &'static str) -> Result<(), Fault> {
     if first { Ok(()) } else { Err(Fault::new(Reason::BadFraming, detail)) }
 }
 
+const BAD_NAME: Fault = Fault::malformed("a field's name is empty or has a character that no name has");
+
 /// Name and value of a field's line.
-pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
+fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     let Some(colon) = line.iter().position(|byte| *byte == b':') else {
         return Err(Fault::malformed("a field without a colon"));
     };
@@ -267,7 +324,7 @@ pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     if !is_token(name) {
         return Err(match name.first() {
             Some(b' ' | b'\t') => Fault::malformed("a line that continues the one before"),
-            _ => Fault::malformed("a field's name is empty or has a character that no name has"),
+            _ => BAD_NAME,
         });
     }
     Ok((name, value.trim_ascii()))
@@ -294,7 +351,7 @@ fn coding(value: &[u8]) -> Coding {
 }
 
 /// RFC 9110 section 5.6.2.
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|byte| is_token_byte(*byte))
 }
 

@@ -1,21 +1,29 @@
-//! HTTP/1 as it stands on the wire, read strictly, before a parser that is made for talking to everybody sees it.
+//! HTTP/1 as it stands on the wire, in both directions.
 //!
-//! hyper accepts what two servers could read in two ways, and then hides it: line ends without a CR, `content-length`
-//! beside `transfer-encoding`, equal lengths twice, `gzip, chunked`. So a [`Framer`] reads along, in both directions:
-//! it lets through a head only when the whole of it is well-formed and says in one way where the message ends, follows
-//! the body to that end, and expects the next head there. Where it and hyper could see different messages, there is no
-//! message. It neither changes nor copies what it lets through.
+//! What two servers could read in two ways is refused: line ends without a CR, `content-length` beside
+//! `transfer-encoding`, equal lengths twice, `gzip, chunked`. A head is read only when the whole of it is well-formed
+//! and says in one way where its message ends; each body is read to that end, and the next head is expected there.
+//! What is written is written anew, from what was read: no byte goes through as it came but those of a body.
 //!
-//! [`head`] judges one head, [`chunked`] follows a chunked body, [`framer`] puts the two in order.
+//! [`head`] reads one head, [`chunked`] a chunked body, [`reader`] one message behind the other; [`write`] writes heads
+//! and chunks, [`outgoing`] a whole message as its body comes.
 
 mod chunked;
-mod framer;
 mod head;
+#[cfg(any(test, fuzzing))]
+mod judge;
+mod outgoing;
+mod reader;
 #[cfg(test)]
 mod tests;
+pub(crate) mod write;
 
-pub(crate) use self::framer::{Framer, Passed, Side};
-pub(crate) use self::head::Bounds;
+pub(crate) use self::head::{Bounds, Framing, Request, Response};
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::judge::{Side, read};
+pub(crate) use self::outgoing::{Cut, Outgoing};
+pub(crate) use self::reader::{Piece, Reader};
+pub(crate) use self::write::Ends;
 
 use crate::respond::{Failure, Reason};
 
@@ -28,7 +36,7 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
-    const fn new(reason: Reason, detail: &'static str) -> Self {
+    pub(crate) const fn new(reason: Reason, detail: &'static str) -> Self {
         Self { reason, detail }
     }
 

@@ -56,12 +56,13 @@ impl Mosn {
     ) -> Result<impl Future<Output = Result<Verdict, CallError>> + Send + use<>, CallError> {
         let message = wire::request(&subject.request.headers, &subject.request.authority)?;
         let mut plugin = self.plugin.clone();
-        Ok(async move {
+        // Boxed: it is large, and what it is a part of is moved.
+        Ok(Box::pin(async move {
             let mut call = tonic::Request::new(message);
             call.set_timeout(deadline.saturating_duration_since(Instant::now()));
             let answer = tokio::time::timeout_at(deadline, plugin.call(call)).await;
             wire::verdict(answer.map_err(|_| CallError::Timeout)?)
-        })
+        }))
     }
 
     async fn load(&self) -> Result<CertificateUpdate, CallError> {

@@ -235,6 +235,7 @@ mod tests {
                 place: None,
                 listener: "web".into(),
                 peer: Some("[::ffff:1.2.3.4]:5".parse().unwrap()),
+                forwarded: std::sync::OnceLock::new(),
                 local: Address::Unix("/run/web".into()),
                 tls: Some(TlsFacts {
                     server_name: "a.example".into(),

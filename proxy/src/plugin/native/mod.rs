@@ -51,6 +51,11 @@ const CHECK_REQUEST: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.
 const CHECK_RESPONSE: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckResponse");
 const WATCH: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Certificates/Watch");
 
+#[cfg(feature = "bench")]
+pub(super) fn encoded_size(subject: &Subject<'_>) -> usize {
+    encode::check_request(subject, &wire::needs(None)).len()
+}
+
 /// One serving instance.
 #[derive(Debug)]
 pub(crate) struct Native {
@@ -129,11 +134,12 @@ impl Native {
             Err(message) => {
                 let answer = self.unary::<CheckRequestResponse>(CHECK_REQUEST, message, deadline);
                 let generation = self.generation.clone();
-                Either::Right(async move {
+                // Boxed: it is large, and rare.
+                Either::Right(Box::pin(async move {
                     let answer = answer.await?;
                     generation.check(&answer.config_hash)?;
                     wire::verdict(answer)
-                })
+                }))
             }
         }
     }
@@ -155,11 +161,12 @@ impl Native {
             Err(message) => {
                 let answer = self.unary::<CheckResponseResponse>(CHECK_RESPONSE, message, deadline);
                 let generation = self.generation.clone();
-                Either::Right(async move {
+                // Boxed: it is large, and rare.
+                Either::Right(Box::pin(async move {
                     let answer = answer.await?;
                     generation.check(&answer.config_hash)?;
                     wire::response_verdict(answer)
-                })
+                }))
             }
         }
     }
