@@ -74,6 +74,7 @@ const LOADERS: &[&str] = &["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
 pub(super) struct Rules {
     created: RulesetCreated,
     with_files: bool,
+    with_ports: bool,
 }
 
 /// The ruleset of a plan; `None` where it asks for nothing that Landlock does.
@@ -129,7 +130,7 @@ pub(super) fn prepare(plan: &Plan, missing: &mut Missing) -> Result<Option<Rules
             created = created.add_rule(NetPort::new(*port, access)).map_err(failed)?;
         }
     }
-    Ok(Some(Rules { created, with_files }))
+    Ok(Some(Rules { created, with_files, with_ports }))
 }
 
 /// What has to be seen where the rest is hidden: all that may be reached.
@@ -168,6 +169,11 @@ fn places(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
 }
 
 impl Rules {
+    /// Whether they bound ports.
+    pub(super) fn with_ports(&self) -> bool {
+        self.with_ports
+    }
+
     /// The directories for temporary files, which are new.
     pub(super) fn allow_temporary(self) -> Result<Self, Trouble> {
         if !self.with_files {

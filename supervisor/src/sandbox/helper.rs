@@ -28,6 +28,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, geteuid, getppid};
 use serde::{Deserialize, Serialize};
 
+use super::files::Rules;
 use super::probe::{self, Probe};
 use super::syscalls::{self, ExecKey};
 use super::{OnMissing, Sandbox, SyscallClass, files, ids, limits, namespaces};
@@ -186,6 +187,7 @@ fn confine(plan: &Plan, key: ExecKey) -> Result<Vec<String>, Trouble> {
     if sandbox.no_new_privs || unbounded || rules.is_some() || !sandbox.deny.is_empty() {
         prctl::set_no_new_privs().map_err(|errno| failed("renounce new privileges", errno))?;
     }
+    let ports = rules.as_ref().is_some_and(Rules::with_ports);
     if let Some(rules) = rules {
         rules.restrict()?;
     }
@@ -193,7 +195,7 @@ fn confine(plan: &Plan, key: ExecKey) -> Result<Vec<String>, Trouble> {
     if sandbox.files.as_ref().is_some_and(|files| !files.execute.is_empty()) {
         denied.remove(&SyscallClass::Exec);
     }
-    syscalls::apply(&denied, key)?;
+    syscalls::apply(&denied, ports, key)?;
     Ok(missing.parts)
 }
 

@@ -21,9 +21,10 @@ pub(super) struct ExecKey {
     pub(super) environment: u64,
 }
 
-/// Installs the filter, for good. The process must have `no_new_privs`.
-pub(super) fn apply(denied: &BTreeSet<SyscallClass>, key: ExecKey) -> Result<(), Trouble> {
-    if denied.is_empty() {
+/// Installs the filter, for good. The process must have `no_new_privs`. `ports`: whether those of TCP are bounded, which
+/// then nothing like TCP may go around.
+pub(super) fn apply(denied: &BTreeSet<SyscallClass>, ports: bool, key: ExecKey) -> Result<(), Trouble> {
+    if denied.is_empty() && !ports {
         return Ok(());
     }
     let failed = |error: &dyn std::error::Error| Trouble::plain(format!("seccomp filter: {error}"));
@@ -32,7 +33,7 @@ pub(super) fn apply(denied: &BTreeSet<SyscallClass>, key: ExecKey) -> Result<(),
         let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
         install(clone3, libc::ENOSYS).map_err(|error| failed(&error))?;
     }
-    let rules = rules(denied, key).map_err(|error| failed(&error))?;
+    let rules = rules(denied, ports, key).map_err(|error| failed(&error))?;
     install(rules, libc::EPERM).map_err(|error| failed(&error))
 }
 
@@ -64,8 +65,14 @@ fn other_abis() -> BpfProgram {
     ]
 }
 
-fn rules(denied: &BTreeSet<SyscallClass>, key: ExecKey) -> Result<Rules, seccompiler::BackendError> {
+fn rules(denied: &BTreeSet<SyscallClass>, ports: bool, key: ExecKey) -> Result<Rules, seccompiler::BackendError> {
     let mut rules = Rules::new();
+    let mut sockets = Vec::new();
+    if ports {
+        sockets = like_tcp()?;
+        // By which sockets are made as well.
+        rules.insert(libc::SYS_io_uring_setup, vec![]);
+    }
     for class in denied {
         for call in whole(*class) {
             rules.insert(*call, vec![]);
@@ -105,16 +112,15 @@ fn rules(denied: &BTreeSet<SyscallClass>, key: ExecKey) -> Result<Rules, seccomp
             SyscallClass::RawSocket => {
                 let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
                 let other = families.map(|family| (0, Width::Dword, Is::Ne, family as u64));
-                let mut refused = vec![all(&other)?];
+                sockets.push(all(&other)?);
                 for family in [libc::AF_INET, libc::AF_INET6] {
                     for kind in [libc::SOCK_RAW, SOCK_PACKET] {
-                        refused.push(all(&[
+                        sockets.push(all(&[
                             (0, Width::Dword, Is::Eq, family as u64),
                             (1, Width::Dword, Is::MaskedEq(SOCK_TYPE_MASK), kind as u64),
                         ])?);
                     }
                 }
-                rules.insert(libc::SYS_socket, refused);
             }
             SyscallClass::Admin => {
                 // 0 is the usual one, and all ones only asks.
@@ -136,9 +142,29 @@ fn rules(denied: &BTreeSet<SyscallClass>, key: ExecKey) -> Result<Rules, seccomp
             _ => {}
         }
     }
+    if !sockets.is_empty() {
+        rules.insert(libc::SYS_socket, sockets);
+    }
     Ok(rules)
 }
 
+/// Sockets that lead to where TCP does, and that Landlock does not take for TCP: multipath TCP, which falls back to it,
+/// SMC, which does so too, SCTP and DCCP.
+fn like_tcp() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let mut refused = vec![all(&[(0, Width::Dword, Is::Eq, AF_SMC)])?];
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let family = (0, Width::Dword, Is::Eq, family as u64);
+        let kind = |kind: i32| (1, Width::Dword, Is::MaskedEq(SOCK_TYPE_MASK), kind as u64);
+        let not = |protocol: i32| (2, Width::Dword, Is::Ne, protocol as u64);
+        refused.push(all(&[family.clone(), kind(libc::SOCK_STREAM), not(0), not(libc::IPPROTO_TCP)])?);
+        for other in [libc::SOCK_SEQPACKET, libc::SOCK_DCCP] {
+            refused.push(all(&[family.clone(), kind(other)])?);
+        }
+    }
+    Ok(refused)
+}
+
+const AF_SMC: u64 = 43;
 /// Whose priority is set: that of all processes of a user.
 const PRIO_USER: u64 = 2;
 const IOPRIO_WHO_USER: u64 = 3;

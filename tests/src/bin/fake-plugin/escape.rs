@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::time::Duration;
@@ -40,6 +41,20 @@ fn attempt(way: &str, detail: &str) -> io::Result<()> {
         "connect" => {
             let address: SocketAddr = detail.parse().unwrap();
             TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(drop)
+        }
+        // Multipath TCP, which falls back to TCP where the other side does not speak it.
+        "mptcp" => {
+            // SAFETY: takes integers.
+            let made =
+                unsafe { nix::libc::socket(nix::libc::AF_INET, nix::libc::SOCK_STREAM, nix::libc::IPPROTO_MPTCP) };
+            if made < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: it was made a moment ago, for nobody else.
+            let made = unsafe { std::os::fd::OwnedFd::from_raw_fd(made) };
+            let SocketAddr::V4(address) = detail.parse().unwrap() else { panic!("{detail}") };
+            let address = nix::sys::socket::SockaddrIn::from(address);
+            nix::sys::socket::connect(made.as_raw_fd(), &address).map_err(from)
         }
         "ptrace" => {
             ptrace::seize(host, ptrace::Options::empty())?;
