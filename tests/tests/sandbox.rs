@@ -181,7 +181,7 @@ async fn ports_and_capabilities_that_are_named_can_be_used() {
 async fn each_part_works_without_the_others() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connect = format!("connect:{}", listener.local_addr().unwrap());
-    let mptcp = connect.replace("connect", "mptcp");
+    let [mptcp, fast_open] = ["mptcp", "fast-open"].map(|way| connect.replace("connect", way));
     let name = format!("palisade-part-{}", std::process::id());
     let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     let abstract_socket = format!("abstract-socket:{name}");
@@ -194,6 +194,7 @@ async fn each_part_works_without_the_others() {
         ("network: none", connect.as_str()),
         ("connect: [1]", connect.as_str()),
         ("connect: [1]", mptcp.as_str()),
+        ("connect: [1]", fast_open.as_str()),
         ("deny: [exec]", "shell"),
         ("deny: [namespace]", "user-namespace"),
         ("deny: [debug]", "ptrace"),

@@ -72,6 +72,11 @@ fn rules(denied: &BTreeSet<SyscallClass>, ports: bool, key: ExecKey) -> Result<R
         sockets = like_tcp()?;
         // By which sockets are made as well.
         rules.insert(libc::SYS_io_uring_setup, vec![]);
+        // Connects along with what it sends, where Landlock does not look.
+        for (call, flags) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
+            let fast_open = libc::MSG_FASTOPEN as u64;
+            rules.insert(call, vec![all(&[(flags, Width::Dword, Is::MaskedEq(fast_open), fast_open)])?]);
+        }
     }
     for class in denied {
         for call in whole(*class) {

@@ -56,6 +56,14 @@ fn attempt(way: &str, detail: &str) -> io::Result<()> {
             let address = nix::sys::socket::SockaddrIn::from(address);
             nix::sys::socket::connect(made.as_raw_fd(), &address).map_err(from)
         }
+        // Connects without connect(2).
+        "fast-open" => {
+            let made = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), SockProtocol::Tcp)?;
+            let SocketAddr::V4(address) = detail.parse().unwrap() else { panic!("{detail}") };
+            let address = nix::sys::socket::SockaddrIn::from(address);
+            let flags = nix::sys::socket::MsgFlags::from_bits_retain(nix::libc::MSG_FASTOPEN);
+            nix::sys::socket::sendto(made.as_raw_fd(), b"x", &address, flags).map(drop).map_err(from)
+        }
         "ptrace" => {
             ptrace::seize(host, ptrace::Options::empty())?;
             // Let go by the exit of the thread that has it; before that, it may go on.
