@@ -154,7 +154,10 @@ async fn upstream(listener: UnixListener, wrong: Arc<Mutex<Vec<String>>>) {
                 let all = |name: &str| request.headers().get_all(name).iter().cloned().collect::<Vec<_>>();
                 let path = request.uri().path();
                 let id = all("x-request-id").pop().unwrap_or(HeaderValue::from_static(""));
-                let judged = all("user") == ["admin"]
+                // There may be several, each of which has been compared.
+                let users = all("user");
+                let judged = !users.is_empty()
+                    && users.iter().all(|user| user == "admin")
                     && all("host").len() == 1
                     && id.len() == 32
                     && path::normalise(path, &Requests::default()).is_ok_and(|canonical| canonical == path)
