@@ -13,7 +13,7 @@ use futures_util::task::noop_waker_ref;
 use http::header;
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Body;
-use tokio::io::{AsyncRead, ReadBuf, ReadHalf};
+use tokio::io::{AsyncRead, ReadBuf, ReadHalf, WriteHalf};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::pool::SendError;
@@ -66,14 +66,20 @@ enum Io {
     Whole(BoxStream),
     /// The rest of the request goes out by itself: the response does not wait for it, nor it for whoever reads the
     /// response. `None`: it has ended.
-    Split(ReadHalf<BoxStream>, Option<AbortOnDropHandle<Result<(), Cut>>>),
+    Split(ReadHalf<BoxStream>, Option<Rest>),
+    /// Only while it is put together again.
+    Gone,
 }
+
+/// What is left of a request on its way out; the other half of the connection comes back with it.
+type Rest = AbortOnDropHandle<(WriteHalf<BoxStream>, Result<(), Cut>)>;
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Whole(io) => Pin::new(io).poll_read(cx, buf),
             Self::Split(io, _) => Pin::new(io).poll_read(cx, buf),
+            Self::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -253,33 +259,54 @@ impl Exchange {
 
     /// Sends what is left of the request beside the response.
     fn split(self) -> Self {
-        let Self { io: Io::Whole(io), reader, mut outgoing, body: Some(mut body), .. } = self else { return self };
+        let Self { io: Io::Whole(io), reader, mut outgoing, body: Some(mut body), unsendable, last } = self else {
+            return self;
+        };
         let (reading, mut writing) = tokio::io::split(io);
         let sending = tokio::spawn(async move {
-            std::future::poll_fn(|cx| outgoing.poll(cx, Pin::new(&mut writing), Pin::new(&mut body))).await
+            let send = |cx: &mut Context<'_>| outgoing.poll(cx, Pin::new(&mut writing), Pin::new(&mut body));
+            let sent = std::future::poll_fn(send).await;
+            (writing, sent)
         });
         let io = Io::Split(reading, Some(AbortOnDropHandle::new(sending)));
-        let outgoing = Outgoing::new(BytesMut::new(), Ends::AtHead, true, false);
-        Self { io, reader, outgoing, body: None, unsendable: None, last: true }
+        Self { io, reader, outgoing: Outgoing::done(), body: None, unsendable, last }
     }
 
-    /// The next piece of the response's body.
-    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, BoxError>> {
-        if let Io::Split(_, sending) = &mut self.io
-            && let Some(Poll::Ready(sent)) = sending.as_mut().map(|sending| Pin::new(sending).poll(cx))
-        {
-            *sending = None;
+    /// Looks after what is left of the request. Ready when there is nothing any more; an error is its body's.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let Io::Split(_, rest) = &mut self.io else { return Poll::Ready(Ok(())) };
+        let Some(sending) = rest else { return Poll::Ready(Ok(())) };
+        let sent = ready!(Pin::new(sending).poll(cx));
+        *rest = None;
+        match sent {
+            Ok((writing, Ok(()))) => {
+                if let Io::Split(reading, _) = std::mem::replace(&mut self.io, Io::Gone) {
+                    self.io = Io::Whole(reading.unsplit(writing));
+                }
+                Poll::Ready(Ok(()))
+            }
+            Ok((_, Err(Cut::Body(error)))) => Poll::Ready(Err(error)),
             // What the server does not read is its own affair.
-            if let Ok(Err(Cut::Body(error))) = sent {
-                return Poll::Ready(Err(error));
+            _ => {
+                self.last = true;
+                Poll::Ready(Ok(()))
             }
         }
+    }
+
+    /// The next piece of the response's body. The end comes when the request has ended, too.
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, BoxError>> {
+        let rest = self.poll_rest(cx)?;
         loop {
             let piece = self.reader.body()?;
+            if matches!(piece, Piece::End) {
+                return rest.map(|()| Ok(Piece::End));
+            }
             if !matches!(piece, Piece::More) {
                 return Poll::Ready(Ok(piece));
             }
             if ready!(self.reader.poll_read(Pin::new(&mut self.io), cx))? == 0 {
+                self.last = true;
                 if self.reader.finish() {
                     return Poll::Ready(Ok(Piece::End));
                 }
@@ -293,6 +320,11 @@ impl Exchange {
         self.reader.is_at_end()
     }
 
+    /// Whether the request has, too.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_at_end() && !matches!(self.io, Io::Split(_, Some(_)))
+    }
+
     /// How much of the response's body is still to come, where that is known.
     pub(super) fn left(&self) -> Option<u64> {
         self.reader.left()
@@ -303,7 +335,7 @@ impl Exchange {
         let over = self.outgoing.is_done() && self.reader.is_at_end() && self.reader.is_empty() && !self.last;
         match self.io {
             Io::Whole(io) if over => Some(Http1 { io, reader: self.reader }),
-            Io::Whole(_) | Io::Split(..) => None,
+            _ => None,
         }
     }
 
@@ -311,7 +343,7 @@ impl Exchange {
     pub(super) fn into_switched(mut self) -> Option<(BoxStream, Bytes)> {
         match self.io {
             Io::Whole(io) => Some((io, self.reader.rest())),
-            Io::Split(..) => None,
+            _ => None,
         }
     }
 }

@@ -470,10 +470,11 @@ impl From<UpstreamBody> for Body {
             incoming => {
                 let mut body = UpstreamBody { incoming, stall, guard };
                 body.release();
-                if http_body::Body::is_end_stream(&body) {
-                    crate::http::empty()
-                } else {
-                    Self::Streaming(Box::pin(body))
+                match &body.incoming {
+                    Incoming::Http1(None) => crate::http::empty(),
+                    Incoming::Http2(incoming) if incoming.is_end_stream() => crate::http::empty(),
+                    // A request may be on its way still when its response has ended.
+                    _ => Self::Streaming(Box::pin(body)),
                 }
             }
         }
@@ -520,11 +521,10 @@ impl Stall {
 }
 
 impl UpstreamBody {
-    /// Gives the connection back if the response has come to its end. One that was given up half-way can't be used
-    /// again.
+    /// Gives the connection back if the exchange is over. One that was given up half-way can't be used again.
     fn release(&mut self) {
         if let Incoming::Http1(exchange) = &mut self.incoming
-            && exchange.as_ref().is_some_and(Exchange::is_at_end)
+            && exchange.as_ref().is_some_and(Exchange::is_over)
             && let Some(idle) = exchange.take().and_then(Exchange::into_idle)
         {
             self.guard.0.pool.keep(idle);

@@ -292,10 +292,30 @@ impl Connection<'_> {
             }
             return Err(over);
         }
+        if stays {
+            self.let_go_on(Pin::new(&mut body)).await?;
+        }
         Ok(stays)
     }
 
-    /// Passes over what has come of a body that nobody wants. Whether another request may follow it.
+    /// Lets what is left of a request go on its way, which was answered before it had ended.
+    async fn let_go_on(&mut self, mut body: Pin<&mut Body>) -> Result<(), Over> {
+        let deadline = Instant::now() + self.limits.request_timeout;
+        std::future::poll_fn(|cx| {
+            loop {
+                match body.as_mut().poll_frame(cx) {
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(Some(Err(_)) | None) => break,
+                    Poll::Pending => return self.watch.poll(cx, Some(deadline)).map(|_| Err(Over::Cut)),
+                }
+            }
+            // Nobody wants the rest.
+            Poll::Ready(if side::lock(&self.side).skip_body() { Ok(()) } else { Err(Over::Done) })
+        })
+        .await
+    }
+
+    /// Passes over what has come of a body that nobody wants. Whether another request may follow.
     async fn body_is_over(&mut self) -> bool {
         let mut left = MOST_UNWANTED;
         std::future::poll_fn(|cx| {
@@ -304,8 +324,12 @@ impl Connection<'_> {
                 if side.reader.is_at_end() {
                     return Poll::Ready(true);
                 }
-                // Who reads it still may be slow, and a client that waits to be asked has not decided.
-                if Arc::strong_count(&self.side) > 1 || side.is_expecting() {
+                // It is on its way still, beside the response.
+                if Arc::strong_count(&self.side) > 1 {
+                    return Poll::Ready(true);
+                }
+                // A client that waits to be asked has not decided.
+                if side.is_expecting() {
                     return Poll::Ready(false);
                 }
                 if side.skip_body() {

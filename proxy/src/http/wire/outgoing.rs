@@ -68,6 +68,11 @@ impl Outgoing {
         }
     }
 
+    /// One that has gone out.
+    pub(crate) fn done() -> Self {
+        Self { flushed: true, ..Self::new(BytesMut::new(), Ends::AtHead, true, false) }
+    }
+
     /// Whether any byte has gone out.
     pub(crate) fn is_begun(&self) -> bool {
         self.begun
