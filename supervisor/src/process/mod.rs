@@ -334,6 +334,8 @@ fn make(
             let (mut command, given, answers) =
                 confined::command(helper, &spec.sandbox, executed, named, environment, dir.path(), close)?;
             command.env_clear().envs(program::marks(dir.path()));
+            // It must have one thread. jemalloc, where the host has it, may start another before anything else runs.
+            command.env("_RJEM_MALLOC_CONF", "background_thread:false");
             kept.extend(given.descriptors());
             (command, Some(given), Some(answers))
         }
