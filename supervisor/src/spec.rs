@@ -448,7 +448,7 @@ mod tests {
             ),
             (
                 |spec| {
-                    let sum = crate::Checksum::of("/dev/null".as_ref()).unwrap();
+                    let sum = crate::Checksum::of("Cargo.toml".as_ref()).unwrap();
                     spec.checksums.files.insert("python3".into(), sum);
                 },
                 SpecError::ChecksumOfNothing("python3".into()),

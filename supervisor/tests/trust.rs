@@ -91,7 +91,7 @@ async fn what_an_interpreter_is_given_is_the_sealed_copy_that_was_looked_at() {
 async fn a_file_that_is_not_there_is_named() {
     let mut scenario = Scenario::shell("");
     scenario.spec.command.push("none.py".into());
-    let sum = Checksum::of(Path::new("/dev/null")).unwrap();
+    let sum = Checksum::of(Path::new("Cargo.toml")).unwrap();
     scenario.spec.checksums.files.insert("none.py".into(), sum);
     let plugin = scenario.start();
     let report = until_report(&plugin).await.to_string();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, read_head};
+use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, read_head};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -193,36 +193,46 @@ async fn what_a_server_has_refused_to_look_at_is_sent_again() {
 #[tokio::test]
 async fn an_answer_before_the_end_of_a_request_costs_neither_connection() {
     const HALF: usize = 512 * 1024;
-    let upstream = Scripted::start(|mut stream, connection| async move {
-        let mut got = Vec::new();
-        loop {
-            while !got.windows(4).any(|window| window == b"\r\n\r\n") {
-                if stream.read_buf(&mut got).await.unwrap_or(0) == 0 {
-                    return;
+    let whole = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&whole);
+    let upstream = Scripted::start(move |mut stream, connection| {
+        let whole = Arc::clone(&counter);
+        async move {
+            let mut got = Vec::new();
+            loop {
+                while !got.windows(4).any(|window| window == b"\r\n\r\n") {
+                    if stream.read_buf(&mut got).await.unwrap_or(0) == 0 {
+                        return;
+                    }
                 }
+                let head = got.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+                let length = if got.starts_with(b"POST") { 2 * HALF } else { 0 };
+                let answer = format!("HTTP/1.1 200 OK\r\nX-Connection: {connection}\r\nContent-Length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                while got.len() < head + length {
+                    if stream.read_buf(&mut got).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                whole.fetch_add(1, Ordering::SeqCst);
+                got.drain(..head + length);
             }
-            let head = got.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
-            let length = if got.starts_with(b"POST") { 2 * HALF } else { 0 };
-            let answer = format!("HTTP/1.1 200 OK\r\nX-Connection: {connection}\r\nContent-Length: 0\r\n\r\n");
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            while got.len() < head + length {
-                assert!(stream.read_buf(&mut got).await.is_ok_and(|count| count > 0), "the request was cut");
-            }
-            got.drain(..head + length);
         }
     })
     .await;
     let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
     let mut raw = Raw::connect(proxy.address()).await;
     let half = vec![b'x'; HALF];
-    for _ in 0..2 {
-        raw.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 2 * HALF)).await;
+    let length = format!("Content-Length: {}\r\n", 2 * HALF);
+    for connection in ["", "", "Connection: close\r\n"] {
+        raw.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{length}{connection}\r\n")).await;
         raw.send(&half).await;
         let reply = raw.reply().await.unwrap();
         assert_eq!((reply.status, reply.header("x-connection").as_str()), (200, "0"));
-        assert_eq!(reply.header("connection"), "");
+        assert_eq!(reply.header("connection").is_empty(), connection.is_empty());
         raw.send(&half).await;
     }
-    raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    assert_eq!(raw.reply().await.unwrap().header("x-connection"), "0");
+    assert!(raw.rest().await.is_empty());
+    eventually("all of what was sent has arrived", || whole.load(Ordering::SeqCst) == 3).await;
+    assert_eq!(proxy.get("/", &[]).await.header("x-connection"), "0", "the connection is kept");
 }

@@ -292,13 +292,19 @@ impl Connection<'_> {
             }
             return Err(over);
         }
-        if stays {
+        if self.is_sending_on() {
             self.let_go_on(Pin::new(&mut body)).await?;
         }
         Ok(stays)
     }
 
-    /// Lets what is left of a request go on its way, which was answered before it had ended.
+    /// Whether somebody still has the request's body.
+    fn is_sending_on(&self) -> bool {
+        Arc::strong_count(&self.side) > 1
+    }
+
+    /// Lets what is left of a request go on its way, which was answered before it had ended. The error is how the
+    /// connection ends.
     async fn let_go_on(&mut self, mut body: Pin<&mut Body>) -> Result<(), Over> {
         let deadline = Instant::now() + self.limits.request_timeout;
         std::future::poll_fn(|cx| {
@@ -309,8 +315,9 @@ impl Connection<'_> {
                     Poll::Pending => return self.watch.poll(cx, Some(deadline)).map(|_| Err(Over::Cut)),
                 }
             }
-            // Nobody wants the rest.
-            Poll::Ready(if side::lock(&self.side).skip_body() { Ok(()) } else { Err(Over::Done) })
+            // What is left is nobody's, unless somebody takes it still.
+            let over = !self.is_sending_on() && side::lock(&self.side).skip_body();
+            Poll::Ready(if over { Ok(()) } else { Err(Over::Done) })
         })
         .await
     }
@@ -324,7 +331,7 @@ impl Connection<'_> {
                 if side.reader.is_at_end() {
                     return Poll::Ready(true);
                 }
-                // It is on its way still, beside the response.
+                // It goes on beside the response.
                 if Arc::strong_count(&self.side) > 1 {
                     return Poll::Ready(true);
                 }
