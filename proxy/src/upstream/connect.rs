@@ -5,10 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hyper_util::rt::TokioIo;
-use hyperlocal::UnixConnector;
-use tokio::net::TcpStream;
-use tower::Service;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::resolve::Name;
 use crate::config::Endpoint;
@@ -41,10 +38,7 @@ pub(super) async fn connect(target: &Target) -> io::Result<BoxStream> {
     match target {
         Target::Address(address) => tcp(&[*address]).await,
         Target::Name(name) => tcp(&name.addresses().await?).await,
-        Target::Unix(path) => {
-            let stream = UnixConnector.call(hyperlocal::Uri::new(path, "/").into()).await?;
-            Ok(Box::new(TokioIo::new(stream)))
-        }
+        Target::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
     }
 }
 
