@@ -2,6 +2,7 @@
 
     config: { dir: /etc/palisade/tls }          # has cert.pem and key.pem
     config: { cert: /a/chain.pem, key: /b/key.pem, server_names: [a.example] }
+    config: { dir: /mnt/tls, allow_open_keys: true }    # key.pem may be a file that everyone can read
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ plugin = Plugin("cert-loader", version="0.1.0")
 def validate(config: Config) -> Iterator[ConfigError]:
     if "dir" not in config and not {"cert", "key"} <= config.keys():
         yield ConfigError("name a `dir` that has cert.pem and key.pem, or the files as `cert` and `key`")
+    if not isinstance(config.get("allow_open_keys", False), bool):
+        yield ConfigError("true or false", path="allow_open_keys")
 
 
 @plugin.certificates
@@ -25,6 +28,7 @@ def load(request: CertificateRequest, config: Config) -> Certificate:
         directory / config.get("cert", "cert.pem"),
         directory / config.get("key", "key.pem"),
         server_names=config.get("server_names", ()),
+        allow_open_keys=config.get("allow_open_keys", False),
     )
 
 

@@ -21,6 +21,7 @@ def issue(authority: trustme.CA, tmp_path: Path) -> Issue:
     def write(server_name: str) -> None:
         issued = authority.issue_cert(server_name)
         (tmp_path / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        (tmp_path / "key.pem").touch(0o600)
         (tmp_path / "key.pem").write_bytes(issued.private_key_pem.bytes())
 
     return write

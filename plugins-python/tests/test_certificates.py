@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,23 +209,61 @@ def test_files_are_watched(issue: Issue, tmp_path: Path) -> None:
         assert after.private_key == (tmp_path / "key.pem").read_bytes()
 
 
-def test_a_key_that_everyone_can_write_to_is_refused_and_an_open_one_is_told_once(
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o644, 0o666, 0o777])
+def test_a_key_that_is_open_to_everyone_is_refused(mode: int, issue: Issue, tmp_path: Path) -> None:
+    issue("a.example")
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    files[1].chmod(mode)
+    with pytest.raises(PermissionError) as raised:
+        Certificate.read(*files)
+    for part in (str(files[1]), f"mode {mode:04o}", f"chmod o-rwx {files[1]}"):
+        assert part in str(raised.value)
+    assert Certificate.read(*files, allow_open_keys=True).private_key == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o440, 0o640, 0o660])
+def test_a_key_for_its_owner_and_group_is_read(mode: int, issue: Issue, tmp_path: Path) -> None:
+    issue("a.example")
+    (tmp_path / "key.pem").chmod(mode)
+    Certificate.read(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+
+def test_links_count_as_what_they_lead_to(issue: Issue, tmp_path: Path) -> None:
+    """As Kubernetes lays a volume out: names lead through ``..data`` to a directory that is replaced as a whole."""
+    issue("a.example")
+    held = tmp_path / "..2026_11_21"
+    held.mkdir()
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).rename(held / name)
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    (tmp_path / "..data").symlink_to(held.name)
+    (held / "key.pem").chmod(0o440)
+    Certificate.read(tmp_path / "cert.pem", tmp_path / "key.pem")
+    (held / "key.pem").chmod(0o444)
+    with pytest.raises(PermissionError, match="mode 0444"):
+        Certificate.read(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+
+def test_an_open_key_replaces_none_that_is_served(
     issue: Issue, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     issue("a.example")
-    files = tmp_path / "cert.pem", tmp_path / "key.pem"
-    files[1].chmod(0o640)
-    with caplog.at_level(logging.WARNING, "palisade"):
-        Certificate.read(*files)
-        assert not caplog.messages
-        files[1].chmod(0o644)
-        Certificate.read(*files)
-        Certificate.read(*files)
-        [told] = caplog.messages
-    assert f"chmod o-rwx {files[1]}" in told
-    files[1].chmod(0o642)
-    with pytest.raises(PermissionError, match="chmod o-rwx"):
-        Certificate.read(*files)
+    plugin = Plugin("certificates")
+
+    @plugin.certificates(refresh=None)
+    def load(request: CertificateRequest, config: Config) -> Certificate:
+        return Certificate.read(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    with PluginTester(plugin) as tester:
+        before = tester.certificates()
+        issue("b.example")
+        (tmp_path / "key.pem").chmod(0o644)
+        plugin.reload_certificates()
+        deadline = time.monotonic() + DEADLINE
+        while "chmod o-rwx" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert tester.certificates() == before
 
 
 def test_a_certificate_shows_no_key(certificate: Make) -> None:

@@ -71,6 +71,11 @@ def test_cert_loader_with_files(issue: Issue, tmp_path: Path) -> None:
     files = {"cert": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
     with PluginTester(cert_loader.plugin, files) as tester:
         assert len(tester.certificates()) == 1
+    (tmp_path / "key.pem").chmod(0o644)
+    with PluginTester(cert_loader.plugin, {**files, "allow_open_keys": True}) as tester:
+        assert len(tester.certificates()) == 1
+    with pytest.raises(ConfigError, match="allow_open_keys"):
+        PluginTester(cert_loader.plugin, {**files, "allow_open_keys": "no"}).__enter__()
 
 
 def test_cert_loader_needs_to_know_where() -> None:

@@ -103,7 +103,7 @@ def palisade(place: Place, upstream: int, plugin: str | None) -> Proxy:
         plugins["auth"] = {"command": [str(part) for part in commands[plugin]], "config": {"header": "user"}, "timeout": "1s"}
     if place.certificate:
         loader = [str(place.python), str(ROOT / "plugins-python/samples/cert_loader.py")]
-        plugins["certs"] = {"command": loader, "config": {"dir": str(place.certificate)}}
+        plugins["certs"] = {"command": loader, "config": {"dir": str(place.certificate), "allow_open_keys": True}}
     if plugins:
         lines.append(f"plugins: {json.dumps(plugins)}")
     run = place.scratch / f"{name}.run"

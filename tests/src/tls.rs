@@ -1,7 +1,9 @@
 //! Certificates and TLS clients.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -55,6 +57,8 @@ impl Certificate {
 pub fn replace(path: &Path, content: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, content).unwrap();
+    // A key among them is for its owner.
+    std::fs::set_permissions(&new, Permissions::from_mode(0o600)).unwrap();
     std::fs::rename(&new, path).unwrap();
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
@@ -81,7 +83,7 @@ plugins: {{certs: {{command: {command}, handshake_timeout: 25s, ready_timeout: 2
         upstream.address(),
         dir.path().display()
     );
-    let proxy = Proxy::start(&yaml).await;
+    let mut proxy = Proxy::start(&yaml).await;
     let client = authority.client();
     assert_eq!(client.presented(proxy.address(), "a.example").await.unwrap(), first.der);
     let second = authority.certificate(&["a.example"]);
@@ -92,6 +94,15 @@ plugins: {{certs: {{command: {command}, handshake_timeout: 25s, ready_timeout: 2
         }
     })
     .await;
+    // A key that everyone on the host can read is not served.
+    let third = authority.certificate(&["a.example"]);
+    let open = dir.path().join("open.pem");
+    std::fs::write(&open, &third.key_pem).unwrap();
+    std::fs::set_permissions(&open, Permissions::from_mode(0o644)).unwrap();
+    std::fs::rename(open, dir.path().join("key.pem")).unwrap();
+    palisade_tests::tls::replace(&dir.path().join("cert.pem"), &third.chain_pem);
+    proxy.wait_for_log("what to do", |line| line.contains("chmod o-rwx")).await;
+    assert_eq!(client.presented(proxy.address(), "a.example").await.unwrap(), second.der);
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@
 
 mod batches;
 mod config;
+mod key;
 mod listen;
 mod services;
 
@@ -33,6 +34,7 @@ use std::time::Duration;
 use tonic::service::RoutesBuilder;
 
 pub use self::config::Config;
+pub use self::key::read_private_key;
 use self::listen::ServeError;
 use self::services::Shared;
 use crate::env::HEALTH_SERVICE;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import ssl
@@ -55,31 +54,29 @@ class Certificate:
         *,
         name: str = "default",
         server_names: Iterable[str] = (),
+        allow_open_keys: bool = False,
     ) -> Certificate:
         """Reads a certificate chain and its private key from PEM files.
 
-        Raises OSError when a file cannot be read, and when everyone can write to the key's. One that everyone can read
-        is told once, in the log. When the files are being replaced, one may be read old and the
-        other new: such a pair does not match, the load fails, and the plugin keeps what it had until the next one.
+        Raises OSError when a file cannot be read, and when everyone can read the key's or write to it, unless
+        ``allow_open_keys`` is true. When the files are being replaced, one may be read old and the other new: such a
+        pair does not match, the load fails, and the plugin keeps what it had until the next one.
         """
         if isinstance(server_names, str):
             raise TypeError(f"server names come in a list: [{server_names!r}]")
-        return cls(Path(cert_path).read_bytes(), _read_key(Path(key_path)), name, tuple(server_names))
+        key = _read_key(Path(key_path), allow_open_keys)
+        return cls(Path(cert_path).read_bytes(), key, name, tuple(server_names))
 
 
-def _read_key(path: Path) -> bytes:
+def _read_key(path: Path, allow_open: bool) -> bytes:
     with path.open("rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if mode & stat.S_IWOTH:
-            raise PermissionError(f"everyone can write to the private key {path}; try: chmod o-rwx {path}")
-        if mode & stat.S_IROTH:
-            _tell_open_key(path)
+        # Of the file that is open, wherever links have led to: it can't be replaced by another one in between.
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & (stat.S_IROTH | stat.S_IWOTH) and not allow_open:
+            raise PermissionError(
+                f"the private key {path} is open to everyone on this host (mode {mode:04o}); try: chmod o-rwx {path}"
+            )
         return file.read()
-
-
-@functools.lru_cache(maxsize=100)  # Once for each file: it is read again and again.
-def _tell_open_key(path: Path) -> None:
-    logger.warning("everyone on this host can read the private key %s; try: chmod o-rwx %s", path, path)
 
 
 #: Certificates in force, by name.

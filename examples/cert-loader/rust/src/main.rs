@@ -3,51 +3,28 @@
 //!
 //! ```yaml
 //! config: { dir: /etc/palisade/tls }
+//! config: { dir: /mnt/tls, allow_open_keys: true }    # key.pem may be a file that everyone can read
 //! ```
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Once;
 
-use palisade_plugin_proto::serve::{Config, Error, Plugin};
+use palisade_plugin_proto::serve::{Config, Error, Plugin, read_private_key};
 use palisade_plugin_proto::v1::{CertificateBundle, certificate_bundle::Key};
 
 /// Called every second; only what differs from the time before is sent to the proxy.
 fn load(config: &Config) -> Result<Vec<CertificateBundle>, Error> {
     let dir = Path::new(config.text("dir").ok_or("config has no `dir`")?);
-    let read = |name: &str| {
-        let path = dir.join(name);
-        fs::read(&path).map_err(|error| format!("can't read {}: {error}", path.display()))
-    };
+    let chain = dir.join("cert.pem");
+    let allow_open_keys = config.value()["allow_open_keys"] == true;
     Ok(vec![CertificateBundle {
         name: "default".to_owned(),
         // None: the names in the certificate.
         server_names: Vec::new(),
-        certificate_chain_pem: read("cert.pem")?,
-        key: Some(Key::PrivateKeyPem(read_key(&dir.join("key.pem"))?)),
+        certificate_chain_pem: fs::read(&chain).map_err(|error| format!("can't read {}: {error}", chain.display()))?,
+        key: Some(Key::PrivateKeyPem(read_private_key(dir.join("key.pem"), allow_open_keys)?)),
     }])
-}
-
-/// A private key is for its owner.
-fn read_key(path: &Path) -> Result<Vec<u8>, Error> {
-    static OPEN: Once = Once::new();
-    let told = |error| format!("can't read {}: {error}", path.display());
-    let mut file = File::open(path).map_err(told)?;
-    let mode = file.metadata().map_err(told)?.permissions().mode();
-    let key = path.display();
-    if mode & 0o002 != 0 {
-        return Err(format!("everyone can write to the private key {key}; try: chmod o-rwx {key}").into());
-    }
-    if mode & 0o004 != 0 {
-        #[allow(clippy::print_stderr, reason = "a plugin's stderr is its log")]
-        OPEN.call_once(|| eprintln!("everyone on this host can read the private key {key}; try: chmod o-rwx {key}"));
-    }
-    let mut pem = Vec::new();
-    file.read_to_end(&mut pem).map_err(told)?;
-    Ok(pem)
 }
 
 #[tokio::main]

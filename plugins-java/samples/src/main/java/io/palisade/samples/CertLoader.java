@@ -13,6 +13,7 @@ import java.nio.file.Path;
  *
  * <pre>
  * config: { dir: /etc/palisade/tls }
+ * config: { dir: /mnt/tls, allow_open_keys: true }    # key.pem may be a file that everyone can read
  * </pre>
  */
 public final class CertLoader {
@@ -22,13 +23,21 @@ public final class CertLoader {
   static Plugin plugin() {
     return Plugin.named("cert-loader")
         .version("0.1.0")
-        .configure(config -> config.path("dir"))
+        .configure(
+            config -> {
+              config.path("dir");
+              allowOpenKeys(config);
+            })
         .certificates(CertLoader::load);
   }
 
   private static Certificate load(CertificateRequest request, Config config) throws IOException {
     Path dir = config.path("dir");
-    return Certificate.read(dir.resolve("cert.pem"), dir.resolve("key.pem"));
+    return Certificate.read(dir.resolve("cert.pem"), dir.resolve("key.pem"), allowOpenKeys(config));
+  }
+
+  private static boolean allowOpenKeys(Config config) {
+    return config.bool("allow_open_keys", false);
   }
 
   /**

@@ -12,6 +12,7 @@ import io.palisade.plugin.testing.RequestBuilder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.BlockingQueue;
@@ -30,11 +31,12 @@ class SamplesIT {
   }
 
   private static Certificate pair(String name) throws Exception {
-    return Certificate.read(pem(name + ".cert"), pem(name + ".key"));
+    return Certificate.read(pem(name + ".cert"), pem(name + ".key"), true);
   }
 
   private static void replace(Path file, Path by) throws Exception {
     Path complete = Files.copy(by, Path.of(file + ".new"));
+    Files.setPosixFilePermissions(complete, PosixFilePermissions.fromString("rw-------"));
     Files.move(complete, file, StandardCopyOption.ATOMIC_MOVE);
   }
 

@@ -39,12 +39,24 @@ public final class Certificate {
    * @param key file with the key: PKCS#8, PKCS#1 or SEC1, not encrypted
    * @return the certificate, with the name {@link #DEFAULT_NAME}, for the DNS names in its leaf
    * @throws IOException if a file can't be read or is not what it should be, the key does not belong to the leaf, or
-   *     everyone can write to it. A key that everyone can read is told once, in the log
+   *     everyone can read or write to it
    */
   public static Certificate read(Path chain, Path key) throws IOException {
-    KeyFile.check(key);
+    return read(chain, key, false);
+  }
+
+  /**
+   * As {@link #read(Path, Path)}, also of a key that everyone can read or write to.
+   *
+   * @param chain file with the chain
+   * @param key file with the key
+   * @param allowOpenKeys whether such a key is taken
+   * @return the certificate
+   * @throws IOException as there
+   */
+  public static Certificate read(Path chain, Path key, boolean allowOpenKeys) throws IOException {
+    byte[] keyPem = KeyFile.read(key, allowOpenKeys);
     byte[] chainPem = Files.readAllBytes(chain);
-    byte[] keyPem = Files.readAllBytes(key);
     if (!isChain(chainPem)) {
       throw new IOException(chain + " holds no PEM certificate");
     }

@@ -43,6 +43,7 @@ class CertificateTest {
 
   private void install(String file, String from) throws IOException {
     Path complete = Files.copy(pem(from), dir.resolve(file + ".new"));
+    Files.setPosixFilePermissions(complete, PosixFilePermissions.fromString("rw-------"));
     Files.move(complete, dir.resolve(file), StandardCopyOption.ATOMIC_MOVE);
   }
 
@@ -63,7 +64,7 @@ class CertificateTest {
   })
   void a_key_of_another_certificate_is_refused(String chain, String key) {
     IOException thrown =
-        assertThrows(IOException.class, () -> Certificate.read(pem(chain), pem(key)));
+        assertThrows(IOException.class, () -> Certificate.read(pem(chain), pem(key), true));
     assertTrue(
         thrown.getMessage().endsWith("the key does not belong to the certificate"),
         thrown.getMessage());
@@ -78,21 +79,21 @@ class CertificateTest {
     "ed25519.cert,ed25519.key"
   })
   void every_form_of_key_is_read(String chain, String key) throws IOException {
-    assertEquals("default", Certificate.read(pem(chain), pem(key)).name());
+    assertEquals("default", Certificate.read(pem(chain), pem(key), true).name());
   }
 
   @Test
   void files_that_are_something_else_are_refused() {
-    assertThrows(IOException.class, () -> Certificate.read(pem("one.key"), pem("one.key")));
-    assertThrows(IOException.class, () -> Certificate.read(pem("one.cert"), pem("one.cert")));
-    assertThrows(IOException.class, () -> Certificate.read(dir.resolve("no"), pem("one.key")));
+    assertThrows(IOException.class, () -> Certificate.read(pem("one.key"), pem("one.key"), true));
+    assertThrows(IOException.class, () -> Certificate.read(pem("one.cert"), pem("one.cert"), true));
+    assertThrows(IOException.class, () -> Certificate.read(dir.resolve("no"), pem("one.key"), true));
     byte[] nothing = {};
     assertThrows(IllegalArgumentException.class, () -> Certificate.of(nothing, nothing));
   }
 
   @Test
   void text_does_not_show_the_key() throws IOException {
-    Certificate certificate = Certificate.read(pem("one.cert"), pem("one.key"));
+    Certificate certificate = Certificate.read(pem("one.cert"), pem("one.key"), true);
     assertEquals("Certificate[default, []]", certificate.toString());
   }
 
@@ -114,7 +115,7 @@ class CertificateTest {
     try (CapturedLog log = new CapturedLog();
         PluginTester tester = PluginTester.of(plugin)) {
       assertTrue(failed.await(30, TimeUnit.SECONDS));
-      good.set(Certificate.read(pem("one.cert"), pem("one.key")));
+      good.set(Certificate.read(pem("one.cert"), pem("one.key"), true));
       assertEquals(List.of(good.get()), tester.certificates());
       assertEquals(1, log.count("certificates can't be loaded; there are none yet"), "logged once");
     }
@@ -126,8 +127,8 @@ class CertificateTest {
     install("key.pem", "one.key");
     try (CapturedLog log = new CapturedLog();
         PluginTester tester = PluginTester.of(loader())) {
-      Certificate one = Certificate.read(pem("one.cert"), pem("one.key"));
-      Certificate two = Certificate.read(pem("two.cert"), pem("two.key"));
+      Certificate one = Certificate.read(pem("one.cert"), pem("one.key"), true);
+      Certificate two = Certificate.read(pem("two.cert"), pem("two.key"), true);
       assertEquals(List.of(one), tester.certificates());
       // Between the two the pair does not match; the host keeps what it has.
       install("key.pem", "two.key");
@@ -142,32 +143,51 @@ class CertificateTest {
     }
   }
 
-  @Test
-  void a_key_that_everyone_can_write_to_is_refused_and_an_open_one_is_told_once() throws Exception {
+  @ParameterizedTest
+  @CsvSource({"rw----r--", "rw-----w-", "rw-r--r--", "rw-rw-rw-"})
+  void a_key_that_is_open_to_everyone_is_refused(String mode) throws IOException {
+    install("cert.pem", "one.cert");
+    install("key.pem", "one.key");
+    Path chain = dir.resolve("cert.pem");
+    Path key = dir.resolve("key.pem");
+    Files.setPosixFilePermissions(key, PosixFilePermissions.fromString(mode));
+    IOException refused = assertThrows(IOException.class, () -> Certificate.read(chain, key));
+    assertTrue(refused.getMessage().contains("(mode " + mode + ")"), refused.getMessage());
+    assertTrue(refused.getMessage().endsWith("try: chmod o-rwx " + key), refused.getMessage());
+    assertEquals("default", Certificate.read(chain, key, true).name());
+  }
+
+  @ParameterizedTest
+  @CsvSource({"r--------", "rw-------", "r--r-----", "rw-r-----"})
+  void a_key_for_its_owner_and_group_is_read(String mode) throws IOException {
     install("cert.pem", "one.cert");
     install("key.pem", "one.key");
     Path key = dir.resolve("key.pem");
-    String warning = "everyone on this host can read the private key " + key + "; try: chmod o-rwx " + key;
-    try (CapturedLog log = new CapturedLog()) {
-      Files.setPosixFilePermissions(key, PosixFilePermissions.fromString("rw-r-----"));
-      Certificate.read(dir.resolve("cert.pem"), key);
-      assertEquals(0, log.count(warning));
-      Files.setPosixFilePermissions(key, PosixFilePermissions.fromString("rw-r--r--"));
-      Certificate.read(dir.resolve("cert.pem"), key);
-      Certificate.read(dir.resolve("cert.pem"), key);
-      assertEquals(1, log.count(warning), "told once");
-      Files.setPosixFilePermissions(key, PosixFilePermissions.fromString("rw-r---w-"));
-      IOException refused =
-          assertThrows(
-              IOException.class, () -> Certificate.read(dir.resolve("cert.pem"), key));
-      assertTrue(refused.getMessage().endsWith("try: chmod o-rwx " + key), refused.getMessage());
+    Files.setPosixFilePermissions(key, PosixFilePermissions.fromString(mode));
+    assertEquals("default", Certificate.read(dir.resolve("cert.pem"), key).name());
+  }
+
+  /** As Kubernetes lays a volume out. */
+  @Test
+  void links_count_as_what_they_lead_to() throws IOException {
+    Path held = Files.createDirectory(dir.resolve("..2026_11_21"));
+    for (String name : List.of("cert", "key")) {
+      Files.copy(pem("one." + name), held.resolve(name + ".pem"));
+      Files.createSymbolicLink(dir.resolve(name + ".pem"), Path.of("..data", name + ".pem"));
     }
+    Files.createSymbolicLink(dir.resolve("..data"), held.getFileName());
+    Path chain = dir.resolve("cert.pem");
+    Path key = dir.resolve("key.pem");
+    Files.setPosixFilePermissions(held.resolve("key.pem"), PosixFilePermissions.fromString("r--r-----"));
+    assertEquals("default", Certificate.read(chain, key).name());
+    Files.setPosixFilePermissions(held.resolve("key.pem"), PosixFilePermissions.fromString("r--r--r--"));
+    assertThrows(IOException.class, () -> Certificate.read(chain, key));
   }
 
   @Test
   void a_reload_does_not_wait_for_the_interval() throws Exception {
     AtomicReference<Certificate> current =
-        new AtomicReference<>(Certificate.read(pem("one.cert"), pem("one.key")));
+        new AtomicReference<>(Certificate.read(pem("one.cert"), pem("one.key"), true));
     AtomicReference<CertificateRequest.Reason> reason = new AtomicReference<>();
     Plugin plugin =
         Plugin.named("test")
@@ -181,7 +201,7 @@ class CertificateTest {
     try (PluginTester tester = PluginTester.of(plugin)) {
       assertEquals(List.of(current.get()), tester.certificates());
       assertEquals(CertificateRequest.Reason.CONFIGURED, reason.get());
-      Certificate two = Certificate.read(pem("two.cert"), pem("two.key"));
+      Certificate two = Certificate.read(pem("two.cert"), pem("two.key"), true);
       current.set(two);
       plugin.reloadCertificates();
       assertEquals(List.of(two), tester.awaitCertificates(List.of(two)::equals));
@@ -196,7 +216,7 @@ class CertificateTest {
             .refreshEvery(Duration.ofDays(1))
             .certificates(
                 (request, config) ->
-                    Certificate.read(pem(config.string("cert")), pem(config.string("key")))
+                    Certificate.read(pem(config.string("cert")), pem(config.string("key")), true)
                         .named(config.string("cert")));
     try (PluginTester tester =
         PluginTester.of(plugin, Map.of("cert", "one.cert", "key", "one.key"))) {
@@ -210,8 +230,8 @@ class CertificateTest {
 
   @Test
   void two_certificates_of_one_name_are_a_failure() throws Exception {
-    Certificate one = Certificate.read(pem("one.cert"), pem("one.key"));
-    Certificate two = Certificate.read(pem("two.cert"), pem("two.key"));
+    Certificate one = Certificate.read(pem("one.cert"), pem("one.key"), true);
+    Certificate two = Certificate.read(pem("two.cert"), pem("two.key"), true);
     AtomicInteger calls = new AtomicInteger();
     Plugin plugin =
         Plugin.named("test")

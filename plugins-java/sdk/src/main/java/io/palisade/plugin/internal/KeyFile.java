@@ -3,42 +3,49 @@ package io.palisade.plugin.internal;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.attribute.PosixFileAttributes;
 import java.nio.file.attribute.PosixFilePermission;
-import java.util.Set;
-import java.util.concurrent.ConcurrentHashMap;
-import java.util.logging.Logger;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.util.Objects;
 
-/** Who else may use the file of a private key. */
+/** The file of a private key, and who else may use it. */
 public final class KeyFile {
-
-  private static final Logger logger = Logger.getLogger(KeyFile.class.getName());
-
-  /** Once for each file is enough: it is read again and again. */
-  private static final Set<Path> told = ConcurrentHashMap.newKeySet();
 
   private KeyFile() {}
 
   /**
-   * Refuses a key that everyone can write to, and warns of one that everyone can read.
+   * Reads a key, unless it is open to everyone.
    *
-   * @param key the file
-   * @throws IOException if everyone can write to it, or it can't be looked at
+   * @param key the file, or a link to it
+   * @param allowOpen whether everyone may read it or write to it
+   * @return its content
+   * @throws IOException if it can't be read, is open to everyone, or was replaced meanwhile
    */
-  public static void check(Path key) throws IOException {
-    Set<PosixFilePermission> permissions;
+  public static byte[] read(Path key, boolean allowOpen) throws IOException {
+    if (allowOpen) {
+      return Files.readAllBytes(key);
+    }
+    // Links are followed once, so that the file that is looked at is the one that is read.
+    Path file = key.toRealPath();
+    PosixFileAttributes before;
     try {
-      permissions = Files.getPosixFilePermissions(key);
+      before = Files.readAttributes(file, PosixFileAttributes.class);
     } catch (UnsupportedOperationException e) {
-      // A file system without them.
-      return;
+      // A file system without permissions.
+      return Files.readAllBytes(file);
     }
-    if (permissions.contains(PosixFilePermission.OTHERS_WRITE)) {
+    if (before.permissions().contains(PosixFilePermission.OTHERS_READ)
+        || before.permissions().contains(PosixFilePermission.OTHERS_WRITE)) {
+      String mode = PosixFilePermissions.toString(before.permissions());
       throw new IOException(
-          "everyone can write to the private key " + key + "; try: chmod o-rwx " + key);
+          "the private key " + key + " is open to everyone on this host (mode " + mode + ")"
+              + "; try: chmod o-rwx " + key);
     }
-    if (permissions.contains(PosixFilePermission.OTHERS_READ) && told.add(key)) {
-      logger.warning(
-          () -> "everyone on this host can read the private key " + key + "; try: chmod o-rwx " + key);
+    byte[] pem = Files.readAllBytes(file);
+    Object after = Files.readAttributes(file, PosixFileAttributes.class).fileKey();
+    if (!Objects.equals(before.fileKey(), after)) {
+      throw new IOException(key + " was replaced while it was read");
     }
+    return pem;
   }
 }
