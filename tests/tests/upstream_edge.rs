@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, read_head};
+use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, read_head, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -235,4 +235,43 @@ async fn an_answer_before_the_end_of_a_request_costs_neither_connection() {
     assert!(raw.rest().await.is_empty());
     eventually("all of what was sent has arrived", || whole.load(Ordering::SeqCst) == 3).await;
     assert_eq!(proxy.get("/", &[]).await.header("x-connection"), "0", "the connection is kept");
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_request_is_never_read_as_another_one() {
+    let (left, gone) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let (leave, told) = (Arc::clone(&left), Arc::clone(&gone));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let upstream = Scripted::start(move |mut stream, _| {
+        let (left, gone, asked) = (Arc::clone(&leave), Arc::clone(&told), Arc::clone(&count));
+        async move {
+            read_head(&mut stream).await;
+            if asked.fetch_add(1, Ordering::SeqCst) > 0 {
+                return;
+            }
+            let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n0\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+            left.notified().await;
+            // A reset: what comes next can't be sent on.
+            stream.set_zero_linger().unwrap();
+            drop(stream);
+            gone.notify_one();
+        }
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    let mut raw = Raw::connect(proxy.address()).await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let length = 2 + 10 * smuggled.len();
+    raw.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\nx")).await;
+    assert_eq!(raw.reply_head().await.unwrap().status, 200);
+    assert_eq!(raw.exactly("5\r\nearly\r\n".len()).await, b"5\r\nearly\r\n");
+    left.notify_one();
+    soon("the upstream leaves", gone.notified()).await;
+    raw.send("y").await;
+    assert_eq!(raw.exactly("0\r\n\r\n".len()).await, b"0\r\n\r\n");
+    raw.send(smuggled.repeat(10)).await;
+    assert_eq!(String::from_utf8_lossy(&raw.rest().await), "", "a second answer to one request");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }

@@ -5,7 +5,7 @@
 //! another one.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -14,6 +14,7 @@ use http::header;
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Body;
 use tokio::io::{AsyncRead, ReadBuf, ReadHalf, WriteHalf};
+use tokio::task::coop::unconstrained;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::pool::SendError;
@@ -154,8 +155,10 @@ impl Http1 {
     /// anything unasked.
     pub(super) fn is_ready(&mut self) -> bool {
         let mut byte = [0];
-        let mut cx = Context::from_waker(noop_waker_ref());
-        Pin::new(&mut self.io).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+        let read = std::future::poll_fn(|cx| Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)));
+        // Else a task that has done its share for now would be told to wait, and take that for silence.
+        let read = pin!(unconstrained(read));
+        read.poll(&mut Context::from_waker(noop_waker_ref())).is_pending()
     }
 
     /// Sends a request and waits for the response's head.
@@ -345,5 +348,33 @@ impl Exchange {
             Io::Whole(io) => Some((io, self.reader.rest())),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::coop::poll_proceed;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_came_unasked_is_seen_however_much_its_task_has_done() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.write_all(b"poison").await.unwrap();
+        stream.readable().await.unwrap();
+        let mut connection = Http1::new(Box::new(stream), Bounds { bytes: 100, fields: 10, target: 0 });
+        let ready = std::future::poll_fn(|cx| {
+            while let Poll::Ready(done) = poll_proceed(cx) {
+                done.made_progress();
+            }
+            Poll::Ready(connection.is_ready())
+        });
+        assert!(!ready.await);
     }
 }

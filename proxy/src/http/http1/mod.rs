@@ -17,6 +17,7 @@ use http::header::{self, HeaderMap};
 use http::{Method, StatusCode, Version};
 use http_body::Body as _;
 use palisade_supervisor::chain;
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 pub(crate) use self::body::Http1Body;
@@ -292,7 +293,7 @@ impl Connection<'_> {
             }
             return Err(over);
         }
-        if self.is_sending_on() {
+        if self.is_sending_on() || !side::lock(&self.side).reader.is_at_end() {
             self.let_go_on(Pin::new(&mut body)).await?;
         }
         Ok(stays)
@@ -303,8 +304,8 @@ impl Connection<'_> {
         Arc::strong_count(&self.side) > 1
     }
 
-    /// Lets what is left of a request go on its way, which was answered before it had ended. The error is how the
-    /// connection ends.
+    /// Lets what is left of a request go on its way, which was answered before it had ended: to who still takes it, or
+    /// to nobody. The error is how the connection ends.
     async fn let_go_on(&mut self, mut body: Pin<&mut Body>) -> Result<(), Over> {
         let deadline = Instant::now() + self.limits.request_timeout;
         std::future::poll_fn(|cx| {
@@ -325,7 +326,7 @@ impl Connection<'_> {
     /// Passes over what has come of a body that nobody wants. Whether another request may follow.
     async fn body_is_over(&mut self) -> bool {
         let mut left = MOST_UNWANTED;
-        std::future::poll_fn(|cx| {
+        let over = std::future::poll_fn(|cx| {
             let mut side = side::lock(&self.side);
             loop {
                 if side.reader.is_at_end() {
@@ -347,8 +348,8 @@ impl Connection<'_> {
                     Poll::Ready(_) | Poll::Pending => return Poll::Ready(false),
                 }
             }
-        })
-        .await
+        });
+        unconstrained(over).await
     }
 
     /// Writes a response. The error comes with why.
@@ -386,7 +387,8 @@ impl Connection<'_> {
             let gone = side.poll_gone(cx).is_ready();
             Poll::Ready(gone || !side.reader.is_empty())
         });
-        if early.await {
+        // Asked for in earnest: a task that has done its share for now would be told to wait.
+        if unconstrained(early).await {
             // Nobody knew when they came whether they are a request.
             return Over::Refused(Fault::new(Reason::Malformed, "bytes before the protocol was switched"));
         }

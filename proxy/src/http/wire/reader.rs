@@ -131,6 +131,10 @@ impl Reader {
     }
 
     fn head(&mut self) -> Result<Option<Bytes>, Fault> {
+        if !self.is_at_end() {
+            // A bug of whoever asks, and smuggling if it were let through.
+            return Err(Fault::malformed("a head is read within a body"));
+        }
         let Some(length) = self.scan.end(&self.buffer, &self.bounds)? else { return Ok(None) };
         self.scan = Scan::default();
         if length == self.buffer.len() {
