@@ -3,17 +3,18 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use palisade_plugin_proto::v1::{CheckRequestResponse, CheckResponseResponse};
 use prost::Message;
+use regex::bytes::{Regex, RegexBuilder};
 use rustls::crypto::aws_lc_rs::default_provider;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::UnixListener;
@@ -107,6 +108,73 @@ pub fn heads(bytes: &[u8]) {
         let cut = wire::read(side, bounds, bytes, &cuts);
         assert_eq!(whole, cut, "{:?}", bytes.escape_ascii());
     }
+}
+
+/// Two implementations agree on every chunked body: where it ends, what is in it, and which are none.
+pub fn chunked(bytes: &[u8]) {
+    const HEAD: &[u8] = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+    // All that it could begin with is read, so it is short.
+    let bytes = &bytes[..bytes.len().min(256)];
+    let bounds = Bounds { bytes: 128, fields: 4, target: 1024 };
+    let read = |body: &[u8]| wire::read(Side::Client, bounds, &[HEAD, body].concat(), &[]);
+    let head = read(b"").messages.remove(0);
+    for end in [&b""[..], b"\n", b"\r\n", b"\n\r\n", b"\r\n\r\n", b":\r\n\r\n", b"\r\n0\r\n\r\n"] {
+        let bytes = [bytes, end].concat();
+        let shown = bytes.escape_ascii();
+        let expected = dechunk(&bytes, bounds);
+        let length = (0..=bytes.len()).find(|length| read(&bytes[..*length]).whole);
+        assert_eq!(length, expected.as_ref().map(|(_, length)| *length), "{shown}");
+        if let Some((content, length)) = expected {
+            assert_eq!(read(&bytes[..length]).messages, [format!("{head}{content}")], "{shown}");
+        }
+    }
+}
+
+/// What is in a chunked body, as [`wire::read`] shows it, and its length, by another way: line by line.
+fn dechunk(bytes: &[u8], bounds: Bounds) -> Option<(String, usize)> {
+    static SIZE: LazyLock<Regex> = LazyLock::new(|| pattern(r"^([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n"));
+    static FIELD: LazyLock<Regex> =
+        LazyLock::new(|| pattern(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)\r\n"));
+    static LENGTH: LazyLock<Regex> = LazyLock::new(|| pattern("^(?:0|[1-9][0-9]{0,18})$"));
+    let (mut rest, mut content) = (bytes, String::new());
+    loop {
+        let line = SIZE.captures(rest)?;
+        let size = usize::from_str_radix(std::str::from_utf8(&line[1]).ok()?, 16).ok()?;
+        rest = &rest[line[0].len()..];
+        if size == 0 {
+            break;
+        }
+        let (chunk, behind) = rest.split_at_checked(size)?;
+        content.push_str(&chunk.escape_ascii().to_string());
+        rest = behind.strip_prefix(b"\r\n")?;
+    }
+    let (mut trailers, mut fields, lines) = (HeaderMap::new(), 0, rest);
+    while let Some(line) = FIELD.captures(rest) {
+        rest = &rest[line[0].len()..];
+        fields += 1;
+        let (name, value) = (HeaderName::from_bytes(&line[1]).ok()?, line[2].trim_ascii());
+        // Framing frames nothing here, and is none if it is there twice.
+        let framing = name == "content-length" || name == "transfer-encoding";
+        if framing && trailers.contains_key(&name) || name == "content-length" && !LENGTH.is_match(value) {
+            return None;
+        }
+        let plain = |option: &[u8]| matches!(&option.trim_ascii().to_ascii_lowercase()[..], b"close" | b"keep-alive");
+        if name != "connection" || !value.split(|byte| *byte == b',').all(plain) {
+            trailers.append(name, HeaderValue::from_bytes(value).ok()?);
+        }
+    }
+    rest = rest.strip_prefix(b"\r\n")?;
+    if fields > bounds.fields || lines.len() - rest.len() > bounds.bytes {
+        return None;
+    }
+    if fields > 0 {
+        content.push_str(&format!("{trailers:?}"));
+    }
+    Some((content, bytes.len() - rest.len()))
+}
+
+fn pattern(text: &str) -> Regex {
+    RegexBuilder::new(text).unicode(false).build().expect("a pattern")
 }
 
 /// Any message of a plugin is refused, or changes nothing that it may not.
@@ -251,6 +319,13 @@ mod tests {
         #[test]
         fn any_head_is_read_in_one_way(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             heads(&bytes);
+        }
+
+        #[test]
+        fn two_implementations_agree_on_chunked_bodies(
+            body in "(0|1|2|a|F|;|;x=y|;\t|\r|\n|\r\n|0\r\n|1\r\nx\r\n|3;q\r\nabc\r\n|\r\n\r\n|b: c\r\n|content-length: 1\r\n|connection: |close|:| |_|é|\x00){0,16}"
+        ) {
+            chunked(body.as_bytes());
         }
 
         #[test]
