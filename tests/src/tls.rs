@@ -23,6 +23,10 @@ use crate::soon;
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
+    /// What stands behind the leaf in the chains of its certificates, as PEM: itself, unless it is a root.
+    issuers_pem: String,
+    /// Its own certificate as PEM.
+    pub pem: String,
 }
 
 /// A certificate with its key.
@@ -80,8 +84,25 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "palisade tests");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap().der().clone();
-        Self { issuer: Issuer::new(params, key), certificate }
+        let own = params.self_signed(&key).unwrap();
+        let (certificate, pem) = (own.der().clone(), own.pem());
+        Self { issuer: Issuer::new(params, key), certificate, issuers_pem: String::new(), pem }
+    }
+
+    /// An authority whose certificate this one has issued.
+    ///
+    /// # Panics
+    ///
+    /// When no key can be made.
+    #[must_use]
+    pub fn intermediate(&self) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "palisade tests, below");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let own = params.signed_by(&key, &self.issuer).unwrap();
+        let (certificate, pem) = (own.der().clone(), own.pem());
+        Self { issuer: Issuer::new(params, key), certificate, issuers_pem: pem.clone(), pem }
     }
 
     /// A fresh certificate for these names.
@@ -106,7 +127,8 @@ impl Authority {
         let mut params = CertificateParams::new(names).unwrap();
         params.not_before = not_before.into();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Certificate { der: certificate.der().clone(), chain_pem: certificate.pem(), key_pem: key.serialize_pem() }
+        let chain_pem = certificate.pem() + &self.issuers_pem;
+        Certificate { der: certificate.der().clone(), chain_pem, key_pem: key.serialize_pem() }
     }
 
     /// A client that trusts this authority only.

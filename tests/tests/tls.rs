@@ -73,6 +73,58 @@ async fn a_bundle_that_does_not_fit_leaves_the_last_good_one() {
     }
 }
 
+/// Whether OpenSSL, which trusts `root` only, takes the server for `a.example`.
+async fn openssl_trusts(proxy: &Proxy, root: &Path) -> bool {
+    let mut openssl = tokio::process::Command::new("openssl");
+    openssl.args(["s_client", "-brief", "-verify_return_error", "-verify_hostname", "a.example"]);
+    openssl.args(["-servername", "a.example", "-connect", &proxy.address().to_string(), "-CAfile"]).arg(root);
+    let output = openssl.stdin(std::process::Stdio::null()).output();
+    soon("openssl", output).await.unwrap().status.success()
+}
+
+#[tokio::test]
+async fn what_clients_may_refuse_is_served_and_told() {
+    let (root, dir) = (Authority::new(), place());
+    let below = root.intermediate();
+    let upstream = Upstream::http1("app").await;
+    let trusted = dir.path().join("root.crt");
+    std::fs::write(&trusted, &root.pem).unwrap();
+    let whole = below.certificate(&["a.example"]);
+    whole.write(dir.path(), "a");
+    let mut proxy = start(dir.path(), "", &upstream).await;
+    assert!(openssl_trusts(&proxy, &trusted).await);
+    assert_eq!(proxy.status().await["flawed_certificates"], serde_json::json!([]));
+
+    let leaf = |chain: &str| chain.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap().to_owned();
+    let alone = below.certificate(&["a.example"]);
+    let broken = below.certificate(&["a.example"]);
+    for (certificate, chain, flaw) in [
+        (&alone, leaf(&alone.chain_pem), "incomplete_chain"),
+        // An issuer that is another's.
+        (&broken, leaf(&broken.chain_pem) + &root.intermediate().certificate(&["b.example"]).chain_pem, "broken_chain"),
+    ] {
+        replace(&dir.path().join("a.key"), &certificate.key_pem);
+        replace(&dir.path().join("a.pem"), &chain);
+        proxy.wait_for_log(flaw, |line| line.contains("clients may refuse") && line.contains(flaw)).await;
+        soon("it is served", async { while proxy.status().await["flawed_certificates"][0]["flaw"] != flaw {} }).await;
+        assert!(!openssl_trusts(&proxy, &trusted).await, "{flaw}");
+        let shown = proxy.cli(&["status"]).await.stdout;
+        assert!(shown.contains("certificate \"a\" of certs: clients may refuse it"), "{shown}");
+        let labels = [("plugin", "certs"), ("bundle", "a"), ("flaw", flaw)];
+        assert_eq!(proxy.metric("palisade_certificate_flaws", &labels).await, 1, "{flaw}");
+    }
+
+    // The wrong way round it has no meaning, and the one before stays.
+    let mut turned: Vec<_> = whole.chain_pem.split_inclusive("-----END CERTIFICATE-----\n").collect();
+    turned.reverse();
+    replace(&dir.path().join("a.key"), &whole.key_pem);
+    replace(&dir.path().join("a.pem"), &turned.concat());
+    proxy.wait_for_log("why", |line| line.contains("the key belongs to number 2 of it")).await;
+    whole.write(dir.path(), "a");
+    soon("it is whole again", async { while !openssl_trusts(&proxy, &trusted).await {} }).await;
+    assert_eq!(proxy.status().await["flawed_certificates"], serde_json::json!([]));
+}
+
 #[tokio::test]
 async fn a_certificate_of_tomorrow_does_not_replace_one_of_today() {
     let (authority, dir) = (Authority::new(), place());

@@ -23,6 +23,7 @@ use super::{Admin, CHANGE_TIMEOUT, Change, Changed, LONGEST_WAIT, ORDER_TIMEOUT,
 use crate::config::nearest;
 use crate::plugin::Running;
 use crate::telemetry::Observed;
+use crate::tls::Flaw;
 
 /// The text form of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -60,7 +61,17 @@ struct ProxyView {
     #[serde(flatten)]
     generation: Arc<Generation>,
     listeners: Vec<ListenerAddress>,
+    /// Those that clients may refuse.
+    flawed_certificates: Vec<FlawedCertificate>,
     plugins: Vec<PluginView>,
+}
+
+#[derive(Serialize)]
+struct FlawedCertificate {
+    plugin: String,
+    bundle: String,
+    flaw: &'static str,
+    text: String,
 }
 
 /// A plugin's status with its last report as people read it: one wording, wherever it is shown.
@@ -90,6 +101,15 @@ fn views(plugin: &Running) -> Vec<PluginView> {
 async fn status(State(admin): State<Arc<Admin>>) -> Json<ProxyView> {
     let phase = admin.readiness.phase();
     let generation = admin.in_force.now();
+    let flaws = admin.metrics.flawed_certificates().into_iter().flat_map(|(plugin, bundle, flaws)| {
+        let flawed = move |Flaw { kind: flaw, text }| FlawedCertificate {
+            plugin: plugin.clone(),
+            bundle: bundle.clone(),
+            flaw,
+            text,
+        };
+        flaws.into_iter().map(flawed)
+    });
     Json(ProxyView {
         version: env!("CARGO_PKG_VERSION"),
         pid: process::id(),
@@ -98,6 +118,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<ProxyView> {
         state: phase.as_str(),
         ready: matches!(*phase, Phase::Ready(_)),
         listeners: phase.listeners().to_vec(),
+        flawed_certificates: flaws.collect(),
         plugins: generation.plugins.iter().flat_map(|plugin| views(plugin)).collect(),
         generation,
     })

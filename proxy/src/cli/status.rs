@@ -22,7 +22,17 @@ struct Proxy {
     loaded: f64,
     state: String,
     listeners: Vec<Listener>,
+    #[serde(default)]
+    flawed_certificates: Vec<FlawedCertificate>,
     plugins: Vec<Plugin>,
+}
+
+/// One that clients may refuse.
+#[derive(Debug, Deserialize)]
+struct FlawedCertificate {
+    plugin: String,
+    bundle: String,
+    text: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,6 +119,9 @@ fn proxy(proxy: &Proxy, now: f64) -> String {
         } else {
             text += &format!("listener: {} on {}\n", listener.name, listener.address);
         }
+    }
+    for FlawedCertificate { plugin, bundle, text: flaw } in &proxy.flawed_certificates {
+        text += &format!("certificate {bundle:?} of {plugin}: clients may refuse it: {flaw}\n");
     }
     if !proxy.plugins.is_empty() {
         text += &format!("\n{}", plugins(&proxy.plugins, now));
@@ -217,6 +230,8 @@ mod tests {
             "config_sha256": "0123456789abcdef", "generation": 3, "loaded": 8250.0,
             "ready": true,
             "listeners": [{"name": "web", "address": "127.0.0.1:8080"}, {"name": "[::]:81", "address": "[::]:81"}],
+            "flawed_certificates": [
+                {"plugin": "certs", "bundle": "site", "flaw": "other_names", "text": "it is for another name"}],
             "plugins": [
                 {"name": "auth", "state": "serving", "pid": 42, "restarts": 0, "serving_since": 1001.5,
                  "last_exit": null, "last_exit_report": null},
@@ -235,6 +250,7 @@ configuration: /etc/palisade.yaml
 generation: 3, in force for 10 s, sha256 0123456789ab
 listener: web on 127.0.0.1:8080
 listener: [::]:81
+certificate \"site\" of certs: clients may refuse it: it is for another name
 
 PLUGIN  STATE                               PID  RESTARTS  SERVING SINCE
 auth    serving                             42   0         2 h 0 min ago

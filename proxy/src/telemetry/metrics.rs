@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use super::logs;
 use crate::config::Config;
 use crate::http::Closed;
+use crate::tls::Flaw;
 
 /// Series of certificates; what a plugin sends beyond them is not shown.
 const MOST_BUNDLES: usize = 1000;
@@ -54,8 +55,7 @@ pub(crate) struct Metrics {
     upstream_up: Family<EndpointLabels, Gauge>,
     handshake_failures: Family<ListenerLabels, Counter>,
     changes: Family<ChangeLabels, Counter>,
-    /// In seconds since the epoch.
-    certificates: Mutex<BTreeMap<BundleLabels, i64>>,
+    certificates: Mutex<BTreeMap<BundleLabels, Certificate>>,
     /// Those that work on requests, where these metrics were made among them.
     workers: Option<Handle>,
 }
@@ -228,13 +228,20 @@ impl Metrics {
         self.changes.get_or_create(&ChangeLabels { change, outcome: outcome.as_str() }).inc();
     }
 
-    /// A bundle is in use until `epoch`, in seconds.
-    pub(crate) fn certificate_expiry(&self, plugin: &str, bundle: &str, epoch: i64) {
+    /// A bundle is in use until `expires`, in seconds since the epoch.
+    pub(crate) fn certificate(&self, plugin: &str, bundle: &str, expires: i64, flaws: &[Flaw]) {
         let labels = BundleLabels { plugin: plugin.into(), bundle: bundle.into() };
         let mut certificates = self.certificates();
         if certificates.len() < MOST_BUNDLES || certificates.contains_key(&labels) {
-            certificates.insert(labels, epoch);
+            certificates.insert(labels, Certificate { expires, flaws: flaws.to_vec() });
         }
+    }
+
+    /// The bundles in use: plugin, name, what clients may refuse them for.
+    pub(crate) fn flawed_certificates(&self) -> Vec<(String, String, Vec<Flaw>)> {
+        let certificates = self.certificates();
+        let flawed = certificates.iter().filter(|(_, certificate)| !certificate.flaws.is_empty());
+        flawed.map(|(at, it)| (at.plugin.0.to_string(), at.bundle.0.to_string(), it.flaws.clone())).collect()
     }
 
     /// A bundle is in use no more.
@@ -242,7 +249,7 @@ impl Metrics {
         self.certificates().remove(&BundleLabels { plugin: plugin.into(), bundle: bundle.into() });
     }
 
-    fn certificates(&self) -> MutexGuard<'_, BTreeMap<BundleLabels, i64>> {
+    fn certificates(&self) -> MutexGuard<'_, BTreeMap<BundleLabels, Certificate>> {
         // Nothing is left half done in there.
         self.certificates.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -251,13 +258,21 @@ impl Metrics {
     pub(crate) fn render(&self, plugins: &[Observed]) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
-        encode_registry(&mut text, &expiry(&self.certificates()))?;
+        encode_registry(&mut text, &served(&self.certificates()))?;
         encode_registry(&mut text, &supervision(plugins))?;
         let tasks = self.workers.as_ref().map_or(0, |workers| workers.metrics().num_alive_tasks());
         encode_registry(&mut text, &process(logs::lost(), tasks))?;
         encode_eof(&mut text)?;
         Ok(text)
     }
+}
+
+/// A certificate in use.
+#[derive(Debug)]
+struct Certificate {
+    /// In seconds since the epoch.
+    expires: i64,
+    flaws: Vec<Flaw>,
 }
 
 /// One instance at this moment.
@@ -298,14 +313,20 @@ impl Drop for Connection {
     }
 }
 
-fn expiry(certificates: &BTreeMap<BundleLabels, i64>) -> Registry {
+fn served(certificates: &BTreeMap<BundleLabels, Certificate>) -> Registry {
     let expiry = Family::<BundleLabels, Gauge>::default();
-    for (labels, epoch) in certificates {
-        expiry.get_or_create(labels).set(*epoch);
+    let flaws = Family::<FlawLabels, Gauge>::default();
+    for (labels, certificate) in certificates {
+        expiry.get_or_create(labels).set(certificate.expires);
+        for Flaw { kind, .. } in &certificate.flaws {
+            let BundleLabels { plugin, bundle } = labels.clone();
+            flaws.get_or_create(&FlawLabels { plugin, bundle, flaw: kind }).set(1);
+        }
     }
     let mut registry = Registry::default();
     let help = "When a certificate in use ends, since the epoch";
     registry.register_with_unit("palisade_certificate_expiry", help, Unit::Seconds, expiry);
+    registry.register("palisade_certificate_flaws", "Certificates in use that clients may refuse", flaws);
     registry
 }
 
@@ -389,6 +410,13 @@ struct ChangeLabels {
 struct BundleLabels {
     plugin: Name,
     bundle: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FlawLabels {
+    plugin: Name,
+    bundle: Name,
+    flaw: &'static str,
 }
 
 /// A label's value that others have chosen. The library writes values as they are, so quotes and line ends are
@@ -520,12 +548,14 @@ mod tests {
     fn certificates_come_and_go_within_a_bound() {
         let metrics = Metrics::default();
         for i in 0..MOST_BUNDLES + 5 {
-            metrics.certificate_expiry("certs", &format!("site-{i}"), 7);
+            metrics.certificate("certs", &format!("site-{i}"), 7, &[]);
         }
-        metrics.certificate_expiry("certs", "site-0", 8);
+        let flaw = Flaw { kind: "incomplete_chain", text: String::new() };
+        metrics.certificate("certs", "site-0", 8, &[flaw]);
         metrics.certificate_gone("certs", "site-1");
         let text = metrics.render(&[]).unwrap();
         has(&text, r#"palisade_certificate_expiry_seconds{plugin="certs",bundle="site-0"} 8"#);
+        has(&text, r#"palisade_certificate_flaws{plugin="certs",bundle="site-0",flaw="incomplete_chain"} 1"#);
         assert!(!text.contains(r#"bundle="site-1"}"#));
         assert_eq!(text.matches("palisade_certificate_expiry_seconds{").count(), MOST_BUNDLES - 1);
     }

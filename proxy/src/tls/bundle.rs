@@ -1,15 +1,18 @@
 //! One bundle of a plugin, looked into before anybody is served with it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls::InconsistentKeys;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls_pemfile::pem::{self, PemObject};
 use rustls_pemfile::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
+use super::flaws::{self, Flaw};
 use crate::plugin::CertificateBundle;
 
 /// Certificates in one chain.
@@ -37,6 +40,8 @@ pub(super) struct Bundle {
     pub(super) server_names: Vec<ServerName>,
     pub(super) key: Arc<CertifiedKey>,
     pub(super) not_after: SystemTime,
+    /// What clients may refuse it for.
+    pub(super) flaws: Vec<Flaw>,
     /// Roughly what it takes up in memory, in bytes.
     pub(super) weight: usize,
 }
@@ -70,6 +75,8 @@ pub(super) enum BundleError {
     KeyKind,
     #[error("the key does not belong to the certificate")]
     Mismatch,
+    #[error("the chain does not begin with its leaf: the key belongs to number {0} of it")]
+    LeafNotFirst(usize),
     #[error("the certificate can't be read: {0}")]
     Certificate(String),
     #[error("the certificate expired {0} ago")]
@@ -113,21 +120,20 @@ impl Bundle {
         if let Ok(ago) = now.duration_since(not_after) {
             return Err(BundleError::Expired(format!("{} s", ago.as_secs())));
         }
-        let key = match CertifiedKey::from_der(chain, key, provider) {
-            Ok(key) => key,
-            Err(rustls::Error::InconsistentKeys(_)) => return Err(BundleError::Mismatch),
-            Err(_) => return Err(BundleError::KeyKind),
-        };
+        let key = pair(chain, key, provider)?;
+        // What is no server name is of use to nobody, unless it is all that the bundle is for.
+        let certified: Vec<_> = alternative_names.iter().filter_map(|name| ServerName::parse(name).ok()).collect();
         let names = if sent.server_names.is_empty() { alternative_names } else { sent.server_names };
         if names.len() > MAX_NAMES {
             return Err(BundleError::TooManyNames(names.len()));
         }
         let server_names: Vec<_> = names.iter().map(|name| ServerName::parse(name)).collect::<Result<_, _>>()?;
+        let flaws = flaws::find(&key.cert, &server_names, &certified, now);
         // Names are held by the bundle and by the index of all.
         let weight = LEAST_WEIGHT
             + key.cert.iter().map(|certificate| certificate.len()).sum::<usize>()
             + names.iter().map(|name| 2 * name.len() + 100).sum::<usize>();
-        Ok(Self { name: sent.name, server_names, key: Arc::new(key), not_after, weight })
+        Ok(Self { name: sent.name, server_names, key: Arc::new(key), not_after, flaws, weight })
     }
 
     /// What the log says of it: the leaf's fingerprint (SHA-256), as `openssl x509 -fingerprint -sha256` shows it.
@@ -137,6 +143,27 @@ impl Bundle {
         let bytes: Vec<_> = Sha256::digest(leaf).iter().map(|byte| format!("{byte:02X}")).collect();
         bytes.join(":")
     }
+}
+
+/// The chain with the key of its first certificate.
+fn pair(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, BundleError> {
+    let key = provider.key_provider.load_private_key(key).map_err(|_| BundleError::KeyKind)?;
+    let fits = |chain: Vec<_>| {
+        let pair = CertifiedKey::new(chain, Arc::clone(&key));
+        match pair.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(pair),
+            Err(rustls::Error::InconsistentKeys(_)) => Err(BundleError::Mismatch),
+            Err(_) => Err(BundleError::KeyKind),
+        }
+    };
+    fits(chain.clone()).map_err(|error| {
+        let leaf = chain.into_iter().skip(1).position(|certificate| fits(vec![certificate]).is_ok());
+        leaf.map_or(error, |at| BundleError::LeafNotFirst(at + 2))
+    })
 }
 
 /// Of two keys, which one is meant must not be a riddle.
@@ -178,10 +205,7 @@ struct Leaf {
 fn examine(leaf: &CertificateDer<'_>) -> Result<Leaf, BundleError> {
     let unreadable = |error: String| BundleError::Certificate(error);
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|error| unreadable(error.to_string()))?;
-    // Before 1970 is long ago either way.
-    let time = |at: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(at).unwrap_or(0));
-    let not_before = time(leaf.validity().not_before.timestamp());
-    let not_after = time(leaf.validity().not_after.timestamp());
+    let (not_before, not_after) = (time(leaf.validity().not_before), time(leaf.validity().not_after));
     let names = leaf.subject_alternative_name().map_err(|error| unreadable(error.to_string()))?;
     let names = names.map_or_else(Vec::new, |names| {
         let dns = |name: &GeneralName<'_>| match name {
@@ -193,7 +217,29 @@ fn examine(leaf: &CertificateDer<'_>) -> Result<Leaf, BundleError> {
     Ok(Leaf { not_before, not_after, alternative_names: names })
 }
 
+/// Before 1970 is long ago either way.
+pub(super) fn time(at: ASN1Time) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(at.timestamp()).unwrap_or(0))
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Wildcard(name) => write!(f, "*.{name}"),
+        }
+    }
+}
+
 impl ServerName {
+    /// Whether a certificate for this name is one for `other`.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Wildcard(parent), Self::Exact(name)) => name.split_once('.').is_some_and(|(_, rest)| rest == parent),
+            _ => self == other,
+        }
+    }
+
     fn parse(name: &str) -> Result<Self, BundleError> {
         let lower = name.trim_end_matches('.').to_ascii_lowercase();
         let (wildcard, rest) = match lower.strip_prefix("*.") {
@@ -305,6 +351,13 @@ pub(super) mod tests {
                 assert!(error.to_string().len() < 100, "{error}");
             }
         }
+    }
+
+    #[test]
+    fn a_chain_begins_with_its_leaf() {
+        let (own, other) = (sent("a", &["a.example"]), sent("a", &["b.example"]));
+        let turned = [&other.chain_pem[..], &other.chain_pem, &own.chain_pem].concat();
+        assert_eq!(bundle(CertificateBundle { chain_pem: turned, ..own }).unwrap_err(), BundleError::LeafNotFirst(3));
     }
 
     #[test]

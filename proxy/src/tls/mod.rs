@@ -1,6 +1,7 @@
 //! TLS with certificates that a plugin supplies: watched, checked, and swapped while connections go on.
 
 mod bundle;
+mod flaws;
 mod store;
 mod watch;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use rustls::server::ResolvesServerCert;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
+pub(crate) use self::flaws::Flaw;
 pub(crate) use self::watch::{Arrival, Certificates};
 use crate::config::ListenerTls;
 

@@ -162,6 +162,12 @@ impl Certificates {
                             target: "palisade::tls", plugin, bundle = ?name, sha256 = bundle.fingerprint(),
                             expires = %epoch_seconds(bundle.not_after), "certificate taken over",
                         );
+                        for flaw in &bundle.flaws {
+                            tracing::warn!(
+                                target: "palisade::tls", plugin, bundle = ?name, flaw = flaw.kind,
+                                "clients may refuse this certificate: {}", flaw.text,
+                            );
+                        }
                     }
                     bundles.insert(name, Arc::new(bundle));
                 }
@@ -183,7 +189,7 @@ impl Certificates {
             self.metrics.certificate_gone(plugin, name);
         }
         for bundle in bundles.values() {
-            self.metrics.certificate_expiry(plugin, &bundle.name, epoch_seconds(bundle.not_after));
+            self.metrics.certificate(plugin, &bundle.name, epoch_seconds(bundle.not_after), &bundle.flaws);
         }
         let served = !bundles.is_empty();
         self.store.store(Arc::new(Store::new(bundles, self.tls.default.as_deref())));
