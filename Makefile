@@ -135,7 +135,7 @@ exam:
 bench: setup
 	$(call section,benchmark)
 	$(CARGO) build --locked --release -p palisade -p example-plugin-filter
-	$(CARGO) build --locked --release -p palisade-tests --bin bench-auth
+	$(CARGO) build --locked --release -p palisade-tests --bin bench-auth --bin bench-load
 	@$(WITH_JDK) $(PYTHON) tests/bench/bench.py $(BENCH)
 
 # Sees that the benchmark works, with what is installed, not how fast anything is.

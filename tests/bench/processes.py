@@ -1,7 +1,8 @@
-"""Processes of a run: started, pinned to cores, measured, ended."""
+"""Processes of a run: started, pinned to cores, measured, ended, also when the run itself is."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -12,6 +13,44 @@ from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 LONG = 60.0
+# From <linux/prctl.h>.
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def own_what_is_started() -> None:
+    """From here on a signal ends the run as an exception does, and orphans of what it started become its own."""
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def end(number: int, _: object) -> None:
+        # A second one would disturb the end that is under way.
+        for other in ENDING:
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in ENDING:
+        # What is ignored from the start, as under nohup, stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def before_exec(cores: set[int] | None = None) -> Callable[[], None]:
+    """For a child: it ends when the run does, however that ends, and has its cores from the start."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+    return prepare
 
 
 class Group:
@@ -21,25 +60,36 @@ class Group:
         self._logs = logs
         self._running: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, command: list[str], name: str) -> int:
+    def start(self, command: list[str], name: str, cores: set[int] | None = None) -> int:
         with (self._logs / f"{name}.out").open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            # A session of its own: Ctrl-C is for the run, which ends the others in order.
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                       start_new_session=True, preexec_fn=before_exec(cores))
         self._running[process.pid] = process
         return process.pid
 
-    def pids(self) -> list[int]:
-        return list(self._running)
-
     def end(self) -> None:
+        """Asks all to end, waits for at most 10 s in all, kills what is left, with what had left its parent."""
+        deadline = time.monotonic() + 10
         for process in self._running.values():
             process.terminate()
         for process in self._running.values():
             try:
-                process.wait(10)
+                process.wait(max(0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 process.wait()
         self._running.clear()
+        for pid in descendants(os.getpid()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            while os.waitpid(-1, 0):
+                pass
+        except ChildProcessError:
+            pass
 
 
 def free_port() -> int:
@@ -48,12 +98,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int) -> None:
-    _until(f"port {port}", lambda: _connects(socket.AF_INET, ("127.0.0.1", port)))
+def wait_for_port(port: int, pid: int) -> None:
+    _until(f"port {port}", pid, lambda: _connects(socket.AF_INET, ("127.0.0.1", port)))
 
 
-def wait_for_socket(path: Path) -> None:
-    _until(str(path), lambda: _connects(socket.AF_UNIX, str(path)))
+def wait_for_socket(path: Path, pid: int) -> None:
+    _until(str(path), pid, lambda: _connects(socket.AF_UNIX, str(path)))
 
 
 def _connects(family: int, address: str | tuple[str, int]) -> bool:
@@ -65,9 +115,11 @@ def _connects(family: int, address: str | tuple[str, int]) -> bool:
         return True
 
 
-def _until(what: str, holds: Callable[[], bool]) -> None:
+def _until(what: str, pid: int, holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LONG
     while not holds():
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise RuntimeError(f"who should open {what} has ended")
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not open within {LONG:g} s")
         time.sleep(0.02)
@@ -106,11 +158,11 @@ def memory(pid: int, field: str = "VmRSS") -> int:
     return 0
 
 
-def pin(pids: Iterable[int], cores: set[int]) -> None:
-    """Every thread, and those that they will start."""
-    for pid in pids:
+def pin(pids: Iterable[int], cores: set[int] | None) -> None:
+    """Every thread, and those that they will start; without cores, none."""
+    for pid in pids if cores else ():
         for task in Path(f"/proc/{pid}/task").glob("*"):
             try:
-                os.sched_setaffinity(int(task.name), cores)
+                os.sched_setaffinity(int(task.name), cores or ())
             except OSError:
                 pass

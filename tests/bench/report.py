@@ -16,7 +16,9 @@ COLUMNS = [
     ("p99.9 us", "p999_us"),
     ("RSS MiB", "rss_mib"),
     ("most MiB", "peak_mib"),
-    ("saturated", "saturated"),
+    ("cores %", "cores_percent"),
+    ("other work %", "others_percent"),
+    ("spread %", "spread_percent"),
 ]
 
 
@@ -33,14 +35,18 @@ def table(name: str, result: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " + ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def write(out: Path, machine: dict[str, Any], results: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "bench.json").write_text(json.dumps({"machine": machine, "scenarios": results}, indent=2) + "\n")
-    facts = [f"- {key}: {value}" for key, value in machine.items() if key != "versions"]
+    facts = [f"- {key}: {value}" for key, value in machine.items() if key not in ("versions", "calibration")]
     facts += [f"- {version}" for version in machine["versions"].values()]
+    facts += [f"- calibration at the {when}: one byte there and back between two processes {run['round_trip_us']} us, "
+              f"a fixed loop {run['loop_ms']} ms" for when, run in zip(("start", "end"), machine["calibration"])]
     text = ["# Benchmark", "", *facts, "", *(table(name, result) for name, result in results.items())]
     (out / "bench.md").write_text("\n".join(text))
     (out / "bench.svg").write_text(chart(results))

@@ -1,10 +1,15 @@
--- Sends what its arguments say and prints what wrk measured as one line of JSON.
+-- Sends what its arguments say (method, size of the body, number of further headers, user) and prints what wrk measured as
+-- one line of JSON.
 
 function init(args)
-  if args[1] == "POST" then
-    wrk.method = "POST"
+  wrk.method = args[1]
+  if tonumber(args[2]) > 0 then
     wrk.body = string.rep("x", tonumber(args[2]))
   end
+  for index = 1, tonumber(args[3]) do
+    wrk.headers["x-header-" .. index] = "a value of some length, " .. index
+  end
+  wrk.headers["user"] = args[4]
 end
 
 function done(summary, latency, requests)

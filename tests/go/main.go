@@ -22,6 +22,7 @@ var (
 	value    = flag.String("value", "admin", "what it must be")
 	talk     = flag.Int("talk", 0, "KiB to print on stdout in each call, after the handshake")
 	broker   = flag.Bool("broker", false, "announce a service of its own by the broker in each call")
+	quiet    = flag.Bool("quiet", false, "say nothing in calls")
 	sdk      = flag.Bool("sdk", false, "end with the parent process and where that is pid 1, as MOSN's SDK does")
 	versions = flag.String("versions", "1", "application versions that it speaks")
 )
@@ -109,6 +110,12 @@ func (f *filter) Call(_ context.Context, request *Request) (*Response, error) {
 		fmt.Println(strings.Repeat("x", 1023))
 	}
 	user := request.Header[*header]
+	if *quiet {
+		if user != *value {
+			return &Response{Status: -1}, nil
+		}
+		return &Response{}, nil
+	}
 	f.logger.Trace("asked", "version", f.version)
 	if user != *value {
 		fmt.Println("denied on stdout")

@@ -1,0 +1,82 @@
+"""The machine that the figures are from: how fast it computes and wakes processes, and how busy it was with other work."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from processes import TICKS
+
+ROUND_TRIPS = 5_000
+
+
+def calibration() -> dict[str, float]:
+    """What makes latencies of different machines comparable.
+
+    `round_trip_us` is the median for one byte there and back over a unix socket between processes on core 0 and core 1:
+    two processes are woken, each on a core that waits for work. `loop_ms` is the best of five of one fixed loop in
+    Python, on core 0.
+    """
+    return {"round_trip_us": round(_round_trip(), 1), "loop_ms": round(_loop(), 1)}
+
+
+def _round_trip() -> float:
+    here, there = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        here.close()
+        os.sched_setaffinity(0, {1})
+        while byte := there.recv(1):
+            there.send(byte)
+        os._exit(0)
+    there.close()
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
+    times: list[int] = []
+    try:
+        for _ in range(ROUND_TRIPS):
+            begin = time.perf_counter_ns()
+            here.send(b"x")
+            here.recv(1)
+            times.append(time.perf_counter_ns() - begin)
+    finally:
+        here.close()
+        os.waitpid(child, 0)
+        os.sched_setaffinity(0, cores)
+    return statistics.median(times) / 1000
+
+
+def _loop() -> float:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        value = 1
+        for _ in range(500_000):
+            value = (value * 31 + 7) & 0xFFFF_FFFF
+        best = min(best, time.perf_counter() - begin)
+    os.sched_setaffinity(0, cores)
+    return best * 1000
+
+
+def busy() -> list[float]:
+    """Seconds that each core has worked since it started, for whomever."""
+    cores: list[float] = []
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
+            cores.append((user + nice + system + irq + softirq + steal) / TICKS)
+    return cores
+
+
+def description() -> dict[str, Any]:
+    model = next((line.split(": ", 1)[1] for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.machine())
+    return {"cpu": model, "cores": os.cpu_count(), "kernel": platform.release(), "load_average": os.getloadavg()[2]}
