@@ -275,3 +275,23 @@ async fn what_is_left_of_a_request_is_never_read_as_another_one() {
     assert_eq!(String::from_utf8_lossy(&raw.rest().await), "", "a second answer to one request");
     assert_eq!(asked.load(Ordering::SeqCst), 1);
 }
+
+/// They share one connection to the upstream, whose window is for all of them together.
+#[tokio::test]
+async fn clients_that_do_not_read_hold_up_no_others() {
+    let upstream = Upstream::http2("app").await;
+    let upstreams = format!("app: {{endpoints: ['{}'], protocol: http2}}", upstream.address());
+    let proxy = proxy(&upstreams, ", timeout: none").await;
+    let mut deaf = Vec::new();
+    for _ in 0..8 {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send("GET /bytes/67108864 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        deaf.push(raw);
+    }
+    for _ in 0..300 {
+        let reply = proxy.get("/bytes/65536", &[]).await;
+        assert_eq!((reply.status, reply.body.len()), (200, 65536));
+    }
+    assert_eq!(upstream.connections(), 1);
+    drop(deaf);
+}

@@ -22,6 +22,13 @@ use crate::respond::{Failure, Reason};
 /// HTTP/2 pings to a silent server, and how long each may take.
 const PING: Duration = Duration::from_secs(10);
 
+/// Bytes of one HTTP/2 response that wait for a client that does not take them.
+const STREAM_WINDOW: u32 = 256 << 10;
+
+/// The same of a whole connection: so many that no number of clients who do not read stops the responses of others.
+/// Half of it is also what h2 lets small frames cost that wait, before it ends the connection.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+
 /// Requests that went over one shared HTTP/2 connection are not bounded here: the server's own limit of streams holds.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -186,6 +193,8 @@ impl Pool {
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(u32::try_from(self.shared.bounds.bytes).unwrap_or(u32::MAX))
             .handshake(TokioIo::new(stream))
             .await
