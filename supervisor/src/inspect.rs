@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::sandbox::cgroup_facts;
 use crate::trust::checksum::Checksum;
 
 /// Facts about one process, from `/proc`.
@@ -33,6 +34,8 @@ pub struct Facts {
     pub own_namespaces: Vec<String>,
     /// Its control groups, a line for each hierarchy.
     pub cgroups: Vec<String>,
+    /// Limits of its control group and what it uses, by the names of the group's files. Empty where that is the host's.
+    pub cgroup: BTreeMap<String, String>,
     /// Soft limits by their names in `/proc/PID/limits`, as they are written there.
     pub limits: BTreeMap<String, String>,
     /// Whether its memory may be dumped and others of its user may look into it. `None` for root's, of which it does
@@ -88,6 +91,7 @@ impl Facts {
             capabilities: sets.map(|(name, key)| (name, capabilities(field(key).unwrap_or_default()))).into(),
             own_namespaces: own_namespaces(&place)?,
             cgroups: fs::read_to_string(place.join("cgroup"))?.lines().map(str::to_owned).collect(),
+            cgroup: cgroup_facts(pid),
             limits: limits(&fs::read_to_string(place.join("limits"))?),
             // Files of one that is not belong to root.
             dumpable: effective.filter(|uid| *uid != 0).map(|uid| uid == owner),

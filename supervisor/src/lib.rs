@@ -91,7 +91,8 @@ pub use crate::process::{DEFAULT_PATH, PrivateDirError, SpawnError, prepare_runt
 pub use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, Usage, chain};
 pub use crate::restart::Stagger;
 pub use crate::sandbox::{
-    Confinement, Files, Helper, Limits, Network, OnMissing, Probe, Sandbox, SyscallClass, Tcp, User, sandbox_exec,
+    Cgroup, Confinement, Files, Helper, Limits, Network, OnMissing, Probe, Sandbox, SyscallClass, Tcp, User,
+    sandbox_exec,
 };
 pub use crate::spec::{
     Found, HandshakePolicy, HealthPolicy, PluginSpec, RestartMode, RestartPolicy, SpecError, StopPolicy, TcpPolicy,

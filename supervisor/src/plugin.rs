@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::instance::{Adapter, Instance, Request, Slot};
 use crate::lifecycle::Order;
 use crate::process::{PrivateDirError, prepare_runtime_dir, sweep};
+use crate::sandbox::sweep_cgroups;
 use crate::spec::{PluginSpec, SpecError};
 use crate::status::{Outlook, State, Status};
 
@@ -82,6 +83,7 @@ impl<A: Adapter> Plugin<A> {
         if spec.found.is_none() {
             prepare_runtime_dir(&spec.runtime_dir).map_err(unusable)?;
             sweep(&spec.runtime_dir).map_err(unusable)?;
+            sweep_cgroups();
         }
 
         let spec = Arc::new(spec);

@@ -31,6 +31,7 @@ struct Facts {
     capabilities: std::collections::BTreeMap<String, Vec<String>>,
     own_namespaces: Vec<String>,
     cgroups: Vec<String>,
+    cgroup: std::collections::BTreeMap<String, String>,
     limits: std::collections::BTreeMap<String, String>,
     dumpable: Option<bool>,
     umask: Option<String>,
@@ -79,7 +80,9 @@ fn shown(name: &str, instance: &Instance) -> String {
         }
     }
     if let Some(found) = &instance.confinement {
-        text += "\n  tried at its start:";
+        if !found.probes.is_empty() {
+            text += "\n  tried at its start:";
+        }
         for probe in &found.probes {
             let answer = if probe.allowed { "allowed" } else { "refused" };
             let why = probe.error.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
@@ -108,6 +111,7 @@ fn lines(facts: &Facts) -> Vec<(&'static str, String)> {
         .iter()
         .filter_map(|name| Some(format!("{} {}", name.trim_start_matches("Max "), facts.limits.get(*name)?)))
         .collect();
+    let grouped: Vec<_> = facts.cgroup.iter().map(|(name, value)| format!("{name} {value}")).collect();
     let descriptors: Vec<_> = facts.descriptors.iter().map(|(number, target)| format!("{number} {target}")).collect();
     vec![
         ("process", format!("{} and {others} others in its session", facts.pid)),
@@ -122,6 +126,7 @@ fn lines(facts: &Facts) -> Vec<(&'static str, String)> {
         ("could regain", set("bounding")),
         ("own namespaces", list(&facts.own_namespaces)),
         ("control groups", list(&facts.cgroups)),
+        ("group's limits", list(&grouped)),
         ("limits", list(&limits)),
         ("dumpable", facts.dumpable.map_or_else(|| "does not show".to_owned(), yes)),
         ("umask", facts.umask.clone().unwrap_or_default()),
@@ -142,7 +147,7 @@ mod tests {
             "facts": {
                 "pid": 41, "uids": [7, 7, 7, 7], "gids": [8, 8, 8, 8], "groups": [], "no_new_privs": true,
                 "seccomp_mode": 2, "seccomp_filters": 2, "capabilities": {"effective": [], "bounding": ["CAP_KILL"]},
-                "own_namespaces": ["mnt", "net"], "cgroups": ["0::/"], "limits": {"Max open files": "1024"},
+                "own_namespaces": ["mnt", "net"], "cgroups": ["0::/a"], "cgroup": {"pids.max": "64"}, "limits": {"Max open files": "1024"},
                 "dumpable": true, "umask": "0077", "descriptors": {"0": "/dev/null"}, "program": "/bin/x",
                 "program_checksum": "sha256:12", "processes": [41, 42],
             },
@@ -167,7 +172,8 @@ auth #2: serving
   capabilities      none
   could regain      CAP_KILL
   own namespaces    mnt, net
-  control groups    0::/
+  control groups    0::/a
+  group's limits    pids.max 64
   limits            open files 1024
   dumpable          yes
   umask             0077

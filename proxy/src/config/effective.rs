@@ -352,6 +352,13 @@ fn sandbox(it: &Sandbox) -> Value {
         ("file_size", bytes(most.file_size)),
         ("cpu_time", most.cpu_time.map_or(Value::Null, time)),
     ]);
+    let cgroup = |most: supervisor::Cgroup| {
+        mapping([
+            ("memory", bytes(most.memory)),
+            ("cpu", most.cpu.map_or(Value::Null, |percent| format!("{percent}%").into())),
+            ("pids", most.pids.map_or(Value::Null, Value::from)),
+        ])
+    };
     let capabilities = policy.capabilities.as_ref().map(|kept| kept.iter().map(|name| Value::from(name.as_str())));
     mapping([
         ("profile", profile.into()),
@@ -370,6 +377,7 @@ fn sandbox(it: &Sandbox) -> Value {
         ("private_tmp", policy.private_tmp.into()),
         ("deny", policy.deny.iter().map(|class| Value::from(class.as_str())).collect::<Vec<_>>().into()),
         ("limits", if *most == supervisor::Limits::default() { Value::Null } else { shown }),
+        ("cgroup", policy.cgroup.map_or(Value::Null, cgroup)),
     ])
 }
 

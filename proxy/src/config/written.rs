@@ -560,6 +560,8 @@ pub(super) struct SandboxDetails {
     pub(super) deny: List<SyscallClass>,
     /// Limits of each of its processes.
     pub(super) limits: Slot<SandboxLimits>,
+    /// A control group of its own, and limits of all of its processes together.
+    pub(super) cgroup: Slot<SandboxCgroup>,
 }
 
 /// What happens where a part of a sandbox can't be had.
@@ -620,6 +622,18 @@ pub(super) struct SandboxLimits {
     pub(super) file_size: Slot<Size>,
     /// Time on a processor, rounded down to seconds.
     pub(super) cpu_time: Slot<Span>,
+}
+
+/// Limits of all processes of a plugin together.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct SandboxCgroup {
+    /// Memory, at least 1MiB. Where it is used up, all of them are killed.
+    pub(super) memory: Slot<Size>,
+    /// Percent of one processor, 1% to 100000%; 200% are two.
+    pub(super) cpu: Slot<Percent>,
+    /// Processes and threads, 1 to 4194304.
+    pub(super) pids: Slot<u64>,
 }
 
 /// What a plugin speaks.

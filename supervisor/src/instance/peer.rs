@@ -20,6 +20,8 @@ pub(super) struct Ended {
     /// `None`: there was no process of ours.
     pub(super) end: Option<ProcessEnd>,
     pub(super) core_dumped: bool,
+    /// Whether its control group had no memory left.
+    pub(super) out_of_memory: bool,
 }
 
 #[derive(Debug)]
@@ -108,12 +110,15 @@ impl Peer {
 
     /// To be called after [`Self::exited`].
     pub(super) async fn reap(&mut self) -> Ended {
-        let Some(process) = self.process_mut() else { return Ended { end: None, core_dumped: false } };
+        let Some(process) = self.process_mut() else {
+            return Ended { end: None, core_dumped: false, out_of_memory: false };
+        };
         // A status that cannot be had counts as a plain end: the process has gone all the same.
         let status = process.reap().await.ok();
         Ended {
             core_dumped: status.is_some_and(|status| std::os::unix::process::ExitStatusExt::core_dumped(&status)),
             end: Some(status.map_or(ProcessEnd::Exited(-1), ProcessEnd::of)),
+            out_of_memory: process.out_of_memory(),
         }
     }
 

@@ -105,6 +105,7 @@ pub(super) struct Run<C> {
     /// What its end has hit.
     hit: CallsHit,
     core_dumped: bool,
+    out_of_memory: bool,
     /// Why it is about to end; the first reason counts.
     cause: Option<ExitCause>,
     pub(super) hope: Hope,
@@ -143,6 +144,7 @@ impl<C: Send + Sync + 'static> Run<C> {
             ended_in: None,
             hit: CallsHit::default(),
             core_dumped: false,
+            out_of_memory: false,
             cause: None,
             hope: Hope::Transient,
             log,
@@ -344,8 +346,8 @@ impl<C: Send + Sync + 'static> Run<C> {
     ) -> ExitReport {
         self.alive.end();
         let after = self.started.elapsed();
-        let Ended { end, core_dumped } = self.peer.reap().await;
-        self.core_dumped = core_dumped;
+        let Ended { end, core_dumped, out_of_memory } = self.peer.reap().await;
+        (self.core_dumped, self.out_of_memory) = (core_dumped, out_of_memory);
         self.end_tasks().await;
         let cause = self.cause.take().unwrap_or_else(|| stage(end.as_ref()));
         self.clear_remains(background);
@@ -391,6 +393,7 @@ impl<C: Send + Sync + 'static> Run<C> {
         let state = self.ended_in.unwrap_or(State::Stopping);
         let mut report = report(&self.spec, self.pid(), state, cause, end, after);
         report.core_dumped = self.core_dumped;
+        report.out_of_memory = self.out_of_memory;
         report.usage = self.peer.usage();
         report.calls.clone_from(&self.hit);
         report.transcript = self.heard.transcript();
@@ -415,6 +418,7 @@ pub(super) fn report(
         cause,
         end,
         core_dumped: false,
+        out_of_memory: false,
         state,
         after,
         calls: CallsHit::default(),

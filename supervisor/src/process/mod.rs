@@ -33,7 +33,7 @@ use crate::connect::Endpoint;
 use crate::mtls::{Identity, MtlsError};
 use crate::report::Usage;
 use crate::restart::Hope;
-use crate::sandbox::Confinement;
+use crate::sandbox::{Confinement, Group};
 use crate::spec::PluginSpec;
 use crate::sys;
 use crate::sys::descendants::{self, Scratch, Search};
@@ -141,8 +141,10 @@ pub(crate) struct Process {
     pidfd: AsyncFd<OwnedFd>,
     reaped: bool,
     usage: Option<Usage>,
+    out_of_memory: bool,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
+    group: Option<Group>,
     dir: Option<PrivateDir>,
     identity: Option<Arc<Identity>>,
     told: Option<Endpoint>,
@@ -172,7 +174,9 @@ impl Process {
         spawner::run(job).map_err(|_| SpawnError::Spawner)?;
         let (mut process, answers) = answer.await.map_err(|_| SpawnError::Spawner)??;
         if let Some(answers) = answers {
-            let (confinement, uid) = answers.wait().await?;
+            let (mut confinement, uid) = answers.wait().await?;
+            let without = process.confinement.take();
+            confinement.missing.extend(without.iter().flat_map(|without| without.missing.iter().cloned()));
             (process.confinement, process.uid) = (Some(Arc::new(confinement)), uid);
         }
         Ok(process)
@@ -183,7 +187,7 @@ impl Process {
         self.uid
     }
 
-    /// What its helper has found out; `None` where there was none.
+    /// What its helper has found out, and what could not be had; `None` where there was no helper and nothing is missing.
     pub(crate) fn confinement(&self) -> Option<&Arc<Confinement>> {
         self.confinement.as_ref()
     }
@@ -220,10 +224,14 @@ impl Process {
         }
     }
 
-    /// Signals every process of the group. One that has gone is none to signal.
+    /// Signals every process of the group. One that has gone is none to signal. SIGKILL reaches all that have left it, too,
+    /// where the plugin has a control group.
     pub(crate) fn signal(&self, signal: Signal) {
         if !self.reaped {
             killpg(Pid::from_raw(self.pid), signal).ok();
+        }
+        if let Some(group) = self.group.as_ref().filter(|_| signal == Signal::SIGKILL) {
+            group.kill();
         }
     }
 
@@ -232,6 +240,7 @@ impl Process {
         // While the leader is a zombie, no new group can have its number.
         self.signal(Signal::SIGKILL);
         self.usage = sys::usage::of_exited(self.pid).map(Usage::from);
+        self.out_of_memory = self.group.as_ref().is_some_and(Group::ran_out_of_memory);
         let status = self.child.wait().await;
         self.reaped = true;
         spawner::forget(self.pid);
@@ -243,9 +252,14 @@ impl Process {
         self.usage
     }
 
+    /// Whether the limit of its control group's memory has ended it or a process of it, once it has been reaped.
+    pub(crate) fn out_of_memory(&self) -> bool {
+        self.out_of_memory
+    }
+
     /// What is left to do after the process has gone.
     pub(crate) fn take_remains(&mut self) -> Remains {
-        Remains(self.dir.take())
+        Remains { group: self.group.take(), dir: self.dir.take() }
     }
 }
 
@@ -262,14 +276,18 @@ impl Drop for Process {
 /// For those that left their group: thorough enough that hiding takes intent, quick enough for a crash loop.
 const SEARCH: Search = Search { quiet: 2, pause_ms: 2 };
 
-/// What a process may leave behind: processes that left its group, and its directory.
+/// What a process may leave behind: processes that left its process group, its control group, and its directory.
 #[derive(Debug)]
-pub(crate) struct Remains(Option<PrivateDir>);
+pub(crate) struct Remains {
+    group: Option<Group>,
+    dir: Option<PrivateDir>,
+}
 
 impl Remains {
     /// Kills the processes, then removes the directory. Blocks: there may be many of either.
     pub(crate) fn clear(self) {
-        let Some(dir) = self.0 else { return };
+        drop(self.group);
+        let Some(dir) = self.dir else { return };
         // No two starts have the same directory.
         let mut mark = OsString::from(format!("{UNIX_SOCKET_DIR}="));
         mark.push(dir.path());
@@ -309,6 +327,12 @@ fn make(
     let path = program::resolve(name, &cwd)?;
     let dir = PrivateDir::create(&spec.runtime_dir)?;
     hand_over(spec, &dir)?;
+    let (group, missing) = match &spec.sandbox.cgroup {
+        None => (None, Vec::new()),
+        Some(limits) => Group::create(&spec.name, limits, spec.sandbox.on_missing).map_err(SpawnError::Sandbox)?,
+    };
+    let entrance = group.as_ref().map(Group::entrance).transpose();
+    let entrance = entrance.map_err(|error| SpawnError::Sandbox(format!("enter the control group: {error}")))?;
     let identity = spec.auto_mtls.then(Identity::new).transpose()?.map(Arc::new);
 
     let told = program::place(spec, dir.path())?;
@@ -346,7 +370,7 @@ fn make(
         }
     };
     command.current_dir(&cwd).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = spawner.with_setup(spec.sandbox.no_new_privs, |setup| {
+    let child = spawner.with_setup(spec.sandbox.no_new_privs, entrance.as_ref().map(AsRawFd::as_raw_fd), |setup| {
         sys::child::prepare(&mut command, setup, kept);
         tokio::process::Command::from(command).kill_on_drop(true).spawn()
     });
@@ -367,13 +391,15 @@ fn make(
                 pidfd,
                 reaped: false,
                 usage: None,
+                out_of_memory: false,
                 stdout,
                 stderr,
+                group,
                 dir: Some(dir),
                 identity,
                 told,
                 uid,
-                confinement: None,
+                confinement: (!missing.is_empty()).then(|| Arc::new(Confinement { missing, probes: Vec::new() })),
             };
             Ok((process, answers))
         }

@@ -5,7 +5,7 @@
 //! handler of the host's runs in a child before exec.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -81,13 +81,14 @@ impl Spawner {
     pub(super) fn with_setup<T>(
         &self,
         no_new_privs: bool,
+        cgroup: Option<RawFd>,
         spawn: impl FnOnce(Setup) -> io::Result<T>,
     ) -> io::Result<T> {
         // Held until the child has been made: should the guard end meanwhile, its number must not become that of
         // another socket, into which the child would write.
         let guard = guard_socket()?;
         let host = Pid::this().as_raw();
-        let result = spawn(Setup { guard: guard.as_raw_fd(), host, slot: self.slot, no_new_privs });
+        let result = spawn(Setup { guard: guard.as_raw_fd(), host, slot: self.slot, no_new_privs, cgroup });
         drop(guard);
         let forked = self.slot.take();
         match (&result, forked) {

@@ -45,6 +45,10 @@ const HINTS: &[(&[&str], &str)] = &[
         "it was updated, or somebody has replaced it; if you know by whom, pin it again: palisade plugin pin",
     ),
     (
+        &["the sandbox can't be had: `cgroup"],
+        "let the service manager delegate a control group to the host (systemd: Delegate=yes)",
+    ),
+    (
         &["the sandbox can't be had: execute", "Permission denied"],
         "under `hardened`, root's plugins run as a user of their own: let others read the program, or name a user (`sandbox.user`)",
     ),
@@ -61,6 +65,11 @@ const HINTS: &[(&[&str], &str)] = &[
 ];
 
 pub(super) fn likely(report: &ExitReport) -> Option<String> {
+    if report.out_of_memory {
+        return Some(
+            "its processes together have used up `sandbox.cgroup.memory`; give them more, or find out why".to_owned(),
+        );
+    }
     let ExitCause::StartFailure(failure) = &report.cause else { return None };
     let reason = chain(failure.as_ref());
     let said = |word: &str| reason.contains(word) || report.stderr.iter().any(|line| line.contains(word));

@@ -39,6 +39,8 @@ pub struct ExitReport {
     pub end: Option<ProcessEnd>,
     /// Whether the kernel wrote its memory to a core file, or handed it to the program that `core_pattern` names.
     pub core_dumped: bool,
+    /// Whether the kernel killed it, or a process of it, because the memory of its control group was used up.
+    pub out_of_memory: bool,
     /// What it was doing when it ended, or when its end was decided on. Serialised as one word.
     #[serde(serialize_with = "word")]
     pub state: State,
@@ -318,6 +320,7 @@ mod tests {
             cause: ExitCause::StartFailure(Arc::new(StartFailure::ExitedBeforeHandshake)),
             end: Some(ProcessEnd::Exited(1)),
             core_dumped: false,
+            out_of_memory: false,
             state: State::AwaitHandshake,
             after: Duration::from_millis(212),
             calls: CallsHit { count: 3, ids: vec!["7f".into(), "80".into()] },

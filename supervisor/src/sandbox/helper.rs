@@ -72,6 +72,10 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
+    pub(super) fn into_text(self) -> String {
+        self.text
+    }
+
     pub(super) fn missing(what: String, needs: &str) -> Self {
         Self { text: format!("{what} needs {needs}"), missing: true }
     }
@@ -93,6 +97,14 @@ pub(super) struct Missing {
 }
 
 impl Missing {
+    pub(super) fn new(on_missing: OnMissing) -> Self {
+        Self { tolerated: on_missing == OnMissing::Warn, parts: Vec::new() }
+    }
+
+    pub(super) fn into_parts(self) -> Vec<String> {
+        self.parts
+    }
+
     /// The result of a step, `None` where it is missing and may be.
     pub(super) fn tolerate<T>(&mut self, step: Result<T, Trouble>) -> Result<Option<T>, Trouble> {
         match step {
@@ -144,7 +156,7 @@ fn run(plan: &Plan, report: &mut File) -> String {
         Ok(missing) => missing,
         Err(trouble) => return trouble.text,
     };
-    let probes = probe::all(plan.host);
+    let probes = probe::all(plan.host, plan.sandbox.cgroup.is_some());
     if let Err(error) = plan.close.iter().try_for_each(|fd| handover::close_at_exec(*fd)) {
         return format!("a descriptor of the plan: {error}");
     }
@@ -166,7 +178,7 @@ fn prepare(plan: &Plan) -> Result<Handover, String> {
 
 fn confine(plan: &Plan, key: ExecKey) -> Result<Vec<String>, Trouble> {
     let sandbox = &plan.sandbox;
-    let mut missing = Missing { tolerated: sandbox.on_missing == OnMissing::Warn, parts: Vec::new() };
+    let mut missing = Missing::new(sandbox.on_missing);
     let mut rules = files::prepare(plan, &mut missing)?;
     let given = files::Given::by(plan);
     let countable = missing.tolerate(namespaces::countable(sandbox))?.is_some();
@@ -196,7 +208,7 @@ fn confine(plan: &Plan, key: ExecKey) -> Result<Vec<String>, Trouble> {
         denied.remove(&SyscallClass::Exec);
     }
     syscalls::apply(&denied, ports, key)?;
-    Ok(missing.parts)
+    Ok(missing.into_parts())
 }
 
 fn tell(report: &mut File, answer: &Answer) -> io::Result<()> {

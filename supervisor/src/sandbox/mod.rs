@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod cgroup;
 mod files;
 mod helper;
 mod ids;
@@ -19,6 +20,8 @@ mod namespaces;
 mod probe;
 mod syscalls;
 
+pub use self::cgroup::Cgroup;
+pub(crate) use self::cgroup::{Group, facts as cgroup_facts, sweep as sweep_cgroups};
 pub use self::helper::sandbox_exec;
 pub(crate) use self::helper::{Answer, Plan};
 pub use self::probe::Probe;
@@ -52,6 +55,9 @@ pub struct Sandbox {
     pub deny: BTreeSet<SyscallClass>,
     /// Limits of each of its processes.
     pub limits: Limits,
+    /// A control group of its own, with limits of all of its processes together. The host makes it in its own, which
+    /// must be delegated to it.
+    pub cgroup: Option<Cgroup>,
 }
 
 /// What happens where a part of a sandbox can't be had.
@@ -189,6 +195,7 @@ impl Sandbox {
             private_tmp: false,
             deny: BTreeSet::new(),
             limits: Limits::default(),
+            cgroup: None,
         }
     }
 
@@ -218,7 +225,8 @@ impl Sandbox {
     /// Whether a helper has to be there.
     #[must_use]
     pub fn needs_helper(&self) -> bool {
-        let least = Self { no_new_privs: self.no_new_privs, on_missing: self.on_missing, ..Self::none() };
+        let Self { no_new_privs, on_missing, cgroup, .. } = *self;
+        let least = Self { no_new_privs, on_missing, cgroup, ..Self::none() };
         *self != least
     }
 }

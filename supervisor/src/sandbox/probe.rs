@@ -15,6 +15,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::unistd::{Pid, execve};
 use serde::{Deserialize, Serialize};
 
+use super::cgroup;
+
 /// One trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
@@ -26,7 +28,8 @@ pub struct Probe {
     pub error: Option<String>,
 }
 
-pub(super) fn all(host: i32) -> Vec<Probe> {
+/// `grouped`: whether it has a control group of its own.
+pub(super) fn all(host: i32, grouped: bool) -> Vec<Probe> {
     let host_file = |name: &str| File::open(format!("/proc/{host}/{name}")).map(drop);
     let none: Option<&str> = None;
     let icmp = || socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp);
@@ -34,7 +37,7 @@ pub(super) fn all(host: i32) -> Vec<Probe> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         socket.connect("127.0.0.1:9")
     };
-    vec![
+    let mut probes = vec![
         probe("list the root directory", File::open("/").map(drop)),
         probe("read /etc/shadow", File::open("/etc/shadow").map(drop)),
         // Not created, not truncated.
@@ -53,7 +56,11 @@ pub(super) fn all(host: i32) -> Vec<Probe> {
         probe("mount", but_for(libc::ENOENT, mount(none, "", none, MsFlags::empty(), none))),
         // No program has no name.
         probe("execute programs", but_for(libc::ENOENT, execve(c"", &[c""], &[c""]).map(drop))),
-    ]
+    ];
+    if grouped {
+        probes.push(probe("leave its control group", cgroup::open_own()));
+    }
+    probes
 }
 
 fn probe(tried: &str, outcome: io::Result<()>) -> Probe {

@@ -22,6 +22,8 @@ pub(crate) struct Setup {
     pub(crate) slot: Slot,
     /// Whether it renounces privileges that exec could give.
     pub(crate) no_new_privs: bool,
+    /// The entrance of its control group, where it has one of its own.
+    pub(crate) cgroup: Option<RawFd>,
 }
 
 /// One number in memory that parent and children share: the pid of the child that was forked last. It tells the
@@ -55,8 +57,8 @@ impl Slot {
     }
 }
 
-/// Makes a command set its process up as a plugin's: own session and group, on the guard's list, dying with the host,
-/// private umask, no core files, no new privileges, no inherited descriptors but `kept`, default signals.
+/// Makes a command set its process up as a plugin's: own session and group, on the guard's list, dying with the host, in
+/// its control group, private umask, no core files, no new privileges, no inherited descriptors but `kept`, default signals.
 pub(crate) fn prepare(command: &mut Command, setup: Setup, kept: Vec<RawFd>) {
     // SAFETY: `set_up` keeps to the rules in the module's documentation.
     unsafe { command.pre_exec(move || set_up(setup, &kept)) };
@@ -84,6 +86,11 @@ fn set_up(setup: Setup, kept: &[RawFd]) -> io::Result<()> {
         // The host may have died before that call, and then no signal comes.
         if libc::getppid() != setup.host {
             libc::_exit(127);
+        }
+
+        // `0` is whoever writes it. Before anything of the plugin's own runs, so that nothing of it is anywhere else.
+        if let Some(entrance) = setup.cgroup {
+            check(libc::write(entrance, c"0".as_ptr().cast(), 1) as i32)?;
         }
 
         if setup.no_new_privs {

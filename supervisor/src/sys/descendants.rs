@@ -2,7 +2,7 @@
 //!
 //! A process that has made itself a new session is in no group of ours, and one whose parent has gone is nobody's
 //! descendant. What it was given at exec stays readable in /proc, and is passed on to whatever it starts. A process
-//! that clears its environment escapes; only a control group or a PID namespace would hold it.
+//! that clears its environment escapes; only a control group holds it, see [`crate::Cgroup`].
 //!
 //! Used by the guard as well, so: no allocation, system calls only.
 

@@ -139,18 +139,7 @@ impl Owner {
 
     /// Whether a process is the owner, of its session, or descends from it.
     fn has(&self, pid: i32) -> bool {
-        let mut pid = pid;
-        for _ in 0..GENERATIONS {
-            if pid == self.pid {
-                return true;
-            }
-            let Some(Kin { parent, session }) = kin(pid) else { return false };
-            if session == self.pid {
-                return true;
-            }
-            pid = parent;
-        }
-        false
+        descends(pid, self.pid)
     }
 }
 
@@ -191,6 +180,22 @@ impl Trusted {
         let users: Vec<_> = [own].into_iter().chain(self.uid).map(|uid| format!("user {uid}")).collect();
         Err(PeerError::Untrusted { uid, expected: users.join(" and ") })
     }
+}
+
+/// Whether a process is this one, of its session, or descends from it.
+pub(crate) fn descends(pid: i32, ancestor: i32) -> bool {
+    let mut pid = pid;
+    for _ in 0..GENERATIONS {
+        if pid == ancestor {
+            return true;
+        }
+        let Some(Kin { parent, session }) = kin(pid) else { return false };
+        if session == ancestor {
+            return true;
+        }
+        pid = parent;
+    }
+    false
 }
 
 struct Kin {

@@ -252,7 +252,7 @@ impl Reading<'_> {
             initial: self.timeout(&written.initial, default.initial),
             max: self.timeout(&written.max, default.max),
             multiplier: self.count(&written.multiplier, default.multiplier, 1..=10),
-            jitter: self.percent(&written.jitter, default.jitter),
+            jitter: self.percent(&written.jitter, default.jitter, 0..=100),
             reset_after: self.timeout(&written.reset_after, default.reset_after),
             crash_loop_after: self.count(&written.crash_loop_after, default.crash_loop_after, 1..=1000),
             max_restarts: written.max_restarts.given().map(|_| self.count(&written.max_restarts, 1, 1..=1000)),

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use nix::unistd::{Group, Uid, User as Account};
-use palisade_supervisor::{self as supervisor, Files, Limits, Network, OnMissing, SyscallClass, Tcp, User};
+use palisade_supervisor::{self as supervisor, Cgroup, Files, Limits, Network, OnMissing, SyscallClass, Tcp, User};
 
 use super::super::slot::{Plain, Size, Slot, Span};
 use super::super::{Profile, Sandbox, written};
@@ -123,6 +123,9 @@ impl Reading<'_> {
         if let Some(limits) = details.limits.value() {
             self.limits_over(limits, &mut policy.limits);
         }
+        if let Some((cgroup, _)) = details.cgroup.given() {
+            policy.cgroup = Some(self.cgroup(cgroup));
+        }
         Sandbox { profile, policy }
     }
 
@@ -194,6 +197,15 @@ impl Reading<'_> {
             port
         });
         ports.into_iter().collect()
+    }
+
+    fn cgroup(&mut self, written: &written::SandboxCgroup) -> Cgroup {
+        let written::SandboxCgroup { memory, cpu, pids } = written;
+        Cgroup {
+            memory: memory.given().map(|_| self.size(memory, 1 << 20, 1 << 20..=1 << 40) as u64),
+            cpu: cpu.given().map(|_| self.percent(cpu, 100, 1..=100_000)),
+            pids: pids.given().map(|_| self.count(pids, 1, 1..=4_194_304)),
+        }
     }
 
     fn limits_over(&mut self, written: &written::SandboxLimits, limits: &mut Limits) {

@@ -65,15 +65,16 @@ impl Reading<'_> {
         bytes
     }
 
-    /// A share in percent, at most the whole.
-    pub(super) fn percent(&mut self, slot: &Slot<Percent>, default: u32) -> u32 {
+    /// A share in percent, within `range`.
+    pub(super) fn percent(&mut self, slot: &Slot<Percent>, default: u32, range: RangeInclusive<u32>) -> u32 {
         let Some((Percent(text), node)) = slot.given() else { return default };
         let number = text.strip_suffix('%').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
-        match number.and_then(|digits| digits.parse().ok()).filter(|percent| *percent <= 100) {
+        match number.and_then(|digits| digits.parse().ok()).filter(|percent| range.contains(percent)) {
             Some(percent) => percent,
             None => {
                 let problem = self.problem(node, format!("{} is not a share", self.written(text, node)));
-                self.push(problem.label("write it like `20%`, at most `100%`"));
+                let (least, most) = (range.start(), range.end());
+                self.push(problem.label(format!("write it like `20%`, `{least}%` to `{most}%`")));
                 default
             }
         }

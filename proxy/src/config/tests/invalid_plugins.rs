@@ -239,12 +239,12 @@ const CASES: &[(&str, &[&str])] = &[
             "5:65 `ready_timeout: -1s` is negative (a duration is 0 or more)",
             "6:45 `policy` must be `always`, `on_failure` or `never`, not `on-failure` (did you mean `on_failure`?)",
             "6:69 `multiplier: 11` is out of range (1 to 10)",
-            "6:81 `jitter: 20` is not a share (write it like `20%`, at most `100%`)",
+            "6:81 `jitter: 20` is not a share (write it like `20%`, `0%` to `100%`)",
             "6:93 `window` counts nothing without `max_restarts`",
-            "7:45 `jitter: 101%` is not a share (write it like `20%`, at most `100%`)",
+            "7:45 `jitter: 101%` is not a share (write it like `20%`, `0%` to `100%`)",
             "7:65 `max_restarts: 0` is out of range (1 to 1000)",
             "7:76 `window: 0s` is no time at all (more than 0)",
-            "8:45 `jitter: +5%` is not a share (write it like `20%`, at most `100%`)",
+            "8:45 `jitter: +5%` is not a share (write it like `20%`, `0%` to `100%`)",
             "8:50 unknown field `max_restart` (did you mean `max_restarts`?)",
         ],
     ),
@@ -321,6 +321,8 @@ const CASES: &[(&str, &[&str])] = &[
   b: {command: [python3], sandbox: {profile: hardened, user: nobody-of-that-name, capabilities: [net_bind_servic]}}
   c: {command: [python3], sandbox: {group: '0', read: [none, ''], connect: [0, 70000], deny: [mounts]}}
   d: {command: [python3], sandbox: {networks: none, limits: {memory: 1, open_files: 1, cpu_time: 0s, x: 1}}}
+  e: {command: [python3], sandbox: {cgroup: {memory: 1, cpu: 0.5, pids: 0, io: 1}}}
+  f: {command: [python3], sandbox: {cgroup: {cpu: 0%}}}
 ",
         &[
             "3:36 `sandbox` must be `none`, `default` or `hardened`, not `hard`",
@@ -337,6 +339,11 @@ const CASES: &[(&str, &[&str])] = &[
             "6:85 `open_files: 1` is out of range (8 to 1073741824)",
             "6:98 `cpu_time: 0s` is no time at all (more than 0)",
             "6:102 unknown field `x` [known here: memory, open_files, processes, file_size, cpu_time]",
+            "7:54 `memory: 1` is out of range (1MiB to 1024GiB)",
+            "7:62 `cpu: 0.5` is not a share (write it like `20%`, `1%` to `100000%`)",
+            "7:73 `pids: 0` is out of range (1 to 4194304)",
+            "7:76 unknown field `io` [known here: memory, cpu, pids]",
+            "8:51 `cpu: 0%` is not a share (write it like `20%`, `1%` to `100000%`)",
         ],
     ),
     (

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use palisade_supervisor::{
-    Endpoint as PeerEndpoint, Files, Found, Network, OnMissing, RestartMode, Sandbox, SyscallClass, Tcp, User,
+    Cgroup, Endpoint as PeerEndpoint, Files, Found, Network, OnMissing, RestartMode, Sandbox, SyscallClass, Tcp, User,
 };
 use proptest::prelude::*;
 use serde_yaml::Value;
@@ -297,12 +297,15 @@ fn a_sandbox_is_its_profile_with_what_is_written_over_it() {
     hardened.capabilities = Some(["CAP_KILL".to_owned(), "CAP_NET_RAW".to_owned()].into());
     hardened.on_missing = OnMissing::Warn;
     hardened.limits.memory = Some(64 << 20);
+    hardened.cgroup = Some(Cgroup { memory: Some(128 << 20), cpu: Some(150), pids: Some(64) });
     hardened.limits.cpu_time = Some(Duration::from_secs(90));
     (hardened.scoped, hardened.private_tmp) = (false, false);
     let text = "{profile: hardened, user: 7, group: '8', read: [auth.py], write: [.], execute: [/bin], network: host,
         connect: [443], deny: [debug, raw_socket], capabilities: [net_raw, CAP_KILL], on_missing: warn, isolate: false,
-        private_tmp: false, limits: {memory: 64MiB, cpu_time: 90s}}";
+        private_tmp: false, limits: {memory: 64MiB, cpu_time: 90s}, cgroup: {memory: 128MiB, cpu: 150%, pids: 64}}";
     assert_eq!(sandbox(&format!(", sandbox: {text}")), hardened);
+    let only_a_group = Sandbox { cgroup: Some(Cgroup::default()), ..Sandbox::default() };
+    assert_eq!(sandbox(", sandbox: {cgroup: {}}"), only_a_group);
 }
 
 #[test]

@@ -14,7 +14,7 @@
 //! | `exit:CODE`, `signal:NAME` | ends itself |
 //! | `exit-after:MS` | exits with 3 after a while, in the background |
 //! | `ignore-term` | lives on after SIGTERM |
-//! | `child`, `child-apart`, `child-bare` | starts a process that holds stderr, `-apart` in a session of its own, `-bare` without an environment; appends its pid to the file `pids` |
+//! | `child`, `child-apart`, `child-bare`, `child-free` | starts a process that holds stderr, `-apart` in a session of its own, `-bare` without an environment, `-free` both; appends its pid to the file `pids` |
 //! | `escape:WAY` | tries to get out of its sandbox, see `escape.rs` |
 //! | `needs:body`, `needs:response`, `needs:batches` | what it asks for when it describes itself |
 //! | `calls:N` | how many calls it takes at a time |
@@ -83,6 +83,7 @@ async fn main() -> ExitCode {
             "child" => child(&["stay"], false),
             "child-apart" => child(&["leave-session", "stay"], false),
             "child-bare" => child(&["stay"], true),
+            "child-free" => child(&["leave-session", "stay"], true),
             "leave-session" => drop(nix::unistd::setsid().unwrap()),
             "escape" => escape::escape(value),
             "needs" => match value {
