@@ -287,7 +287,7 @@ async fn exchange(sent: Bytes) -> Vec<String> {
         trusted: false,
     };
     let (mut far, near) = duplex(1 << 20);
-    let serving = serve(near, None, Arc::new(client), listener.limits, Arc::new(slot), &connections);
+    let serving = serve(Box::new(near), None, Arc::new(client), &listener.limits, Arc::new(slot), &connections);
     let talking = async move {
         // The server may have had enough.
         let _closed = far.write_all(&sent).await;

@@ -14,7 +14,6 @@ use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, setsockopt, sockopt};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -22,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Address, Cidr, Limits};
-use crate::http::{Client, Closed, Connections, Place, Protocol, TlsFacts, serve};
+use crate::http::{BoxStream, Client, Closed, Connections, Place, Protocol, TlsFacts, serve};
 use crate::overload::{Overload, Share};
 use crate::proxy::Proxy;
 use crate::telemetry::Metrics;
@@ -451,12 +450,26 @@ impl Slot {
         let (slot, service) = (Arc::clone(self), self.service());
         let place = Place::new(taken, share, service.metrics.connection(&service.name));
         let tasks = service.connections.tasks.clone();
-        tasks.spawn(async move { service.connection(slot, socket, place).await });
+        tasks.spawn(service.connection(slot, socket, place));
     }
 }
 
 impl Service {
-    async fn connection(&self, slot: Arc<Slot>, socket: Socket, place: Place) {
+    /// Serves a connection to its end. There are many, and most wait: what this future has room for, each of them costs.
+    async fn connection(self: Arc<Self>, slot: Arc<Slot>, socket: Socket, place: Place) {
+        let (io, client) = self.client(socket, place);
+        let (io, protocol, client) = match self.tls.clone() {
+            None => (io, None, client),
+            Some(tls) => match Box::pin(self.handshake(tls, io, client)).await {
+                Some((stream, protocol, client)) => (stream, Some(protocol), client),
+                None => return,
+            },
+        };
+        serve(io, protocol, Arc::new(client), &self.limits, slot, &self.connections).await;
+    }
+
+    /// What is known of a client once it has connected.
+    fn client(&self, socket: Socket, place: Place) -> (BoxStream, Client) {
         let mut client = Client {
             place: Some(place),
             listener: Arc::clone(&self.name),
@@ -476,9 +489,9 @@ impl Service {
                 if let Ok(local) = stream.local_addr() {
                     client.local = Address::Tcp(local);
                 }
-                self.secured(slot, stream, client).await;
+                (Box::new(stream), client)
             }
-            Socket::Unix(stream) => self.secured(slot, stream, client).await,
+            Socket::Unix(stream) => (Box::new(stream), client),
         }
     }
 
@@ -486,26 +499,31 @@ impl Service {
         self.trusted_proxies.iter().any(|network| network.contains(peer))
     }
 
-    async fn secured<I>(&self, slot: Arc<Slot>, io: I, mut client: Client)
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Some(tls) = self.tls.clone() else {
-            serve(io, None, Arc::new(client), self.limits, slot, &self.connections).await;
-            return;
-        };
+    /// Has TLS begun. `None`: the connection is over.
+    ///
+    /// Cancel safe: dropping the future closes the connection.
+    async fn handshake(
+        &self,
+        tls: Arc<ServerConfig>,
+        io: BoxStream,
+        mut client: Client,
+    ) -> Option<(BoxStream, Protocol, Client)> {
         let handshake = TlsAcceptor::from(tls).accept(io);
         let accepted = tokio::select! {
             accepted = tokio::time::timeout(self.limits.tls_handshake_timeout, handshake) => accepted,
-            () = self.connections.drained_of_silent() => return,
-            () = self.connections.end.cancelled() => return,
+            () = self.connections.drained_of_silent() => return None,
+            () = self.connections.end.cancelled() => return None,
         };
         let stream = match accepted {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return self.handshake_failed(&client, &error),
+            Ok(Err(error)) => {
+                self.handshake_failed(&client, &error);
+                return None;
+            }
             Err(_) => {
                 self.metrics.closed(&self.name, Closed::TlsHandshake);
-                return self.handshake_failed(&client, &"not complete in time");
+                self.handshake_failed(&client, &"not complete in time");
+                return None;
             }
         };
         let (_, session) = stream.get_ref();
@@ -523,7 +541,7 @@ impl Service {
             },
             peer_certificates: Vec::new(),
         });
-        serve(stream, Some(protocol), Arc::new(client), self.limits, slot, &self.connections).await;
+        Some((Box::new(stream), protocol, client))
     }
 
     fn handshake_failed(&self, client: &Client, error: &dyn std::fmt::Display) {

@@ -128,14 +128,13 @@ impl Proxy {
     }
 
     /// The reply to a head that could not be read.
-    pub(crate) fn refuse(&self, fault: Fault, client: &Client) -> Vec<u8> {
+    pub(crate) fn refuse(&self, fault: Fault, client: &Client) -> Response<Body> {
         let failure = Failure::from(fault);
-        let reason = failure.reason();
         let id = request_id(&http::HeaderMap::new(), false);
-        let reply = respond::refusal(&failure, &id);
+        let response = respond::failure(&failure, &id);
         let outcome = Outcome { route: None, failure: Some(failure), denied_by: None };
-        self.record(&id, client, None, &outcome, reason.status(), Instant::now());
-        reply
+        self.record(&id, client, None, &outcome, response.status(), Instant::now());
+        response
     }
 
     /// A response whose head is out did not come to its end.

@@ -174,21 +174,15 @@ impl fmt::Display for Failure {
 
 /// The reply to a request that failed.
 pub(crate) fn failure(failure: &Failure, request_id: &str) -> Response<Body> {
-    let (headers, body) = failure_reply(failure, request_id);
-    let mut response = Response::new(full(body.into()));
-    *response.status_mut() = failure.status;
-    *response.headers_mut() = headers;
-    response
-}
-
-fn failure_reply(failure: &Failure, request_id: &str) -> (HeaderMap, String) {
     let body = serde_json::json!({
         "status": failure.status.as_u16(),
         "reason": failure.reason.as_str(),
         "message": failure.reason.message(),
         "request_id": request_id,
     });
-    let mut headers = HeaderMap::new();
+    let mut response = Response::new(full(format!("{body}\n").into()));
+    *response.status_mut() = failure.status;
+    let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(X_PALISADE_REASON, HeaderValue::from_static(failure.reason.as_str()));
     if failure.status == StatusCode::METHOD_NOT_ALLOWED {
@@ -197,30 +191,14 @@ fn failure_reply(failure: &Failure, request_id: &str) -> (HeaderMap, String) {
     if failure.status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    set_request_id(&mut headers, request_id);
-    (headers, format!("{body}\n"))
+    set_request_id(headers, request_id);
+    response
 }
 
 fn set_request_id(headers: &mut HeaderMap, request_id: &str) {
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(X_REQUEST_ID, id);
     }
-}
-
-/// The whole reply, as HTTP/1.1 writes it, to a head that could not be read. The connection ends with it.
-pub(crate) fn refusal(failure: &Failure, request_id: &str) -> Vec<u8> {
-    let (parts, body) = failure_reply(failure, request_id);
-    let mut text = format!("HTTP/1.1 {}\r\n", failure.status).into_bytes();
-    for (name, value) in &parts {
-        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            text.extend_from_slice(piece);
-        }
-    }
-    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
-    text.extend_from_slice(
-        format!("content-length: {}\r\nconnection: close\r\ndate: {date}\r\n\r\n{body}", body.len()).as_bytes(),
-    );
-    text
 }
 
 /// A reply made by a filter: a plugin's verdict, already checked.

@@ -10,7 +10,6 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use palisade_supervisor::chain;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,7 +20,7 @@ use super::counted::Counted;
 use super::http1;
 use super::io::{Guarded, Protocol, sniff};
 use super::linger::lend;
-use super::{BoxError, Client, Stream};
+use super::{BoxError, BoxStream, Client};
 use crate::config::Limits;
 use crate::listener::Slot;
 use crate::overload::{Load, Overload};
@@ -98,16 +97,14 @@ impl Connections {
 /// Serves `io` until it ends. `protocol` is given where ALPN has told it.
 ///
 /// Cancelled by [`Connections::end`]; dropping the future closes the connection.
-pub(crate) async fn serve<I>(
-    mut io: I,
+pub(crate) async fn serve(
+    mut io: BoxStream,
     protocol: Option<Protocol>,
     client: Arc<Client>,
-    limits: Limits,
+    limits: &Limits,
     slot: Arc<Slot>,
     connections: &Connections,
-) where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) {
     let (protocol, seen) = match protocol {
         Some(protocol) => (protocol, Vec::new()),
         None => {
@@ -130,22 +127,20 @@ pub(crate) async fn serve<I>(
         }
     };
     match protocol {
-        Protocol::Http1 => http1::serve(Box::new(io), seen, client, limits, slot, connections).await,
+        Protocol::Http1 => http1::serve(io, seen, client, limits, slot, connections).await,
         // Not in the future of every connection of the other kind.
-        Protocol::Http2 => Box::pin(serve_http2(io, seen, client, limits, slot, connections)).await,
+        Protocol::Http2 => Box::pin(serve_http2(io, seen, client, *limits, slot, connections)).await,
     }
 }
 
-async fn serve_http2<I>(
-    io: I,
+async fn serve_http2(
+    io: BoxStream,
     seen: Vec<u8>,
     client: Arc<Client>,
     limits: Limits,
     slot: Arc<Slot>,
     connections: &Connections,
-) where
-    I: Stream + 'static,
-{
+) {
     // Its place among the listener's connections stays taken while it lingers.
     let held = Arc::clone(&client);
     let activity = Activity::new();

@@ -66,7 +66,7 @@ pub(super) async fn serve(
     io: BoxStream,
     seen: Vec<u8>,
     client: Arc<Client>,
-    limits: Limits,
+    limits: &Limits,
     slot: Arc<Slot>,
     connections: &Connections,
 ) {
@@ -115,7 +115,7 @@ struct Connection<'a> {
     /// Since when a head has been there in part.
     head_since: Option<Instant>,
     client: Arc<Client>,
-    limits: Limits,
+    limits: &'a Limits,
     slot: Arc<Slot>,
     connections: &'a Connections,
 }
@@ -409,12 +409,10 @@ impl Connection<'_> {
             self.closed(Closed::NotHttp);
             return Over::Done;
         }
-        let reply = self.slot.proxy().refuse(fault, &self.client);
-        let mut outgoing = Outgoing::new(BytesMut::from(&reply[..]), Ends::AtHead, true, false);
-        let sent = tokio::time::timeout(REFUSAL, self.send(&mut outgoing, Pin::new(&mut super::empty()))).await;
-        match sent {
-            Ok(Ok(())) => Over::Done,
-            Ok(Err((over, _))) => over,
+        let response = self.slot.proxy().refuse(fault, &self.client);
+        match tokio::time::timeout(REFUSAL, self.answer(response, Version::HTTP_11, false, false)).await {
+            Ok(Ok(_)) => Over::Done,
+            Ok(Err(over)) => over,
             Err(_) => Over::Cut,
         }
     }
