@@ -150,7 +150,8 @@ def palisade(place: Place, upstream: int, plugin: str | None, label: str = "", *
 
 def plugin_settings(place: Place, plugin: str) -> dict[str, Any]:
     """Of rust, python, python-async, java; with MOSN's contract, mosn-python and mosn-go."""
-    settings: dict[str, Any] = {"timeout": "1s", "config": {"header": "user"}}
+    # On a busy machine a JVM takes long to start.
+    settings: dict[str, Any] = {"timeout": "1s", "handshake_timeout": "60s", "ready_timeout": "60s"}
     mosn = ROOT / "examples/mosn-compat"
     commands: dict[str, list[str | Path]] = {
         "rust": [place.programs / "example-plugin-filter"],
@@ -160,8 +161,7 @@ def plugin_settings(place: Place, plugin: str) -> dict[str, Any]:
         "mosn-python": [place.python, mosn / "checker.py", "-c", mosn / "checkconf.json", "-p", str(free_port())],
         "mosn-go": [GO_PLUGINS / "header-auth", "-quiet"],
     }
-    if plugin.startswith("mosn"):
-        settings = {"timeout": "1s", "contract": "mosn"}
+    settings |= {"contract": "mosn"} if plugin.startswith("mosn") else {"config": {"header": "user"}}
     return settings | {"command": [str(part) for part in commands[plugin]]}
 
 
@@ -223,7 +223,9 @@ def haproxy(place: Place, upstream: int) -> Proxy:
         "haproxy.cfg",
         f"""global
   nbthread {place.workers}
-  maxconn {FILES // 2 - 64}
+  maxconn {FILES - 200}
+  # It would not start unless it may open two files for each of these connections.
+  no strict-limits
 defaults
   mode http
   timeout connect 5s

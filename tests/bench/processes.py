@@ -42,6 +42,8 @@ def before_exec(cores: set[int] | None = None) -> Callable[[], None]:
     parent = os.getpid()
 
     def prepare() -> None:
+        # A group of its own: Ctrl-C is for the run, which ends the others in order.
+        os.setpgid(0, 0)
         for number in ENDING:
             signal.signal(number, signal.SIG_DFL)
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -62,9 +64,8 @@ class Group:
 
     def start(self, command: list[str], name: str, cores: set[int] | None = None) -> int:
         with (self._logs / f"{name}.out").open("wb") as log:
-            # A session of its own: Ctrl-C is for the run, which ends the others in order.
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                       start_new_session=True, preexec_fn=before_exec(cores))
+                                       preexec_fn=before_exec(cores))
         self._running[process.pid] = process
         return process.pid
 

@@ -126,7 +126,7 @@ SCENARIOS = [
     Scenario("up-1m", "Requests of 1 MiB", plain, path="/take", upload=MIB, connections=16),
     Scenario("two", "Plain, two workers", plain, workers=2, pinned=False),
     Scenario("two-auth", "A decision by a Rust process, two workers", rust, workers=2, pinned=False),
-    Scenario("idle", "Idle keep-alive connections", plain, idle=10_000),
+    Scenario("idle", "Idle keep-alive connections", plain, idle=10_000, smoke=True),
     Scenario("headers", "Growth with header fields", by_headers, seconds=1),
     Scenario("routes", "Growth with routes", by_routes, seconds=1),
     Scenario("idle-plugins", "Growth with plugins that no route names", by_idle_plugins, seconds=1),
