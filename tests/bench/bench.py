@@ -2,11 +2,11 @@
 
     bench.py [--smoke] [--rounds N] [--seconds S] [--only SCENARIO,...] [--proxies PROXY,...] [--out DIR]
 
-The proxy runs alone on core 0, everything else on core 1; scenarios of two workers are not pinned. Each round runs every
-proxy for a few seconds, one after the other, so that what disturbs the machine disturbs all; the median of the rounds
-counts. Before the first measurement and after the last a request with and one without the right header are read to the
-last byte; during it, every response counts by its status and the sum of all by its size. `docs/performance.md` has the
-method in full.
+The proxy runs alone on core 0, everything else on core 1; scenarios of two workers are not pinned. Each round runs
+every proxy for a few seconds, one after the other, so that what disturbs the machine disturbs all; the median of the
+rounds counts. Before the first measurement and after the last a request with and one without the right header are read
+to the last byte; during it, every response counts by its status and the sum of all by its size. `docs/performance.md`
+has the method in full.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Sample:
         return (self.proxy_cpu + self.plugin_cpu) / max(1, self.requests) * 1e6
 
 
-def measure(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate: float = 0, warm: bool = True) -> Sample:
+def measure(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate: float = 0,
+            warm: bool = True) -> Sample:
     """Loads one proxy and checks what came of it; until it is warm, a verdict may come too late."""
     own, others = processes(proxy)
     # Threads may have come since the last time.
@@ -80,7 +81,8 @@ def measure(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate
 
 
 def processes(proxy: Proxy) -> tuple[list[int], list[int]]:
-    """Those of the proxy, and those that decide. nginx's workers are its children, Palisade's children are its plugins."""
+    """Those of the proxy, and those that decide."""
+    # nginx's workers are its children, Palisade's children are its plugins.
     children = descendants(proxy.pid)
     if proxy.is_palisade:
         return [proxy.pid], children
@@ -146,7 +148,7 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
 
 
 def warm_up(scenario: Scenario, proxy: Proxy, place: Place, smoke: bool) -> Sample:
-    """Pools, caches, the JIT compiler: loads it until what a request costs stays within 5 % for three times in a row."""
+    """Pools, caches, the JIT compiler: loads it until what a request costs stays within 5 % three times in a row."""
     least, most = (1, 1) if smoke else scenario.settles
     step = 1 if most <= 2 else 2
     started = time.monotonic()
@@ -213,8 +215,8 @@ def certificate(scratch: Path) -> Path:
     """A self-signed ECDSA certificate."""
     folder = scratch / "certs"
     folder.mkdir()
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "7",
-               "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+               "-days", "7", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
                "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
     subprocess.run(command, check=True, capture_output=True)
     return folder
@@ -246,8 +248,10 @@ def main() -> None:
     own_what_is_started()
     resource.setrlimit(resource.RLIMIT_NOFILE, (peers.FILES, peers.FILES))
     started = time.monotonic()
-    facts = machine.description() | {"rounds": options.rounds, "seconds": options.seconds,
-                                     "versions": peers.versions(options.programs), "calibration": [machine.calibration()]}
+    facts = machine.description() | {
+        "rounds": options.rounds, "seconds": options.seconds,
+        "versions": peers.versions(options.programs), "calibration": [machine.calibration()],
+    }
     results: dict[str, Any] = {}
     for scenario in SCENARIOS:
         if scenario.name not in wanted if wanted else options.smoke and not scenario.smoke:

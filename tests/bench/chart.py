@@ -26,7 +26,8 @@ def chart(results: dict[str, Any]) -> str:
     legend = (f'CPU for each request in microseconds: Palisade (<tspan fill="{OWN[0]}">proxy</tspan> + '
               f'<tspan fill="{OWN[1]}">plugin</tspan>), others (<tspan fill="{OTHERS[0]}">proxy</tspan> + '
               f'<tspan fill="{OTHERS[1]}">plugin</tspan>)')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+            f'font-family="sans-serif" font-size="12">'
             f'<rect width="100%" height="100%" fill="white"/><text x="10" y="18" font-size="14">{legend}</text>'
             + "".join(panels) + "</svg>\n")
 
@@ -40,9 +41,10 @@ def _panel(title: str, rows: dict[str, dict[str, Any]]) -> tuple[str, int]:
     for name, row in rows.items():
         colours = OWN if name.startswith("palisade") else OTHERS
         proxy, plugin = row["proxy_cpu_us"] * scale, row["plugin_cpu_us"] * scale
-        figures = f"{row['proxy_cpu_us']:,.1f}" + (f" + {row['plugin_cpu_us']:,.1f}" if row["plugin_cpu_us"] >= 0.05 else "")
+        figures = " + ".join(f"{row[key]:,.1f}" for key in ("proxy_cpu_us", "plugin_cpu_us") if row[key] >= 0.05)
+        label = escape(name.removeprefix("palisade ") or name)
         parts.append(
-            f'<text x="{NAMES - 8}" y="{y + 12}" text-anchor="end">{escape(name.removeprefix("palisade ") or name)}</text>'
+            f'<text x="{NAMES - 8}" y="{y + 12}" text-anchor="end">{label}</text>'
             f'<rect x="{NAMES}" y="{y}" width="{proxy:.1f}" height="{BAR}" fill="{colours[0]}"/>'
             f'<rect x="{NAMES + proxy:.1f}" y="{y}" width="{plugin:.1f}" height="{BAR}" fill="{colours[1]}"/>'
             f'<text x="{NAMES + proxy + plugin + 6:.1f}" y="{y + 12}">{figures}</text>'

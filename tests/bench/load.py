@@ -30,8 +30,8 @@ def check(scenario: Scenario, proxy: Proxy, within: float = 0) -> None:
     while (got := (_ask(scenario, proxy, "admin"), _ask(scenario, proxy, "guest")[0])) != wanted:
         if time.monotonic() > deadline:
             (status, body), other = got
-            sys.exit(f"{scenario.name}: {proxy.name} answers {status} {body[:80]!r} to whom it should let pass, and {other} "
-                     f"to whom it should {'deny' if proxy.judged else 'let pass too'}")
+            sys.exit(f"{scenario.name}: {proxy.name} answers {status} {body[:80]!r} to whom it should let pass, "
+                     f"and {other} to whom it should {'deny' if proxy.judged else 'let pass too'}")
 
 
 def _ask(scenario: Scenario, proxy: Proxy, user: str) -> tuple[int, bytes]:
@@ -73,12 +73,13 @@ def load(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate: f
                                       str(place.certificate / "cert.pem"), str(connections), str(seconds)])
     if rate:
         return _run(scenario, proxy, [str(place.programs / "bench-load"), "rate", str(proxy.port), scenario.path,
-                                      scenario.user, str(scenario.expected), str(connections), str(seconds), f"{rate:.0f}"])
+                                      scenario.user, str(scenario.expected), str(connections), str(seconds),
+                                      f"{rate:.0f}"])
     url = f"{'https' if proxy.tls else 'http'}://127.0.0.1:{proxy.port}{scenario.path}"
     if scenario.http2:
         return _h2load(scenario, proxy, url, connections, seconds, place.scratch / "h2load.log")
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(HERE / "wrk.lua"), url, "--",
-               "POST" if scenario.upload else "GET", str(scenario.upload), str(proxy.headers), scenario.user]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(HERE / "wrk.lua"),
+               url, "--", "POST" if scenario.upload else "GET", str(scenario.upload), str(proxy.headers), scenario.user]
     size = _response_size(scenario, proxy)
     got = _run(scenario, proxy, command)
     # wrk counts every status from 400 as an error.
@@ -103,7 +104,8 @@ def _run(scenario: Scenario, proxy: Proxy, command: list[str]) -> dict[str, Any]
 def _h2load(scenario: Scenario, proxy: Proxy, url: str, connections: int, seconds: float, log: Path) -> dict[str, Any]:
     """Each response's status and time are in its log, the sum of all bodies in its output."""
     log.unlink(missing_ok=True)
-    command = ["h2load", f"-c{connections}", "-m8", f"-D{seconds}", "-H", f"user: {scenario.user}", f"--log-file={log}", url]
+    command = ["h2load", f"-c{connections}", "-m8", f"-D{seconds}", "-H", f"user: {scenario.user}",
+               f"--log-file={log}", url]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=before_exec(scenario.other_cores))
     rows = [line.split("\t") for line in log.read_text().splitlines()] if log.exists() else []
     times = sorted(int(row[2]) for row in rows)

@@ -81,8 +81,8 @@ def upstream(place: Place) -> int:
     for name, size in BODIES.items():
         (www / name).write_bytes(b"x" * size)
     taken = f"unix:{place.scratch}/taken.sock"
-    # `return` by itself would answer before it has read a body, and no proxy may keep a connection that still sends one.
-    # So it asks itself once it has read the body to its end.
+    # `return` by itself would answer before it has read a body, and no proxy may keep a connection that still sends
+    # one. So it asks itself once it has read the body to its end.
     config = place.file(
         "upstream.conf",
         f"""daemon off; master_process off; worker_processes 1; pid {place.scratch}/upstream.pid;
@@ -185,7 +185,8 @@ def nginx_proxy(place: Place, upstream: int, auth: str | None) -> Proxy:
     ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:s:10m;"""
     config = place.file(
         f"{name}.conf",
-        f"""daemon off; {"user root;" if os.geteuid() == 0 else ""} worker_processes {place.workers}; pid {place.scratch}/{name}.pid;
+        f"""daemon off; {"user root;" if os.geteuid() == 0 else ""} worker_processes {place.workers};
+pid {place.scratch}/{name}.pid;
 error_log {place.scratch}/{name}.log;
 events {{ worker_connections {FILES - 64}; }}
 http {{

@@ -79,7 +79,8 @@ def markdown(machine: dict[str, Any], results: Results) -> str:
 
 def overview(machine: dict[str, Any], results: Results) -> str:
     """The tables of docs/performance.md, and what goes before them."""
-    facts = [f"- {key.replace('_', ' ')}: {value}" for key, value in machine.items() if key not in ("versions", "calibration")]
+    facts = [f"- {key.replace('_', ' ')}: {value}" for key, value in machine.items()
+             if key not in ("versions", "calibration")]
     facts += [f"- {version}" for version in machine["versions"].values()]
     facts += [f"- calibration at the {when}: one byte there and back between processes on the two cores "
               f"{run['round_trip_us']} us, a fixed loop {run['loop_ms']} ms"
@@ -92,7 +93,8 @@ def overview(machine: dict[str, Any], results: Results) -> str:
         "Requests (or handshakes) per second:\n\n" + against_others(machine, results, rate),
         "Latency in microseconds, p50 / p99 / p99.9:\n\n" + latency(machine, results),
         "Memory:\n\n" + memory(results),
-        "## How cost grows\n\nCPU of Palisade, and of its plugins, for each request, in microseconds:\n\n" + growth(results),
+        "## How cost grows\n\nCPU of Palisade, and of its plugins, for each request, in microseconds:\n\n"
+        + growth(results),
     ]
     return "\n".join(parts)
 
@@ -182,12 +184,14 @@ def memory(results: Results) -> str:
     lines = []
     idle = {peer: row for peer in PLAIN if (row := _row(results, "idle", PLAIN[peer]))}
     if idle:
-        lines.append(["without connections, MiB", *(str(idle[peer]["rss_mib"]) if peer in idle else "" for peer in PLAIN)])
+        lines.append(["without connections, MiB",
+                      *(str(idle[peer]["rss_mib"]) if peer in idle else "" for peer in PLAIN)])
         for key in next(iter(idle.values())):
             if count := re.fullmatch(r"kib_each_of_(\d+)", key):
                 lines.append([f"an idle keep-alive connection, KiB (of {int(count[1]):,})",
                               *(f"{idle[peer][key]:.1f}" if peer in idle else "" for peer in PLAIN)])
-    for title, scenario in (("most, with requests of 1 MiB, MiB", "up-1m"), ("most, with responses of 1 MiB, MiB", "down-1m")):
+    for title, scenario in (("most, with requests of 1 MiB, MiB", "up-1m"),
+                            ("most, with responses of 1 MiB, MiB", "down-1m")):
         rows = {peer: row for peer in PLAIN if (row := _row(results, scenario, PLAIN[peer]))}
         if rows:
             lines.append([title, *(str(rows[peer]["peak_mib"]) if peer in rows else "" for peer in PLAIN)])
@@ -238,11 +242,13 @@ def goals(machine: dict[str, Any], results: Results) -> str:
         ("plain: requests/s, times Envoy's", ">=", 2, lambda: times("plain", "palisade", "envoy")),
         ("a decision in Rust: CPU of proxy and plugin, times nginx's", "<=", 0.85,
          lambda: cost("auth-rust", "palisade-rust") / cost("auth-rust", "nginx-auth_request")),
-        ("a decision in Rust: requests/s, times Envoy's", ">=", 6, lambda: times("auth-rust", "palisade-rust", "envoy-rust")),
+        ("a decision in Rust: requests/s, times Envoy's", ">=", 6,
+         lambda: times("auth-rust", "palisade-rust", "envoy-rust")),
         ("a decision in Python: requests/s, times Envoy's", ">=", 6,
          lambda: times("auth-python", "palisade-python", "envoy-python")),
         ("the same, as a coroutine", ">=", 6, lambda: times("auth-python", "palisade-python-async", "envoy-python")),
-        ("a decision in Java: requests/s, times Envoy's", ">=", 4, lambda: times("auth-java", "palisade-java", "envoy-java")),
+        ("a decision in Java: requests/s, times Envoy's", ">=", 4,
+         lambda: times("auth-java", "palisade-java", "envoy-java")),
         ("what a decision adds to p50 on one connection, us", "<=", 40, added),
         ("p99.9 at half load, times p50", "<=", 5, half),
         *((f"{title}: requests/s, times {peer}'s", ">=", goal,

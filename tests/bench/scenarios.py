@@ -85,11 +85,13 @@ def by_headers(place: Place, upstream: int) -> list[Proxy]:
 
 
 def by_routes(place: Place, upstream: int) -> list[Proxy]:
-    return [peers.palisade(place, upstream, None, f"palisade {count} routes", routes=count) for count in (1, 100, 1_000, 10_000)]
+    return [peers.palisade(place, upstream, None, f"palisade {count} routes", routes=count)
+            for count in (1, 100, 1_000, 10_000)]
 
 
 def by_idle_plugins(place: Place, upstream: int) -> list[Proxy]:
-    return [peers.palisade(place, upstream, None, f"palisade {count} idle plugins", idle_plugins=count) for count in (1, 10, 100)]
+    return [peers.palisade(place, upstream, None, f"palisade {count} idle plugins", idle_plugins=count)
+            for count in (1, 10, 100)]
 
 
 def by_filters(place: Place, upstream: int) -> list[Proxy]:
@@ -119,7 +121,8 @@ SCENARIOS = [
     Scenario("http2", "HTTP/2 clients", plain, http2=True, connections=8, smoke=True),
     Scenario("tls", "TLS, keep-alive", plain, tls=True),
     Scenario("tls-full", "Full TLS handshakes", plain, tls=True, handshakes="full", connections=16, smoke=True),
-    Scenario("tls-resumed", "Resumed TLS handshakes", plain, tls=True, handshakes="resumed", connections=16, smoke=True),
+    Scenario("tls-resumed", "Resumed TLS handshakes", plain, tls=True, handshakes="resumed", connections=16,
+             smoke=True),
     Scenario("down-64k", "Responses of 64 KiB", plain, path="/64k"),
     Scenario("down-1m", "Responses of 1 MiB", plain, path="/1m", connections=16),
     Scenario("up-64k", "Requests of 64 KiB", plain, path="/take", upload=64 * 1024, smoke=True),
