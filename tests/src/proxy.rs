@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -15,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::{Client, LONG, Reply, eventually, process, soon};
+use crate::{Client, LONG, Reply, Upstream, eventually, process, soon};
 
 /// Most log lines that are kept: a test that floods the log must not fill the memory.
 const MAX_LINES: usize = 200_000;
@@ -190,6 +191,17 @@ pub async fn cli_in(dir: &Path, arguments: &[&str], options: &Options) -> Outcom
     outcome
 }
 
+/// A configuration with one listener, one upstream, and the filter `auth` before it, a plugin with these keys.
+#[must_use]
+pub fn filtered(upstream: impl Display, plugin: &str) -> String {
+    format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{upstream}'}}]
+plugins: {{auth: {{{plugin}}}}}
+"
+    )
+}
+
 /// Runs a command to its end.
 async fn finish(command: Command) -> Outcome {
     let started = Instant::now();
@@ -228,6 +240,18 @@ upstreams: {{app: {{endpoints: ['{endpoint}']{upstream}}}}}
 "
         );
         Self::start(&yaml).await
+    }
+
+    /// Starts a proxy whose only route has the fake as its filter `auth`, with these actions and further keys, which
+    /// begin with a comma. [`ADMIN`] passes.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become ready.
+    pub async fn behind_fake(actions: &[&str], keys: &str) -> (Self, Upstream) {
+        let upstream = Upstream::http1("app").await;
+        let plugin = format!("command: {}{keys}", fake(actions));
+        (Self::start(&filtered(upstream.address(), &plugin)).await, upstream)
     }
 
     /// Starts it in this directory; its runtime directory is `run` in there.

@@ -3,26 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use palisade_tests::{Client, Proxy, Raw, Upstream, fake, soon};
-
-const ADMIN: (&str, &str) = ("user", "admin");
-
-/// A proxy with a plugin that takes batches, which it answers as `x-fake` says.
-async fn start(actions: &[&str], plugin: &str) -> (Proxy, Upstream) {
-    let upstream = Upstream::http1("app").await;
-    let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: {}{plugin}}}}}
-",
-        upstream.address(),
-        fake(actions)
-    );
-    (Proxy::start(&yaml).await, upstream)
-}
+use palisade_tests::{ADMIN, Client, Proxy, Raw, Upstream, soon};
 
 async fn bare(plugin: &str) -> (Proxy, Upstream) {
-    start(&["needs:batches", "serve-bare"], plugin).await
+    Proxy::behind_fake(&["needs:batches", "serve-bare"], plugin).await
 }
 
 /// The stream that a call went over.
@@ -111,7 +95,7 @@ async fn clients_that_leave_break_no_calls_of_others() {
 #[tokio::test]
 async fn each_of_many_gets_its_own_verdict_and_waits_for_no_other() {
     for actions in [&["serve"][..], &["calls:3", "serve"], &["needs:batches", "serve-bare"]] {
-        let (proxy, upstream) = start(actions, ", timeout: 20s").await;
+        let (proxy, upstream) = Proxy::behind_fake(actions, ", timeout: 20s").await;
         let address = proxy.address();
         let mut slow = Client::http1(address).await;
         let slow = tokio::spawn(async move { slow.get("/", &[ADMIN, ("x-fake", "sleep-2000")]).await });

@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Scripted, Seen, Upstream, fake, get};
+use palisade_tests::{ADMIN, Client, Proxy, Raw, Scripted, Seen, Upstream, fake, get};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-const ADMIN: (&str, &str) = ("user", "admin");
 
 /// A proxy with the fake as the filter `auth` of its only route.
 async fn start(actions: &[&str], plugin: &str) -> (Proxy, Upstream) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::{kill, runs};
-use palisade_tests::{Load, Proxy, Upstream, fake, place};
+use palisade_tests::{Load, Proxy, Upstream, fake, filtered, place};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -92,13 +92,7 @@ fn spawn(command: &[String]) -> Child {
 }
 
 fn yaml(upstream: &Upstream, plugin: &str) -> String {
-    format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{{plugin}}}}}
-",
-        upstream.address()
-    )
+    filtered(upstream.address(), plugin)
 }
 
 const ADMIN: &[(&str, &str)] = &[("user", "admin")];

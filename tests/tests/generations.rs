@@ -4,17 +4,10 @@
 
 use std::process::{Child, Command, Stdio};
 
-use palisade_tests::{Proxy, Upstream, fake, place, run_to_exit};
-
-const ADMIN: (&str, &str) = ("user", "admin");
+use palisade_tests::{ADMIN, Proxy, Upstream, fake, filtered, place, run_to_exit};
 
 fn yaml(upstream: &str, plugin: &str) -> String {
-    format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{upstream}'}}]
-plugins: {{auth: {{{plugin}}}}}
-"
-    )
+    filtered(upstream, plugin)
 }
 
 async fn refused(proxy: &Proxy, what: &str) {

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use palisade_supervisor::{Adapter, AttachError, InstanceInfo, Plugin, PluginSpec, State};
 use palisade_tests::process::{self, kill};
 use palisade_tests::tls::Authority;
-use palisade_tests::{GoPlugin, LONG, Options, Proxy, Upstream, fake, place, programs_in, run_to_exit, soon};
+use palisade_tests::{GoPlugin, LONG, Options, Proxy, Upstream, fake, filtered, place, programs_in, run_to_exit, soon};
 
 /// A proxy that logs everything, with this program as its filter.
 async fn start(program: &Path, flags: &[&str], keys: &str) -> (Proxy, Upstream) {
@@ -24,13 +24,12 @@ async fn start_as(palisade: Option<PathBuf>, program: &Path, flags: &[&str], key
     let upstream = Upstream::http1("app").await;
     let mut command = vec![program.to_str().unwrap()];
     command.extend(flags);
-    let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{contract: mosn, command: {}, timeout: 20s, handshake_timeout: 25s, ready_timeout: 25s{keys}}}}}
-",
+    let yaml = filtered(
         upstream.address(),
-        serde_json::to_string(&command).unwrap()
+        &format!(
+            "contract: mosn, command: {}, timeout: 20s, handshake_timeout: 25s, ready_timeout: 25s{keys}",
+            serde_json::to_string(&command).unwrap()
+        ),
     );
     let env = vec![("PALISADE_LOG".into(), "info,plugin=trace".into())];
     let options = Options { env, program: palisade, ..Options::default() };
@@ -297,13 +296,9 @@ async fn a_host_connects_to_a_plugin_of_another_user_by_the_group_of_its_socket(
 
     // Ours does as go-plugin does; and without the group it is out of reach.
     let yaml = |keys: &str| {
-        format!(
-            "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: [{}, serve], timeout: 20s, required: false{keys}}}}}
-",
+        filtered(
             upstream.address(),
-            fake.display()
+            &format!("command: [{}, serve], timeout: 20s, required: false{keys}", fake.display()),
         )
     };
     let options = Options { program: Some(palisade), ..Options::default() };

@@ -3,10 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use palisade_tests::process::runs;
-use palisade_tests::{Client, Proxy, Raw, Upstream, fake, get, soon};
+use palisade_tests::{ADMIN, Client, Proxy, Raw, Upstream, fake, get, soon};
 use tokio::net::TcpStream;
-
-const ADMIN: (&str, &str) = ("user", "admin");
 
 async fn start() -> (Proxy, Upstream) {
     let upstream = Upstream::http1("app").await;

@@ -10,12 +10,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use palisade_tests::process::{kill, runs};
 use palisade_tests::{
-    Client, Options, Proxy, Raw, Upstream, eventually, fake, get, place, programs_in, run_to_exit, soon,
+    ADMIN, Client, Options, Proxy, Raw, Upstream, eventually, fake, get, place, programs_in, run_to_exit, soon,
 };
 use tempfile::TempDir;
 use tokio::net::TcpStream;
-
-const ADMIN: (&str, &str) = ("user", "admin");
 
 fn config(actions: &[&str], upstream: &Upstream, top: &str) -> String {
     format!(

@@ -16,20 +16,12 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use palisade_tests::process::{freeze, kill};
-use palisade_tests::{Client, Options, Proxy, Upstream, eventually, fake, get, place, programs_in};
+use palisade_tests::{ADMIN, Client, Options, Proxy, Upstream, eventually, fake, filtered, get, place, programs_in};
 
-const ADMIN: (&str, &str) = ("user", "admin");
 const LOST: &str = "palisade_log_lines_lost_total";
 
 fn config(upstream: &Upstream) -> String {
-    format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: {}, timeout: 10s}}}}
-",
-        upstream.address(),
-        fake(&["serve"])
-    )
+    filtered(upstream.address(), &format!("command: {}, timeout: 10s", fake(&["serve"])))
 }
 
 /// Runs the proxy by a script, in which `PALISADE` is its program.

@@ -6,21 +6,10 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::kill;
-use palisade_tests::{Client, LONG, Load, Proxy, Upstream, fake, get, soon};
-
-const ADMIN: (&str, &str) = ("user", "admin");
+use palisade_tests::{ADMIN, Client, LONG, Load, Proxy, Upstream, get, soon};
 
 async fn start(actions: &[&str], plugin: &str) -> (Proxy, Upstream) {
-    let upstream = Upstream::http1("app").await;
-    let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: {}, instances: 2{plugin}}}}}
-",
-        upstream.address(),
-        fake(actions)
-    );
-    (Proxy::start(&yaml).await, upstream)
+    Proxy::behind_fake(actions, &format!(", instances: 2{plugin}")).await
 }
 
 /// The process of each instance; `None` while it has none that serves.

@@ -119,6 +119,11 @@ async fn headers_in_flight_share_a_budget() {
         assert_eq!(stream.finish().await.status, 200);
     }
     assert_eq!(client.get("/", &[("x-large", &large)]).await.status, 200);
+    // Of HTTP/1.1 there is one at a time.
+    let mut client = Client::http1(proxy.address()).await;
+    let large = [("x-large", large.as_str()); 3];
+    assert_eq!(client.get("/", &large).await.status, 200);
+    client.get("/", &[&large[..], &[("x-small", ""); 60]].concat()).await.assert_failed(431, "header_memory");
 }
 
 #[tokio::test]

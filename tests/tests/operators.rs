@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::kill;
-use palisade_tests::{Options, Outcome, Proxy, Upstream, cli_in, fake, place, programs_in};
+use palisade_tests::{ADMIN, Options, Outcome, Proxy, Upstream, cli_in, fake, place, programs_in};
 
-const ADMIN: (&str, &str) = ("user", "admin");
 const LISTENER: &str = "listeners: [{name: web, address: 127.0.0.1:0}]\n";
 
 /// A user of this id is on no machine.

@@ -6,23 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::kill;
-use palisade_tests::{Client, Load, Proxy, Stream, Upstream, eventually, fake, get, soon};
+use palisade_tests::{ADMIN, Client, Load, Proxy, Stream, eventually, get, soon};
 use tokio::task::JoinSet;
-
-const ADMIN: (&str, &str) = ("user", "admin");
-
-async fn start(actions: &[&str], plugin: &str) -> (Proxy, Upstream) {
-    let upstream = Upstream::http1("app").await;
-    let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: {}{plugin}}}}}
-",
-        upstream.address(),
-        fake(actions)
-    );
-    (Proxy::start(&yaml).await, upstream)
-}
 
 /// The process of each instance; 0 while it has none that serves.
 async fn pids(proxy: &Proxy) -> Vec<i64> {
@@ -44,7 +29,7 @@ async fn held(proxy: &Proxy, file: &str) -> (Client, Stream) {
 #[tokio::test]
 async fn instances_that_die_together_are_started_apart() {
     let (proxy, _upstream) =
-        start(&["serve"], ", instances: 3, timeout: 20s, required: true, restart: {stagger: 10m}").await;
+        Proxy::behind_fake(&["serve"], ", instances: 3, timeout: 20s, required: true, restart: {stagger: 10m}").await;
     let before = pids(&proxy).await;
     for pid in &before {
         kill(i32::try_from(*pid).unwrap(), Signal::SIGKILL);
@@ -73,7 +58,7 @@ async fn instances_that_die_together_are_started_apart() {
 
 #[tokio::test]
 async fn a_full_queue_is_answered_at_once_and_counted() {
-    let (proxy, _upstream) = start(&["serve"], ", timeout: 60s, max_calls: 2, max_queue: 3").await;
+    let (proxy, _upstream) = Proxy::behind_fake(&["serve"], ", timeout: 60s, max_calls: 2, max_queue: 3").await;
     // One more than there is room for.
     let mut asked = JoinSet::new();
     for _ in 0..6 {
@@ -96,7 +81,7 @@ async fn a_full_queue_is_answered_at_once_and_counted() {
 
 #[tokio::test]
 async fn whoever_leaves_the_queue_is_not_asked_about() {
-    let (proxy, _upstream) = start(&["serve"], ", timeout: 60s, max_calls: 1, max_queue: 1").await;
+    let (proxy, _upstream) = Proxy::behind_fake(&["serve"], ", timeout: 60s, max_calls: 1, max_queue: 1").await;
     let first = held(&proxy, "go").await;
     let asked = || proxy.log().matches("asked to wait for go").count();
     eventually("the first is asked about", || asked() == 1).await;
@@ -117,7 +102,7 @@ async fn whoever_leaves_the_queue_is_not_asked_about() {
 #[tokio::test]
 async fn an_instance_that_fails_while_the_other_does_not_gets_no_calls() {
     let plugin = ", instances: 2, timeout: 10s, quarantine: {failures: 3, time: 1h}";
-    let (proxy, _upstream) = start(&["serve"], plugin).await;
+    let (proxy, _upstream) = Proxy::behind_fake(&["serve"], plugin).await;
     let broken = pids(&proxy).await[0];
     std::fs::write(proxy.dir().join("broken"), broken.to_string()).unwrap();
     let breakable = [ADMIN, ("x-fake", "unless-broken")];
@@ -151,7 +136,7 @@ async fn an_instance_that_fails_while_the_other_does_not_gets_no_calls() {
 #[tokio::test]
 async fn an_instance_that_recovers_gets_calls_again() {
     let plugin = ", instances: 2, timeout: 10s, quarantine: {failures: 3, time: 50ms}";
-    let (proxy, _upstream) = start(&["serve"], plugin).await;
+    let (proxy, _upstream) = Proxy::behind_fake(&["serve"], plugin).await;
     let broken = pids(&proxy).await[0];
     std::fs::write(proxy.dir().join("broken"), broken.to_string()).unwrap();
     let breakable = [ADMIN, ("x-fake", "unless-broken")];
@@ -174,7 +159,7 @@ async fn an_instance_that_recovers_gets_calls_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_ends_two_processes_is_refused_and_harms_nobody_else() {
     let plugin = ", instances: 3, timeout: 20s, on_failure: allow, restart: {initial: 10ms, max: 20ms}";
-    let (proxy, upstream) = start(&["serve"], plugin).await;
+    let (proxy, upstream) = Proxy::behind_fake(&["serve"], plugin).await;
     let load = Load::on(proxy.address());
     load.more(50).await;
     for round in 1..=3 {
@@ -197,7 +182,7 @@ async fn a_request_that_ends_two_processes_is_refused_and_harms_nobody_else() {
 /// and requests have been answered since; else every 300 ms.
 async fn kills_under_load(instances: u32, time: Duration, rate: u32, paced: bool) -> String {
     let plugin = format!(", instances: {instances}, timeout: 10s, restart: {{initial: 10ms, max: 20ms}}");
-    let (proxy, _upstream) = start(&["serve"], &plugin).await;
+    let (proxy, _upstream) = Proxy::behind_fake(&["serve"], &plugin).await;
     let load = Load::at_rate(proxy.address(), rate);
     let started = Instant::now();
     let mut beat = tokio::time::interval(Duration::from_millis(300));

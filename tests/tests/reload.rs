@@ -9,11 +9,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use palisade_tests::process::{descendants, kill, runs};
 use palisade_tests::tls::Authority;
-use palisade_tests::{Client, Load, Outcome, Proxy, Raw, Upstream, eventually, fake, get, place, soon};
+use palisade_tests::{ADMIN, Client, Load, Outcome, Proxy, Raw, Upstream, eventually, fake, get, place, soon};
 use serde_json::Value;
 use tokio::net::TcpStream;
-
-const ADMIN: (&str, &str) = ("user", "admin");
 
 const CHANGES: &str = "palisade_changes_total";
 

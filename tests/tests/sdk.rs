@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use palisade_tests::process::kill;
 use palisade_tests::tls::Authority;
-use palisade_tests::{Proxy, Upstream, place, soon};
+use palisade_tests::{Proxy, Upstream, filtered, place, soon};
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -37,12 +37,11 @@ fn command(parts: &[&Path]) -> String {
 
 async fn a_filter_decides(command: &str, sandbox: &str) {
     let upstream = Upstream::http1("app").await;
-    let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: {command}, sandbox: {sandbox}, timeout: 20s, handshake_timeout: 25s, config: {{header: user, value: admin}}}}}}
-",
-        upstream.address()
+    let yaml = filtered(
+        upstream.address(),
+        &format!(
+            "command: {command}, sandbox: {sandbox}, timeout: 20s, handshake_timeout: 25s, config: {{header: user, value: admin}}"
+        ),
     );
     let proxy = Proxy::start(&yaml).await;
     let denied = proxy.get("/", &[]).await;

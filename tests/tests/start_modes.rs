@@ -4,16 +4,10 @@
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::kill;
-use palisade_tests::{Proxy, Upstream, fake, place, run_to_exit};
+use palisade_tests::{Proxy, Upstream, fake, filtered, place, run_to_exit};
 
 fn config(actions: &[&str], upstream: &str, keys: &str) -> String {
-    format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{upstream}'}}]
-plugins: {{auth: {{command: {}, timeout: 10s, stop_timeout: 300ms{keys}}}}}
-",
-        fake(actions)
-    )
+    filtered(upstream, &format!("command: {}, timeout: 10s, stop_timeout: 300ms{keys}", fake(actions)))
 }
 
 async fn it_decides_and_comes_back(actions: &[&str], endpoint: &str, keys: &str) {

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::{freeze, kill, memory, runs};
-use palisade_tests::{Client, LONG, Proxy, Upstream, eventually, fake, get, soon};
-
-const ADMIN: (&str, &str) = ("user", "admin");
+use palisade_tests::{ADMIN, Client, LONG, Proxy, Upstream, eventually, fake, get, soon};
 
 /// A proxy with the filter `auth` before everything but `/free`.
 fn config(actions: &[&str], plugin: &str, upstream: &Upstream) -> String {

@@ -4,10 +4,8 @@
 
 use std::sync::Arc;
 
-use palisade_tests::{Client, Options, Proxy, Raw, Scripted, Upstream, fake, get, place, read_head, soon};
+use palisade_tests::{ADMIN, Client, Options, Proxy, Raw, Scripted, Upstream, fake, get, place, read_head, soon};
 use tokio::io::AsyncWriteExt;
-
-const ADMIN: (&str, &str) = ("user", "admin");
 
 const WEB: [(&str, &str); 1] = [("listener", "web")];
 

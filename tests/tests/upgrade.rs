@@ -10,11 +10,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use palisade_tests::process::{kill, runs};
 use palisade_tests::tls::Authority;
-use palisade_tests::{Client, Load, Outcome, Proxy, Upstream, fake, get, place, soon};
+use palisade_tests::{ADMIN, Client, Load, Outcome, Proxy, Upstream, fake, filtered, get, place, soon};
 use serde_json::Value;
 use tempfile::TempDir;
-
-const ADMIN: (&str, &str) = ("user", "admin");
 
 /// Makes the plugin's program: from now on, whoever starts it gets a fake that does these things.
 fn install(dir: &Path, actions: &[&str]) {
@@ -42,13 +40,7 @@ fn write_program(dir: &Path, script: &str) {
 async fn start(plugin: &str) -> (Proxy, Upstream, Arc<TempDir>) {
     let (upstream, dir) = (Upstream::http1("app").await, Arc::new(place()));
     install(dir.path(), &["serve"]);
-    let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: [./plugin]{plugin}}}}}
-",
-        upstream.address()
-    );
+    let yaml = filtered(upstream.address(), &format!("command: [./plugin]{plugin}"));
     (Proxy::start_in(Arc::clone(&dir), &yaml).await, upstream, dir)
 }
 

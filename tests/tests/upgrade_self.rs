@@ -11,11 +11,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use palisade_supervisor::Checksum;
 use palisade_tests::process::{command, descendants, kill, runs};
-use palisade_tests::{Client, Load, Options, Outcome, Proxy, Upstream, eventually, fake, place, run_to_exit, soon};
+use palisade_tests::{
+    ADMIN, Client, Load, Options, Outcome, Proxy, Upstream, eventually, fake, filtered, place, run_to_exit, soon,
+};
 use serde_json::Value;
 use tempfile::TempDir;
-
-const ADMIN: (&str, &str) = ("user", "admin");
 
 fn config(dir: &TempDir, upstream: &Upstream) -> String {
     format!(
@@ -190,13 +190,9 @@ async fn a_sandboxed_and_pinned_plugin_goes_on_as_one() {
     let [palisade, fake] = palisade_tests::programs_in(dir.path());
     let sum = Checksum::of(&fake).unwrap();
     let yaml = |checksum: &str| {
-        format!(
-            "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: ['{}', serve], timeout: 20s, sandbox: hardened, checksum: '{checksum}'}}}}
-",
+        filtered(
             upstream.address(),
-            fake.display()
+            &format!("command: ['{}', serve], timeout: 20s, sandbox: hardened, checksum: '{checksum}'", fake.display()),
         )
     };
     let options = Options { program: Some(palisade.clone()), ..Options::default() };

@@ -2,27 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use palisade_tests::{Proxy, Upstream, fake};
-
-const ADMIN: (&str, &str) = ("user", "admin");
-
-/// A proxy with the fake as the filter `auth` of its only route.
-async fn start(actions: &[&str], plugin: &str) -> (Proxy, Upstream) {
-    let upstream = Upstream::http1("app").await;
-    let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
-plugins: {{auth: {{command: {}{plugin}}}}}
-",
-        upstream.address(),
-        fake(actions)
-    );
-    (Proxy::start(&yaml).await, upstream)
-}
+use palisade_tests::{ADMIN, Proxy};
 
 #[tokio::test]
 async fn invalid_verdicts_fail_the_request_and_nothing_of_them_is_used() {
-    let (proxy, upstream) = start(&["serve"], ", timeout: 10s").await;
+    let (proxy, upstream) = Proxy::behind_fake(&["serve"], ", timeout: 10s").await;
     let pid = proxy.plugin_pid("auth").await;
     let all = [
         "empty",
@@ -62,7 +46,7 @@ async fn invalid_verdicts_fail_the_request_and_nothing_of_them_is_used() {
 
 #[tokio::test]
 async fn failed_and_oversized_answers_are_failures() {
-    let (proxy, upstream) = start(&["serve"], ", timeout: 10s").await;
+    let (proxy, upstream) = Proxy::behind_fake(&["serve"], ", timeout: 10s").await;
     proxy.get("/", &[ADMIN, ("x-fake", "error")]).await.assert_failed(503, "plugin_failed");
     let reply = proxy.get("/", &[ADMIN, ("x-fake", "huge-body")]).await;
     assert_eq!(reply.status, 503, "{reply:?}");
@@ -73,7 +57,7 @@ async fn failed_and_oversized_answers_are_failures() {
 
 #[tokio::test]
 async fn no_grpc_status_ever_means_allow_or_a_verdict() {
-    let (proxy, upstream) = start(&["serve-bare"], ", timeout: 10s, stop_timeout: 500ms").await;
+    let (proxy, upstream) = Proxy::behind_fake(&["serve-bare"], ", timeout: 10s, stop_timeout: 500ms").await;
     for code in 1..=16 {
         let reply = proxy.get("/", &[ADMIN, ("x-fake", &format!("code-{code}"))]).await;
         let expected = match code {
@@ -91,7 +75,7 @@ async fn no_grpc_status_ever_means_allow_or_a_verdict() {
 
 #[tokio::test]
 async fn a_denial_that_can_t_be_sent_never_becomes_an_allow() {
-    let (proxy, upstream) = start(&["serve"], ", timeout: 10s, on_failure: allow").await;
+    let (proxy, upstream) = Proxy::behind_fake(&["serve"], ", timeout: 10s, on_failure: allow").await;
     let denials =
         ["deny-many", "deny-content-length", "deny-crlf", "body-204", "status-99", "status-101", "status-600"];
     for what in denials {
@@ -114,7 +98,7 @@ async fn a_denial_that_can_t_be_sent_never_becomes_an_allow() {
 
 #[tokio::test]
 async fn a_replacement_that_can_t_be_sent_never_lets_the_response_through() {
-    let (proxy, upstream) = start(&["needs:response", "serve"], ", timeout: 10s, on_failure: allow").await;
+    let (proxy, upstream) = Proxy::behind_fake(&["needs:response", "serve"], ", timeout: 10s, on_failure: allow").await;
     let paths =
         ["/response-replace-many", "/response-replace-owned", "/response-replace-crlf", "/response-replace-204"];
     for path in paths {

@@ -355,3 +355,44 @@ async fn bytes_before_a_switch_are_never_tunnelled() {
     let targets: Vec<_> = upstream.seen().into_iter().map(|seen| seen.target).collect();
     assert_eq!(targets, ["/ws", "/other", "/early"]);
 }
+
+#[tokio::test]
+async fn another_protocol_is_closed_without_an_answer() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    for sent in ["EHLO a b\r\n\r\n", "a b c\r\n\r\n", "* OK ready\r\n\r\n"] {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send(sent).await;
+        assert!(raw.rest().await.is_empty(), "{sent:?}");
+    }
+    let labels = [("listener", "web"), ("reason", "not_http")];
+    assert_eq!(proxy.metric("palisade_connections_closed_total", &labels).await, 3);
+    // Once there was a request, it is one that went wrong.
+    let mut raw = Raw::connect(proxy.address()).await;
+    raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\na b c\r\n\r\n").await;
+    assert_eq!(raw.reply().await.unwrap().status, 200);
+    assert_eq!(raw.reply().await.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn http_1_0_gets_what_it_knows() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    let address = proxy.address();
+    let all = |sent: &'static str| async move {
+        let mut raw = Raw::connect(address).await;
+        raw.send(sent).await;
+        String::from_utf8(raw.rest().await).unwrap()
+    };
+    // The connection ends with the answer, unless it was asked to stay.
+    let two = "GET / HTTP/1.0\r\n\r\nGET / HTTP/1.0\r\n\r\n";
+    assert_eq!(all(two).await.matches("HTTP/1.0 200").count(), 1);
+    let kept = all("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n").await;
+    assert_eq!(kept.matches("HTTP/1.0 200").count(), 2, "{kept}");
+    assert_eq!(kept.matches("connection: keep-alive").count(), 1, "{kept}");
+    // It knows neither chunks nor interim responses.
+    let streamed = all("GET /trailers HTTP/1.0\r\n\r\n").await;
+    assert!(!streamed.to_lowercase().contains("transfer-encoding"), "{streamed}");
+    let asked = all("POST /echo HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc").await;
+    assert!(asked.starts_with("HTTP/1.0 200") && asked.ends_with("\r\n\r\nabc"), "{asked}");
+}
