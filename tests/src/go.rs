@@ -11,10 +11,12 @@ pub enum GoPlugin {
     Current,
     /// v1.0.1, with which MOSN's SDK is made.
     V1_0_1,
+    /// The one of MOSN's own SDK, by which it is made.
+    MosnSdk,
 }
 
 impl GoPlugin {
-    /// Both.
+    /// Both that take flags.
     pub const ALL: [Self; 2] = [Self::Current, Self::V1_0_1];
 
     /// The program; `None`, with a message, where the machine has no Go or can't get the modules.
@@ -26,10 +28,19 @@ impl GoPlugin {
     pub fn program(self) -> Option<PathBuf> {
         static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
         let directory = BUILT.get_or_init(build).as_ref()?;
-        Some(directory.join(match self {
+        let program = directory.join(match self {
             Self::Current => "header-auth",
             Self::V1_0_1 => "header-auth-v1.0.1",
-        }))
+            Self::MosnSdk => "header-auth-mosn",
+        });
+        if let Ok(reason) = std::fs::read_to_string(program.with_extension("skipped")) {
+            #[allow(clippy::print_stderr, reason = "says why a test did nothing")]
+            {
+                eprint!("{reason}");
+            }
+            return None;
+        }
+        Some(program)
     }
 }
 

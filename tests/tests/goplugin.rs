@@ -1,5 +1,5 @@
-//! Genuine go-plugin programs (`tests/go`) behind the proxy: built with the current release, and with v1.0.1, with
-//! which MOSN's SDK is made. Skipped, with a message, where Go or its modules are not to be had.
+//! Genuine go-plugin programs (`tests/go`) behind the proxy: built with the current release, with v1.0.1, with which
+//! MOSN's SDK is made, and with that SDK itself. Skipped, with a message, where Go or its modules are not to be had.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -228,6 +228,23 @@ async fn a_proxy_that_is_pid_1_runs_plugins_of_mosn_s_sdk() {
         assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
         proxy.nothing_is_left().await;
     }
+}
+
+#[tokio::test]
+async fn a_plugin_made_with_mosn_s_own_sdk_runs_unmodified() {
+    let Some(program) = GoPlugin::MosnSdk.program() else { return };
+    let (proxy, upstream) = start(&program, &[], "").await;
+    it_decides(&proxy, &upstream).await;
+    it_ends_when_asked(&proxy).await;
+    drop(proxy);
+    // It takes pid 1 for a parent that has gone.
+    let dir = place();
+    let Some(palisade) = as_pid_1(dir.path()) else { return };
+    let (mut proxy, _upstream) = start_as(Some(palisade), &program, &[], "").await;
+    assert_eq!(proxy.get("/", &[("user", "admin")]).await.status, 200);
+    kill(process::descendants(proxy.pid())[0], Signal::SIGTERM);
+    assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
+    proxy.nothing_is_left().await;
 }
 
 /// The innermost number in a line such as `NSpid: 4711 1`.
