@@ -38,16 +38,16 @@ def _ask(scenario: Scenario, proxy: Proxy, user: str) -> tuple[int, bytes]:
     """One request, its answer read whole."""
     if scenario.http2:
         scheme = "https" if proxy.tls else "http"
-        command = ["curl", "-sk", "--max-time", "10", "--http2-prior-knowledge", "-H", f"user: {user}",
+        command = ["curl", "-sk", "--max-time", "30", "--http2-prior-knowledge", "-H", f"user: {user}",
                    "-w", "%{http_version} %{http_code}", f"{scheme}://127.0.0.1:{proxy.port}{scenario.path}"]
         body, _, status = subprocess.run(command, capture_output=True).stdout.rpartition(b"\n")
         version, _, code = status.partition(b" ")
         return int(code) if version == b"2" else 0, body + b"\n"
     if proxy.tls:
         client: http.client.HTTPConnection = http.client.HTTPSConnection(
-            "127.0.0.1", proxy.port, timeout=10, context=_any_certificate())
+            "127.0.0.1", proxy.port, timeout=30, context=_any_certificate())
     else:
-        client = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        client = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30)
     try:
         client.request("POST" if scenario.upload else "GET", scenario.path, body=b"x" * scenario.upload or None,
                        headers={"user": user})
@@ -78,7 +78,7 @@ def load(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate: f
     url = f"{'https' if proxy.tls else 'http'}://127.0.0.1:{proxy.port}{scenario.path}"
     if scenario.http2:
         return _h2load(scenario, proxy, url, connections, seconds, place.scratch / "h2load.log")
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(HERE / "wrk.lua"),
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(HERE / "wrk.lua"),
                url, "--", "POST" if scenario.upload else "GET", str(scenario.upload), str(proxy.headers), scenario.user]
     size = _response_size(scenario, proxy)
     got = _run(scenario, proxy, command)
@@ -130,7 +130,7 @@ def _response_size(scenario: Scenario, proxy: Proxy) -> int:
     head = f"{'POST' if body else 'GET'} {scenario.path} HTTP/1.1\r\nHost: bench\r\nuser: {scenario.user}\r\n"
     if body:
         head += f"Content-Length: {len(body)}\r\n"
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as plain:
         client = _any_certificate().wrap_socket(plain) if proxy.tls else plain
         answers = client.makefile("rb")
         # The second is like all that follow.

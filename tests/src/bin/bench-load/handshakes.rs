@@ -69,7 +69,7 @@ impl Load {
         let begin = Instant::now();
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let name = ServerName::try_from("localhost").unwrap();
         let mut session = ClientConnection::new(Arc::clone(config), name).map_err(std::io::Error::other)?;
         while session.is_handshaking() {

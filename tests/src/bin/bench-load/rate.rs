@@ -24,7 +24,7 @@ impl Load {
         let mut tally = Tally::default();
         let mut stream = BufReader::new(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap());
         stream.get_ref().set_nodelay(true).unwrap();
-        stream.get_ref().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.get_ref().set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut due = first;
         while due < end {
             let begins = match due.checked_duration_since(Instant::now()) {
