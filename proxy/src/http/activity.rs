@@ -35,6 +35,8 @@ struct Counters {
     heard: AtomicBool,
     /// Estimated bytes of the headers of requests in flight.
     headers: AtomicUsize,
+    /// How often its task has been at work.
+    turns: AtomicU64,
     /// Set once the connection is to end for a limit's sake.
     closed: OnceLock<Closed>,
 }
@@ -109,6 +111,7 @@ impl Activity {
             wrote: AtomicU64::new(0),
             heard: AtomicBool::new(false),
             headers: AtomicUsize::new(0),
+            turns: AtomicU64::new(0),
             closed: OnceLock::new(),
         }))
     }
@@ -120,6 +123,16 @@ impl Activity {
     /// Estimated bytes of the headers of requests in flight.
     pub(super) fn headers(&self) -> usize {
         self.0.headers.load(Ordering::Relaxed)
+    }
+
+    /// The connection's task is at work once more.
+    pub(super) fn next_turn(&self) {
+        self.0.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it has been.
+    pub(super) fn turn(&self) -> u64 {
+        self.0.turns.load(Ordering::Relaxed)
     }
 
     /// A byte has come.

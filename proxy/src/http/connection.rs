@@ -115,12 +115,11 @@ pub(crate) async fn serve(
             };
             match sniffed {
                 // Gone, or silent: nothing was asked, so nothing is answered.
-                Ok((_, seen)) if seen.is_empty() => return,
-                Ok(known) => known,
-                Err(error) => {
-                    if error.kind() == std::io::ErrorKind::TimedOut {
-                        slot.service().metrics.closed(&client.listener, Closed::FirstByte);
-                    }
+                Ok(Some((_, seen))) if seen.is_empty() => return,
+                Ok(Some(known)) => known,
+                Ok(None) => return,
+                Err(late) => {
+                    slot.service().metrics.closed(&client.listener, late);
                     return;
                 }
             }
@@ -150,28 +149,37 @@ async fn serve_http2(
     let enough = CancellationToken::new();
     let (stop, overload) = (enough.clone(), Arc::clone(&connections.overload));
     let metrics = Arc::clone(&slot.service().metrics);
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let guard = counter.begin(memory(request.headers()));
+    let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        let (fields, taken) = (request.headers().len(), memory(request.headers()));
         let load = overload.load();
-        if load >= Load::High || counter.begun() >= limits.max_requests {
+        if load >= Load::High || counter.begun() + 1 >= limits.max_requests {
             counter.close_for(if load >= Load::High { Closed::Overload } else { Closed::Requests });
             stop.cancel();
         }
+        let all = counter.headers() + taken;
         let refused = if load == Load::Over {
             Some(Failure::new(Reason::Overloaded))
-        } else if counter.headers() > limits.max_header_memory {
-            Some(Failure::new(Reason::HeaderMemory).with(format!("{} bytes", counter.headers())))
+        } else if fields > limits.max_headers {
+            Some(Failure::new(Reason::HeadersTooLarge).with(format!("{fields} header fields")))
+        } else if all > limits.max_header_memory {
+            Some(Failure::new(Reason::HeaderMemory).with(format!("{all} bytes")))
         } else {
             None
         };
+        if refused.is_some() {
+            // Not kept until it is this request's turn to be refused: there may be many of them.
+            *request.headers_mut() = HeaderMap::new();
+        }
+        let guard = counter.begin(if refused.is_some() { 0 } else { taken });
         // The request's own from its first step to its last, whatever is loaded meanwhile.
         let proxy = slot.proxy();
         let slot = Arc::clone(&slot);
         let client = Arc::clone(&client);
-        async move {
+        // What it takes to answer is given back with the answer's head: the stream stays until its client has read it.
+        Box::pin(async move {
             let response = proxy.handle(request.map(Incoming::Http2), &client, refused).await;
             Ok::<_, Infallible>(response.map(|body| Counted::new(body, guard, slot, client)))
-        }
+        })
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -246,7 +254,10 @@ async fn drive(
     let mut draining = pin!(draining);
     loop {
         tokio::select! {
-            served = connection.as_mut() => return Some(served),
+            served = std::future::poll_fn(|cx| {
+                activity.next_turn();
+                connection.as_mut().poll(cx)
+            }) => return Some(served),
             () = connections.end.cancelled() => return None,
             () = draining.as_mut(), if !ending => {
                 connection.as_mut().graceful_shutdown();

@@ -51,6 +51,8 @@ pub(super) struct Frames {
     last: u32,
     /// Frames and whole header blocks that have come.
     whole: u64,
+    /// Bytes of header blocks that have come since they were forgotten.
+    heads: usize,
     most: u32,
     glitches: f64,
     counted: Instant,
@@ -74,6 +76,7 @@ impl Frames {
             block: false,
             last: 0,
             whole: 0,
+            heads: 0,
             most,
             glitches: 0.0,
             counted: Instant::now(),
@@ -90,6 +93,16 @@ impl Frames {
     /// How many frames have come whole; headers that are cut into several count as one.
     pub(super) fn whole(&self) -> u64 {
         self.whole
+    }
+
+    /// Bytes of header blocks that have come since [`Frames::forget_heads`].
+    pub(super) fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// They have been looked at.
+    pub(super) fn forget_heads(&mut self) {
+        self.heads = 0;
     }
 
     /// Looks at what came.
@@ -117,6 +130,9 @@ impl Frames {
                 let padded = self.head[3] == DATA && self.head[4] & PADDED != 0 && self.left == self.length;
                 if padded && usize::from(bytes[0]) + 1 >= self.length && self.head[4] & END_STREAM == 0 {
                     self.glitch()?;
+                }
+                if matches!(self.head[3], HEADERS | CONTINUATION) {
+                    self.heads += here;
                 }
                 if self.head[3] == WINDOW_UPDATE {
                     self.window = bytes[..here].iter().fold(self.window, |window, byte| window << 8 | u32::from(*byte));

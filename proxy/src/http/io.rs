@@ -16,6 +16,10 @@ use super::wire::Fault;
 /// What every HTTP/2 client sends first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Bytes of requests' heads that are taken over at a time. Compressed, they may be a hundredth of what they take up: so
+/// those that came are judged before more come.
+const HEADS: usize = 4 * 1024;
+
 /// Which protocol a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -24,19 +28,21 @@ pub(crate) enum Protocol {
 }
 
 /// Reads until the first bytes tell the protocol: the first one within `idle`, the others within `head`. They are kept,
-/// to be read again.
+/// to be read again. `None`: the connection broke. The error is the limit that it has passed.
 ///
 /// Not cancel safe: bytes that were read are lost.
 pub(super) async fn sniff<I: AsyncRead + Unpin>(
     io: &mut I,
     idle: Duration,
     head: Duration,
-) -> io::Result<(Protocol, Vec<u8>)> {
+) -> Result<Option<(Protocol, Vec<u8>)>, Closed> {
     let mut seen = Vec::with_capacity(PREFACE.len());
     let mut deadline = Instant::now() + idle;
     while seen.len() < PREFACE.len() {
         let mut chunk = [0; PREFACE.len()];
-        let count = tokio::time::timeout_at(deadline, io.read(&mut chunk[seen.len()..])).await??;
+        let read = tokio::time::timeout_at(deadline, io.read(&mut chunk[seen.len()..])).await;
+        let late = if seen.is_empty() { Closed::FirstByte } else { Closed::Header };
+        let Ok(count) = read.map_err(|_| late)? else { return Ok(None) };
         if count == 0 {
             break;
         }
@@ -50,7 +56,7 @@ pub(super) async fn sniff<I: AsyncRead + Unpin>(
         }
     }
     let protocol = if seen == PREFACE { Protocol::Http2 } else { Protocol::Http1 };
-    Ok((protocol, seen))
+    Ok(Some((protocol, seen)))
 }
 
 /// A connection of HTTP/2 that is read along: whatever is no body comes in time, and there are few glitches.
@@ -66,6 +72,8 @@ pub(super) struct Guarded<I> {
     timer: Option<Pin<Box<Sleep>>>,
     /// Which one: the next may have begun already.
     timed: u64,
+    /// In which turn of its task enough of heads had come.
+    enough: Option<u64>,
 }
 
 impl<I> Guarded<I> {
@@ -75,7 +83,7 @@ impl<I> Guarded<I> {
         if !seen.is_empty() {
             activity.hear();
         }
-        Self { io, activity, frames: Frames::new(most_glitches), seen, timeout, timer: None, timed: 0 }
+        Self { io, activity, frames: Frames::new(most_glitches), seen, timeout, timer: None, timed: 0, enough: None }
     }
 
     /// Looks at what came.
@@ -84,6 +92,26 @@ impl<I> Guarded<I> {
             self.activity.close_for(Closed::Glitches);
             io::Error::new(io::ErrorKind::InvalidData, glitches)
         })
+    }
+
+    /// Whether more is read only once the task has been at work again, on what came so far.
+    fn has_enough(&mut self, cx: &Context<'_>) -> bool {
+        if self.frames.heads() < HEADS {
+            return false;
+        }
+        let turn = self.activity.turn();
+        match self.enough {
+            None => {
+                self.enough = Some(turn);
+                cx.waker().wake_by_ref();
+            }
+            Some(before) if before == turn => {}
+            Some(_) => {
+                self.enough = None;
+                self.frames.forget_heads();
+            }
+        }
+        self.enough.is_some()
     }
 
     /// Bounds the time that a head takes.
@@ -116,6 +144,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
             buf.put_slice(&seen);
             this.look(&seen)?;
             return Poll::Ready(Ok(()));
+        }
+        if this.has_enough(cx) {
+            return Poll::Pending;
         }
         this.watch(cx)?;
         let before = buf.filled().len();
@@ -192,7 +223,7 @@ mod tests {
                     }
                 });
                 let mut server = server;
-                let (protocol, seen) = sniff(&mut server, LONG, LONG).await.unwrap();
+                let (protocol, seen) = sniff(&mut server, LONG, LONG).await.unwrap().unwrap();
                 assert_eq!(protocol, expected, "{sent:?} by {size}");
                 let mut all = seen;
                 server.read_to_end(&mut all).await.unwrap();

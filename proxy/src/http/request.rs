@@ -123,10 +123,6 @@ pub(crate) fn read(
 
 fn canonical(parts: Parts, client: &Arc<Client>, rules: &Rules, id: String) -> Result<Request, Failure> {
     let Parts { method, uri, version, mut headers, .. } = parts;
-    // In HTTP/1 the framer has seen to that.
-    if headers.len() > rules.limits.max_headers {
-        return Err(Failure::new(Reason::HeadersTooLarge).with(format!("{} header fields", headers.len())));
-    }
     check_method(&method)?;
     if headers::has_been_here(&headers) {
         return Err(Failure::new(Reason::LoopDetected));
