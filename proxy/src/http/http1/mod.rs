@@ -281,6 +281,7 @@ impl Connection<'_> {
                 None => (Ends::Chunked, false),
             },
         };
+        let goes_on = self.is_sending_on();
         // A client that is not told would lose the request that it sends next.
         let stays = stays && ends != Ends::Closed && !self.watch.is_draining() && self.body_is_over().await;
         let mut out = BytesMut::with_capacity(HEAD);
@@ -293,7 +294,8 @@ impl Connection<'_> {
             }
             return Err(over);
         }
-        if self.is_sending_on() || !side::lock(&self.side).reader.is_at_end() {
+        // One that has gone on to its end meanwhile has a connection to give back.
+        if goes_on || !side::lock(&self.side).reader.is_at_end() {
             self.let_go_on(Pin::new(&mut body)).await?;
         }
         Ok(stays)

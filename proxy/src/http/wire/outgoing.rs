@@ -127,6 +127,11 @@ impl Outgoing {
     {
         while !self.whole && self.large.is_empty() && self.out.len() < SMALL {
             let frame = match body.as_mut().poll_frame(cx) {
+                // The message has ended, and what waits is something beside it.
+                Poll::Pending if body.is_end_stream() => {
+                    self.end(None)?;
+                    break;
+                }
                 Poll::Pending => return Ok(true),
                 Poll::Ready(None) => {
                     self.end(None)?;

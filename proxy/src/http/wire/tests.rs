@@ -25,6 +25,16 @@ fn both(side: Side, bytes: &[u8]) -> Reading {
 }
 
 #[test]
+fn a_body_is_never_read_as_a_head() {
+    for framing in ["Content-Length: 60", "Transfer-Encoding: chunked"] {
+        let mut reader = Reader::new(BOUNDS);
+        reader.feed(format!("POST / HTTP/1.1\r\n{framing}\r\n\r\nGET / HTTP/1.1\r\n\r\n").as_bytes());
+        assert!(reader.request().unwrap().is_some());
+        assert!(reader.request().is_err() && reader.response().is_err(), "{framing}");
+    }
+}
+
+#[test]
 fn requests_that_can_be_read_in_one_way_pass() {
     for request in [
         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
