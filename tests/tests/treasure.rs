@@ -357,6 +357,7 @@ async fn nothing_written_in_http2_finds_it() {
         &[(":path", "/x"), ("content-length", "5")],
         &[(":path", "/x HTTP/1.1\r\nHost: a\r\n\r\nGET /blockedz")],
         &[(":path", "")],
+        &[(":path", "?/blockedz")],
         &[("x", "y"), (":path", "/blockedz")],
         &[(":path", "/blockedz"), (":protocol", "websocket")],
         &[(":path", "/x"), (":unknown", "/blockedz")],

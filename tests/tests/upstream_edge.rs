@@ -9,6 +9,7 @@ use http::Request;
 use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, read_head, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine";
 
@@ -63,7 +64,13 @@ async fn serve(mut stream: TcpStream, answer: &[u8]) {
 #[tokio::test]
 async fn bytes_that_nobody_asked_for_reach_nobody() {
     const POISON: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
-    for answer in [format!("{OK}{POISON}"), format!("{OK}\r\n"), format!("HTTP/1.1 204 No Content\r\n\r\n{POISON}")] {
+    for answer in [
+        format!("{OK}{POISON}"),
+        format!("{OK}\r\n"),
+        format!("HTTP/1.1 204 No Content\r\n\r\n{POISON}"),
+        // Nothing more was asked for, and it may say anything from here on.
+        OK.replace("OK\r\n", "OK\r\nConnection: close\r\n"),
+    ] {
         let connections = Arc::new(AtomicUsize::new(0));
         let (count, sent) = (Arc::clone(&connections), answer.clone());
         let upstream = Scripted::start(move |stream, _| {
@@ -80,6 +87,92 @@ async fn bytes_that_nobody_asked_for_reach_nobody() {
             assert!(matches!(reply.status, 200 | 204), "{sent}: {reply:?}");
             assert_eq!(connections.load(Ordering::SeqCst), n, "{sent}: the connection was used again");
         }
+    }
+}
+
+#[tokio::test]
+async fn bytes_on_an_idle_connection_are_no_answer() {
+    let (asked, said) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (wanted, done) = (Arc::clone(&asked), Arc::clone(&said));
+    let upstream = Scripted::start(move |mut stream, number| {
+        let (wanted, done) = (Arc::clone(&wanted), Arc::clone(&done));
+        async move {
+            if number > 0 {
+                return serve(stream, OK.as_bytes()).await;
+            }
+            read_head(&mut stream).await;
+            stream.write_all(OK.as_bytes()).await.unwrap();
+            wanted.notified().await;
+            stream.write_all(OK.replace("mine", "evil").as_bytes()).await.unwrap();
+            done.notify_one();
+            serve(stream, OK.replace("mine", "late").as_bytes()).await;
+        }
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", retries: 0").await;
+    assert_eq!(proxy.get("/", &[]).await.text(), "mine");
+    asked.notify_one();
+    soon("what nobody asked for", said.notified()).await;
+    assert_eq!(proxy.get("/", &[]).await.text(), "mine");
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_is_followed_by_the_next_one() {
+    let answers = [
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", 200),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 1000\r\n\r\n", 304),
+        ("GET", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", 204),
+        ("GET", OK, 200),
+    ];
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let upstream = Scripted::start(move |mut stream, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async move {
+            for (_, answer, _) in answers {
+                read_head(&mut stream).await;
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", retries: 0").await;
+    let mut client = Raw::connect(proxy.address()).await;
+    for (method, _, status) in answers {
+        client.send(format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert_eq!(client.reply_head().await.unwrap().status, status, "{method}");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_never_becomes_a_whole_one() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Trailer: a\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+    ] {
+        let begun = Arc::new(Notify::new());
+        let ends = Arc::clone(&begun);
+        let upstream = Scripted::start(move |mut stream, _| {
+            let ends = Arc::clone(&ends);
+            async move {
+                read_head(&mut stream).await;
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                ends.notified().await;
+            }
+        })
+        .await;
+        let proxy = Proxy::in_front_of(upstream.address(), "", ", retries: 0").await;
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let head = raw.reply_head().await.unwrap();
+        assert_eq!((head.status, head.header("content-length") == "3"), (200, false), "{answer:?}");
+        begun.notify_one();
+        let body = String::from_utf8(raw.rest().await).unwrap();
+        assert!(body.contains("abc") && !body.contains("\r\n0\r\n"), "{answer:?}: {body}");
+        assert_eq!(proxy.metric("palisade_responses_cut_total", &[]).await, 1, "{answer:?}");
     }
 }
 

@@ -393,6 +393,9 @@ async fn http_1_0_gets_what_it_knows() {
     // It knows neither chunks nor interim responses.
     let streamed = all("GET /trailers HTTP/1.0\r\n\r\n").await;
     assert!(!streamed.to_lowercase().contains("transfer-encoding"), "{streamed}");
+    // What ends with the connection ends it, whatever was asked for.
+    let ended = all("GET /trailers HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+    assert!(ended.contains("connection: close"), "{ended}");
     let asked = all("POST /echo HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc").await;
     assert!(asked.starts_with("HTTP/1.0 200") && asked.ends_with("\r\n\r\nabc"), "{asked}");
 }

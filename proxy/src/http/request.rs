@@ -135,6 +135,11 @@ fn canonical(parts: Parts, client: &Arc<Client>, rules: &Rules, id: String) -> R
     if target_length > rules.limits.max_target_bytes {
         return Err(Failure::new(Reason::TargetTooLong).with(format!("{target_length} bytes")));
     }
+    // `Uri` makes `?a` into `/?a`, as an absolute target may be written, but not what stands for itself in HTTP/2
+    // (RFC 9113 section 8.3.1).
+    if version == Version::HTTP_2 && uri.path_and_query().is_some_and(|target| target.as_str().starts_with('?')) {
+        return Err(Failure::new(Reason::BadPath).with("the path does not begin with a slash"));
+    }
     let path = match uri.path() {
         "*" if method == Method::OPTIONS => "*".to_owned(),
         // An absolute form without a path (RFC 9112 section 3.2.2).
@@ -326,6 +331,13 @@ mod tests {
             request = request.header(*name, *value);
         }
         read_request(request.body(()).unwrap())
+    }
+
+    #[test]
+    fn a_path_begins_with_a_slash_unless_a_host_stands_before_it() {
+        let target = |version| get("http://a?b", version, &[("host", "a")]).map(|request| request.target());
+        assert_eq!(target(Version::HTTP_11), Ok("/?b".into()));
+        assert_eq!(target(Version::HTTP_2), Err(Reason::BadPath));
     }
 
     #[test]
