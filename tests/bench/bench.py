@@ -28,7 +28,7 @@ from typing import Any
 import machine
 import peers
 import report
-from load import check, load
+from load import Failed, check, load
 from peers import ROOT, Place, Proxy
 from processes import Group, cpu_seconds, descendants, memory, own_what_is_started, pin
 from scenarios import SCENARIOS, Scenario
@@ -68,11 +68,15 @@ def measure(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate
     before = cpu_seconds(own), cpu_seconds(others), machine.busy(), whole_run()
     started = time.monotonic()
     got = load(scenario, proxy, place, seconds, rate)
+    while not got["requests"] and not got["errors"] and seconds < 16:
+        # A busy machine gave it no time.
+        seconds *= 2
+        got = load(scenario, proxy, place, seconds, rate)
     elapsed = time.monotonic() - started
     after = cpu_seconds(own), cpu_seconds(others), machine.busy(), whole_run()
     if warm and (got["status_errors"] or got["errors"] or not got["requests"]):
-        sys.exit(f"{scenario.name}: {proxy.name}: {got['status_errors']} wrong answers, {got['errors']} errors, "
-                 f"{got['requests']} requests")
+        raise Failed(f"{proxy.name}: {got['status_errors']} wrong answers, {got['errors']} errors, "
+                     f"{got['requests']} requests")
     cores = [new - old for new, old in zip(after[2], before[2])]
     return Sample(got["requests"], got["us"] / 1e6, got["p50"], got["p99"], got["p999"], after[0] - before[0],
                   after[1] - before[1], [core / elapsed for core in cores],
@@ -103,7 +107,7 @@ def own_memory(pid: int) -> int:
     return 0
 
 
-def idle(scenario: Scenario, proxy: Proxy, most: int) -> dict[str, float]:
+def idle(proxy: Proxy, most: int) -> dict[str, float]:
     """Memory of connections that have asked once and wait."""
     own, _ = processes(proxy)
     base = sum(map(own_memory, own))
@@ -117,7 +121,7 @@ def idle(scenario: Scenario, proxy: Proxy, most: int) -> dict[str, float]:
                 clients.append(client)
                 client.sendall(request)
                 if not client.recv(4096).startswith(b"HTTP/1.1 200"):
-                    sys.exit(f"{scenario.name}: {proxy.name} does not answer connection {len(clients)}")
+                    raise Failed(f"{proxy.name} does not answer connection {len(clients)}")
             figures[f"kib_each_of_{count}"] = round((sum(map(own_memory, own)) - base) / count, 2)
     finally:
         for client in clients:
@@ -181,7 +185,7 @@ def run(scenario: Scenario, options: argparse.Namespace) -> dict[str, Any]:
             if scenario.idle:
                 # Palisade keeps half of its descriptors for upstreams, and some of the other half.
                 most = min(scenario.idle, peers.FILES // 2 - 500) if not options.smoke else 100
-                return {proxy.name: idle(scenario, proxy, most) for proxy in proxies}
+                return {proxy.name: idle(proxy, most) for proxy in proxies}
             rates = dict.fromkeys((proxy.name for proxy in proxies), 0.0)
             if scenario.share or not options.smoke:
                 for proxy in proxies:
@@ -195,9 +199,8 @@ def run(scenario: Scenario, options: argparse.Namespace) -> dict[str, Any]:
             for proxy in proxies:
                 check(scenario, proxy)
             return {name: summary(of) for name, of in samples.items()}
-        except BaseException as error:
-            if not isinstance(error, SystemExit) or isinstance(error.code, str):
-                tell(scratch)
+        except Exception:
+            tell(scratch)
             raise
         finally:
             group.end()
@@ -257,14 +260,24 @@ def main() -> None:
         if scenario.name not in wanted if wanted else options.smoke and not scenario.smoke:
             continue
         begun = time.monotonic()
-        results[scenario.name] = {"title": scenario.title, "proxies": run(scenario, options)}
-        results[scenario.name]["took_seconds"] = round(time.monotonic() - begun, 1)
-        print(report.table(scenario.name, results[scenario.name]), flush=True)
+        result: dict[str, Any] = {"title": scenario.title, "proxies": {}}
+        try:
+            result["proxies"] = run(scenario, options)
+        # The others are worth having all the same.
+        except Exception as error:
+            result["failed"] = str(error) if isinstance(error, Failed) else repr(error)
+        result["took_seconds"] = round(time.monotonic() - begun, 1)
+        results[scenario.name] = result
+        # What there is stays, should the run be ended.
+        report.write(options.out, facts, results)
+        print(report.table(scenario.name, result), flush=True)
     facts["calibration"].append(machine.calibration())
     facts["minutes"] = round((time.monotonic() - started) / 60, 1)
     report.write(options.out, facts, results)
     print(report.overview(facts, results))
     print(f"written to {options.out}")
+    if failed := [name for name, result in results.items() if "failed" in result]:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

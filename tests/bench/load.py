@@ -8,7 +8,6 @@ import re
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,10 @@ from processes import before_exec
 from scenarios import Scenario
 
 BODIES = {"/64k": b"x" * (64 << 10), "/1m": b"x" * (1 << 20), "/take": b"taken\n", "/hello": b"hello, world\n"}
+
+
+class Failed(Exception):
+    """A proxy does not do the work."""
 
 
 def check(scenario: Scenario, proxy: Proxy, within: float = 0) -> None:
@@ -30,8 +33,8 @@ def check(scenario: Scenario, proxy: Proxy, within: float = 0) -> None:
     while (got := (_ask(scenario, proxy, "admin"), _ask(scenario, proxy, "guest")[0])) != wanted:
         if time.monotonic() > deadline:
             (status, body), other = got
-            sys.exit(f"{scenario.name}: {proxy.name} answers {status} {body[:80]!r} to whom it should let pass, "
-                     f"and {other} to whom it should {'deny' if proxy.judged else 'let pass too'}")
+            raise Failed(f"{proxy.name} answers {status} {body[:80]!r} to whom it should let pass, "
+                         f"and {other} to whom it should {'deny' if proxy.judged else 'let pass too'}")
 
 
 def _ask(scenario: Scenario, proxy: Proxy, user: str) -> tuple[int, bytes]:
@@ -88,7 +91,7 @@ def load(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate: f
     # Responses that were cut off by the end count in bytes only. Wrong ones are of another size.
     surplus = got["bytes"] - got["requests"] * size
     if not got["status_errors"] and not -connections * size <= surplus <= connections * (size + 65536):
-        sys.exit(f"{scenario.name}: {proxy.name}: {got['bytes']} bytes in {got['requests']} responses of {size}")
+        raise Failed(f"{proxy.name}: {got['bytes']} bytes in {got['requests']} responses of {size}")
     return got
 
 
@@ -97,7 +100,7 @@ def _run(scenario: Scenario, proxy: Proxy, command: list[str]) -> dict[str, Any]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=before_exec(scenario.other_cores))
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines or done.returncode:
-        sys.exit(f"{scenario.name}: {proxy.name}: {command[0]} failed:\n{done.stdout}{done.stderr}")
+        raise Failed(f"{proxy.name}: {command[0]} failed:\n{done.stdout}{done.stderr}")
     return dict(json.loads(lines[-1]))
 
 
@@ -111,10 +114,10 @@ def _h2load(scenario: Scenario, proxy: Proxy, url: str, connections: int, second
     times = sorted(int(row[2]) for row in rows)
     data = re.search(r"\((\d+)\) data", done.stdout)
     if not times or not data:
-        sys.exit(f"{scenario.name}: {proxy.name}: h2load failed:\n{done.stdout}{done.stderr}")
+        raise Failed(f"{proxy.name}: h2load failed:\n{done.stdout}{done.stderr}")
     size = len(BODIES[scenario.path])
     if not 0 <= int(data[1]) - len(times) * size <= connections * 8 * size:
-        sys.exit(f"{scenario.name}: {proxy.name}: {data[1]} bytes in {len(times)} bodies of {size}")
+        raise Failed(f"{proxy.name}: {data[1]} bytes in {len(times)} bodies of {size}")
 
     def at(share: float) -> int:
         return times[int(len(times) * share)]
@@ -139,7 +142,7 @@ def _response_size(scenario: Scenario, proxy: Proxy) -> int:
             size = length = 0
             for line in iter(answers.readline, b"\r\n"):
                 if not line:
-                    sys.exit(f"{scenario.name}: {proxy.name} closes the connection")
+                    raise Failed(f"{proxy.name} closes the connection")
                 size += len(line)
                 name, _, value = line.lower().partition(b":")
                 if name == b"content-length":

@@ -107,7 +107,10 @@ def table(name: str, result: dict[str, Any]) -> str:
     columns += [(key.replace("_", " "), key) for key in dict.fromkeys(key for row in rows.values() for key in row)
                 if key not in known]
     lines = [[proxy, *(_text(row.get(key, "")) for _, key in columns)] for proxy, row in rows.items()]
-    return f"### {result['title']} (`{name}`)\n\n" + _table(["proxy", *(title for title, _ in columns)], lines)
+    head = f"### {result['title']} (`{name}`)\n\n"
+    if "failed" in result:
+        return f"{head}Failed: {result['failed']}\n"
+    return head + _table(["proxy", *(title for title, _ in columns)], lines)
 
 
 def saturated(row: dict[str, Any]) -> dict[str, str]:
