@@ -98,3 +98,29 @@ async fn a_file_that_is_not_there_is_named() {
     assert!(report.contains("none.py\" can't be told: No such file"), "{report}");
     plugin.shutdown().await;
 }
+
+#[tokio::test]
+async fn what_takes_its_place_after_the_look_does_not_run() {
+    let mut scenario = Scenario::fake(&[]);
+    let [program, other] = ["plugin", "other"].map(|name| scenario.dir.path().join(name));
+    fs::copy(example("fake_plugin"), &program).unwrap();
+    // What follows a program in its file is read as well. It takes a while, for this test to come in between.
+    fs::OpenOptions::new().append(true).open(&program).unwrap().set_len(64 << 20).unwrap();
+    scenario.spec.command = vec![program.clone().into()];
+    scenario.spec.checksums.program = Some(Checksum::of(&program).unwrap());
+    script(&other, "#!/bin/sh\ntouch \"$OUT\"\n");
+    let plugin = scenario.start();
+    let is_open = || {
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        open.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|link| link == program)
+    };
+    while !is_open() {
+        tokio::task::yield_now().await;
+    }
+    fs::rename(&other, &program).unwrap();
+    let pid = client(&plugin).await.pid();
+    let runs = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    assert!(runs.to_string_lossy().ends_with("plugin (deleted)"), "{runs:?}");
+    plugin.shutdown().await;
+    assert!(!scenario.out().exists());
+}

@@ -59,7 +59,7 @@ plugins: {{bad: {{command: ['{}', 'escape:{way}', serve], sandbox: {sandbox}}}}}
     (got_out, said)
 }
 
-const HARDENED: &str = "{profile: hardened, limits: {memory: 256MiB, processes: 100}}";
+const HARDENED: &str = "{profile: hardened, limits: {memory: 64MiB, processes: 100}}";
 
 /// Refused under `hardened` whoever runs the proxy; `open` are those for whom it works without a sandbox.
 async fn refused(way: &str, open: &[Who]) {
@@ -197,7 +197,7 @@ async fn no_core_is_dumped() {
 
 #[tokio::test]
 async fn memory_ends_at_the_limit() {
-    refused("memory:300", BOTH).await;
+    refused("memory:100", BOTH).await;
 }
 
 #[tokio::test]

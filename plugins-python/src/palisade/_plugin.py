@@ -155,17 +155,22 @@ class Plugin:
             for server in self._servers:
                 server.reload_certificates()
 
-    def serve(self) -> None:
+    def serve(self, address: str | None = None) -> None:
         """Serves until palisade stops the plugin, or dies.
 
         On SIGTERM, and when asked to shut down, calls in flight get 5 seconds to finish; then it returns. Exits with
         an explanation when palisade did not start this process, and logs to stderr as JSON unless `logging` has
         been set up. Must be called on the main thread.
+
+        Args:
+            address: where to listen, `unix:/path` or `tcp:IP:PORT`, for a plugin that palisade finds by its
+                `address:`, or tells where to listen by `{socket}` or `{port}` in its `command:`. Anybody may start
+                such a process; SIGINT ends it like SIGTERM where palisade has not started it.
         """
         registrations = self._registrations
         if not (registrations.check or registrations.respond or registrations.load):
             raise RuntimeError("the plugin has no function: register one with @plugin.filter or @plugin.certificates")
-        _process.serve(registrations, self._serving)
+        _process.serve(registrations, self._serving, address)
 
     @contextmanager
     def _serving(self, server: Server) -> Iterator[None]:

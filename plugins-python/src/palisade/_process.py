@@ -88,26 +88,33 @@ def claim_stdout() -> None:
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
-def serve(registrations: Registrations, serving: Serving) -> None:
-    """Serves until the host stops the plugin or dies. ``serving`` surrounds the time in which calls come."""
-    if _host is None:
+def serve(registrations: Registrations, serving: Serving, address: str | None) -> None:
+    """Serves until the host stops the plugin or dies. ``serving`` surrounds the time in which calls come.
+
+    With an ``address`` a host knows where to find the plugin: there is no handshake, and none that started it is needed.
+    """
+    if _host is None and address is None:
         sys.stderr.write(_HINT.format(program=sys.argv[0] or registrations.name))
         sys.exit(1)
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("serve() must be called on the main thread: it handles signals")
     configure_logging()
-    # Ctrl-C in a terminal reaches the whole process group; the host decides when its plugins stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _host is not None:
+        # Ctrl-C in a terminal reaches the whole process group; the host decides when its plugins stop.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         check_protocol_version(os.environ.get("PLUGIN_PROTOCOL_VERSIONS"))
-        endpoint = Endpoint.choose(os.environ.get("PLUGIN_UNIX_SOCKET_DIR"))
+        if address is not None:
+            endpoint = Endpoint.parse(address)
+        else:
+            endpoint = Endpoint.choose(os.environ.get("PLUGIN_UNIX_SOCKET_DIR"))
         asyncio.run(_serve(registrations, _host, endpoint, serving))
     except StartError as error:
         logger.error("%s", error)
         sys.exit(1)
 
 
-async def _serve(registrations: Registrations, host: Host, endpoint: Endpoint, serving: Serving) -> None:
+async def _serve(registrations: Registrations, host: Host | None, endpoint: Endpoint, serving: Serving) -> None:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[float] = loop.create_future()
 
@@ -122,13 +129,18 @@ async def _serve(registrations: Registrations, host: Host, endpoint: Endpoint, s
             loop.call_soon_threadsafe(stop_within, 0.0, why)
 
     loop.add_signal_handler(signal.SIGTERM, stop_within, GRACE, "got SIGTERM")
+    if host is None:
+        loop.add_signal_handler(signal.SIGINT, stop_within, GRACE, "got SIGINT")
     server = Server(registrations, on_shutdown=lambda: stop_within(GRACE, "the host asked to shut down"))
     with serving(server):
         grace = 0.0
         try:
             port = await endpoint.listen(server)
-            watch_host(host, host_gone)
-            write_handshake(host.stdout, endpoint.handshake(port))
+            if host is not None:
+                watch_host(host, host_gone)
+                if not endpoint.known:
+                    write_handshake(host.stdout, endpoint.handshake(port))
+            logger.info("listening on %s", endpoint.grpc_address)
             grace = await stop
         finally:
             _leave_within(grace + _LAST_SECONDS)
@@ -149,6 +161,19 @@ class Endpoint:
     """Where to listen: a unix socket, or TCP on the loopback address."""
 
     socket: Path | None
+    tcp: str = "127.0.0.1:0"
+    known: bool = False
+    """Whether the host has been told already."""
+
+    @classmethod
+    def parse(cls, address: str) -> Endpoint:
+        """From ``unix:/path`` or ``tcp:IP:PORT``, as a plugin's ``address:`` is written."""
+        network, _, place = address.partition(":")
+        if network == "unix" and place.startswith("/"):
+            return cls(_short_enough(Path(place)), known=True)
+        if network == "tcp" and place.rpartition(":")[2].isdigit():
+            return cls(None, tcp=place, known=True)
+        raise StartError(f"cannot listen on {address!r}: an address is unix:/path or tcp:IP:PORT")
 
     @classmethod
     def choose(cls, directory: str | None) -> Endpoint:
@@ -157,18 +182,12 @@ class Endpoint:
             return cls(None)
         # Instances of a plugin may share a directory, and gRPC removes a socket that is in its way.
         path = Path(directory).absolute() / f"plugin-{secrets.token_hex(4)}.sock"
-        length = len(os.fsencode(path))
-        if length > MAX_SOCKET_PATH:
-            raise StartError(
-                f"the socket path {path} has {length} bytes, and {MAX_SOCKET_PATH} are allowed:"
-                " have PLUGIN_UNIX_SOCKET_DIR name a shorter directory"
-            )
-        return cls(path)
+        return cls(_short_enough(path, ": have PLUGIN_UNIX_SOCKET_DIR name a shorter directory"))
 
     @property
     def grpc_address(self) -> str:
         # gRPC takes the address for a URI and decodes percent signs.
-        return f"unix:{quote(os.fsencode(self.socket))}" if self.socket else "127.0.0.1:0"
+        return f"unix:{quote(os.fsencode(self.socket))}" if self.socket else self.tcp
 
     def handshake(self, port: int) -> bytes:
         network, address = ("unix", os.fsencode(self.socket)) if self.socket else ("tcp", b"127.0.0.1:%d" % port)
@@ -188,6 +207,13 @@ class Endpoint:
             except (OSError, LookupError) as error:
                 raise StartError(f"cannot give the socket to PLUGIN_UNIX_SOCKET_GROUP {group!r}: {error}") from error
         return port
+
+
+def _short_enough(path: Path, advice: str = "") -> Path:
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH:
+        raise StartError(f"the socket path {path} has {length} bytes, and {MAX_SOCKET_PATH} are allowed{advice}")
+    return path
 
 
 def write_handshake(descriptor: int, line: bytes) -> None:
