@@ -17,8 +17,9 @@ use super::head::{self, Bounds, Framing, Scan};
 /// one has no memory for it.
 const HEAD_READ: usize = 4 * 1024;
 
-/// Bytes that are read at a time within a body.
-const BODY_READ: usize = 32 * 1024;
+/// Bytes that are read at a time within a body: at first, and at most. One that nobody takes further does not take up
+/// what one does that goes through.
+const BODY_READ: (usize, usize) = (8 * 1024, 32 * 1024);
 
 /// What a body has next.
 #[derive(Debug)]
@@ -54,12 +55,14 @@ pub(crate) struct Reader {
     buffer: BytesMut,
     scan: Scan,
     content: Content,
+    /// Bytes that are read next within the body.
+    stride: usize,
 }
 
 impl Reader {
     /// Heads, and trailers, are within `bounds`.
     pub(crate) fn new(bounds: Bounds) -> Self {
-        Self { bounds, buffer: BytesMut::new(), scan: Scan::default(), content: Content::End }
+        Self { bounds, buffer: BytesMut::new(), scan: Scan::default(), content: Content::End, stride: BODY_READ.0 }
     }
 
     /// Adds what has come.
@@ -79,11 +82,16 @@ impl Reader {
             self.buffer.extend_from_slice(read.filled());
             return Poll::Ready(Ok(read.filled().len()));
         }
-        let wanted = self.left().map_or(BODY_READ, |left| usize::try_from(left).unwrap_or(BODY_READ).min(BODY_READ));
+        let most = self.stride;
+        let wanted = self.left().map_or(most, |left| usize::try_from(left).unwrap_or(most).min(most));
         if self.buffer.capacity() - self.buffer.len() < wanted.div_ceil(2) {
             self.buffer.reserve(wanted);
         }
-        tokio_util::io::poll_read_buf(io, cx, &mut self.buffer)
+        let count = ready!(tokio_util::io::poll_read_buf(io, cx, &mut self.buffer))?;
+        if count >= most / 2 {
+            self.stride = (most * 2).min(BODY_READ.1);
+        }
+        Poll::Ready(Ok(count))
     }
 
     /// Whether nothing has come that was not taken.
@@ -122,6 +130,7 @@ impl Reader {
 
     /// A body follows, which ends like this.
     pub(crate) fn begin(&mut self, framing: Framing) {
+        self.stride = BODY_READ.0;
         self.content = match framing {
             Framing::Length(0) => Content::End,
             Framing::Length(length) => Content::Length(length),

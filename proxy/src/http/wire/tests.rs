@@ -34,6 +34,26 @@ fn a_body_is_never_read_as_a_head() {
     }
 }
 
+#[tokio::test]
+async fn of_a_body_that_nobody_takes_little_is_read() {
+    let bytes = [&b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"[..], &[b'x'; 1_000_000]].concat();
+    let mut from = &bytes[..];
+    let mut reader = Reader::new(BOUNDS);
+    let mut pieces = Vec::new();
+    while !reader.is_at_end() || pieces.is_empty() {
+        std::future::poll_fn(|cx| reader.poll_read(Pin::new(&mut from), cx)).await.unwrap();
+        if pieces.is_empty() {
+            let head = reader.response().unwrap().unwrap();
+            reader.begin(head.framing);
+        }
+        let Piece::Data(data) = reader.body().unwrap() else { panic!("no data") };
+        pieces.push(data.len());
+    }
+    assert_eq!(pieces.iter().sum::<usize>(), 1_000_000);
+    assert!(pieces[0] <= 4 << 10 && pieces[1] <= 8 << 10, "{pieces:?}");
+    assert!(pieces.len() < 60 && pieces.iter().all(|piece| *piece <= 64 << 10), "{pieces:?}");
+}
+
 #[test]
 fn requests_that_can_be_read_in_one_way_pass() {
     for request in [
