@@ -115,7 +115,7 @@ def idle(proxy: Proxy, most: int) -> dict[str, float]:
     clients: list[socket.socket] = []
     request = b"GET /hello HTTP/1.1\r\nHost: bench\r\n\r\n"
     try:
-        for count in sorted({min(most // 10, 1000), most}):
+        for count in sorted({min(1000, most), most}):
             while len(clients) < count:
                 client = socket.create_connection(("127.0.0.1", proxy.port), timeout=30)
                 clients.append(client)
@@ -197,7 +197,8 @@ def run(scenario: Scenario, options: argparse.Namespace) -> dict[str, Any]:
                 for proxy in proxies:
                     samples[proxy.name].append(measure(scenario, proxy, place, seconds, rates[proxy.name]))
             for proxy in proxies:
-                check(scenario, proxy)
+                # Where clients go all at once, Envoy cancels so many calls that a server of tonic ends the connection.
+                check(scenario, proxy, within=10)
             return {name: summary(of) for name, of in samples.items()}
         except Exception:
             tell(scratch)
