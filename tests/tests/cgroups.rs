@@ -281,8 +281,10 @@ async fn the_next_start_removes_what_a_killed_proxy_has_left() {
     let proxy = other.start("serve", "{profile: none, cgroup: {}}").await;
     assert!(!runs(free) && !left.exists());
     assert!(proxy.log().contains("removed a control group that a killed host had left"), "{}", proxy.log());
+    let in_use = group.groups();
     let third = Place::new(Some(&group.path), None).start("serve", "{profile: none, cgroup: {}}").await;
     assert_eq!(group.groups().len(), 2);
+    assert!(in_use.len() == 1 && in_use[0].exists(), "{in_use:?}");
     drop((third, proxy));
 }
 
