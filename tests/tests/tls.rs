@@ -299,7 +299,10 @@ async fn whoever_makes_no_handshake_is_closed_and_others_are_served() {
     authority.certificate(&["a.example"]).write(dir.path(), "a");
     let yaml = format!(
         "listeners:
-  - {{name: web, address: 127.0.0.1:0, tls: certs, limits: {{tls_handshake_timeout: 300ms}}}}
+  - name: web
+    address: 127.0.0.1:0
+    tls: certs
+    limits: {{tls_handshake_timeout: 300ms, first_byte_timeout: 300ms}}
 routes: [{{upstream: 'http://{}'}}]
 plugins: {{certs: {{command: {}, config: {{dir: '{}'}}}}}}
 ",
@@ -316,6 +319,14 @@ plugins: {{certs: {{command: {}, config: {{dir: '{}'}}}}}}
         assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     }
     authority.client().presented(proxy.address(), "a.example").await.unwrap();
+    // Nor does it help to make one and say nothing then.
+    for protocol in ["http/1.1", "h2"] {
+        let silent = authority.client().alpn(&[protocol]).connect(proxy.address(), "a.example").await.unwrap();
+        // HTTP/2 has something to say first.
+        Raw::over(silent).rest().await;
+    }
+    let labels = [("reason", "first_byte_timeout")];
+    assert_eq!(proxy.metric("palisade_connections_closed_total", &labels).await, 2);
     assert_eq!(upstream.count(), 0);
 }
 
