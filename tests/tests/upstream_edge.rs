@@ -395,3 +395,19 @@ async fn clients_that_do_not_read_hold_up_no_others() {
     assert_eq!(upstream.connections(), 1);
     drop(deaf);
 }
+
+#[tokio::test]
+async fn what_follows_a_switch_at_once_is_carried() {
+    let upstream = Scripted::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        stream.write_all(format!("{switch}first words").as_bytes()).await.unwrap();
+        let _end = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", upgrades: [websocket]").await;
+    let mut raw = Raw::connect(proxy.address()).await;
+    raw.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    assert_eq!(raw.reply_head().await.unwrap().status, 101);
+    assert_eq!(raw.exactly(11).await, b"first words");
+}
