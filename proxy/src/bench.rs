@@ -21,7 +21,7 @@ use crate::http::{Client, Request, Rules, read};
 use crate::plugin::{self, HeaderOp, Plugins};
 use crate::route::Routes;
 use crate::telemetry::Metrics;
-use crate::upstream::Upstreams;
+use crate::upstream::{House, Upstreams};
 
 /// A request of a number of headers on its way through the proxy.
 #[derive(Debug)]
@@ -114,7 +114,8 @@ impl Table {
         }
         let config = config::parse(Path::new("/bench.yaml"), &text).unwrap();
         let (tasks, end, metrics) = (TaskTracker::new(), CancellationToken::new(), Arc::new(Metrics::default()));
-        let upstreams = Upstreams::new(&config.upstreams, None, &tasks, &end, &metrics);
+        let upstreams =
+            Upstreams::new(&config.upstreams, None, House { workers: 1, tasks: &tasks, end: &end, metrics: &metrics });
         let routes = Routes::new(&config.routes, &upstreams, &Plugins::default(), &metrics);
         let mut request = Hot::new(5).request;
         request.path = format!("/r{}/below", count - 1);

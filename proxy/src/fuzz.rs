@@ -30,7 +30,7 @@ use crate::proxy::Proxy;
 use crate::route::Routes;
 use crate::telemetry::Metrics;
 use crate::tls;
-use crate::upstream::Upstreams;
+use crate::upstream::{House, Upstreams};
 
 /// Any text is a configuration or a list of problems, and problems can be shown.
 pub fn configuration(bytes: &[u8]) {
@@ -265,7 +265,8 @@ async fn exchange(sent: Bytes) -> Vec<String> {
     let config = config::parse("palisade.yaml".as_ref(), &text).expect("a configuration");
     let (metrics, plugins, connections) = (Arc::new(Metrics::default()), Plugins::default(), Connections::default());
     let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
-    let upstreams = Upstreams::new(&config.upstreams, None, &tasks, &end, &metrics);
+    let upstreams =
+        Upstreams::new(&config.upstreams, None, House { workers: 1, tasks: &tasks, end: &end, metrics: &metrics });
     let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &metrics).expect("routes"));
     let listener = &config.listeners[0];
     let owned = Arc::default();

@@ -24,3 +24,4 @@ mod telemetry;
 mod tls;
 mod tunnel;
 mod upstream;
+mod workers;

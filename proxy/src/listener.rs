@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{self, IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::runtime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -96,25 +98,25 @@ impl Inherited {
     pub(crate) fn bound(self, address: &Address) -> io::Result<Bound> {
         let open = match address {
             Address::Tcp(_) => {
-                let listener = std::net::TcpListener::from(self.socket);
+                let listener = net::TcpListener::from(self.socket);
                 listener.set_nonblocking(true)?;
-                Open::Tcp(TcpListener::from_std(listener)?)
+                Open::Tcp(listener)
             }
             Address::Unix(path) => {
-                let listener = std::os::unix::net::UnixListener::from(self.socket);
+                let listener = unix::net::UnixListener::from(self.socket);
                 listener.set_nonblocking(true)?;
-                Open::Unix(UnixListener::from_std(listener)?, SocketFile::given(path, self.ours))
+                Open::Unix(listener, Arc::new(SocketFile::given(path, self.ours)))
             }
         };
         Ok(Bound::Given(open))
     }
 }
 
-/// A socket that takes connections.
+/// A socket that takes connections. The last of its copies removes its file.
 #[derive(Debug)]
 pub(crate) enum Open {
-    Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    Tcp(net::TcpListener),
+    Unix(unix::net::UnixListener, Arc<SocketFile>),
 }
 
 /// A unix socket's file, removed when the listener goes, where it is this process's.
@@ -222,8 +224,11 @@ impl Bound {
     /// Begins to take connections.
     pub(crate) fn open(self) -> io::Result<Open> {
         match self {
-            Self::Tcp(socket) => socket.listen(BACKLOG).map(Open::Tcp),
-            Self::Unix(socket, file) => socket.listen(BACKLOG).map(|listener| Open::Unix(listener, file)),
+            Self::Tcp(socket) => socket.listen(BACKLOG)?.into_std().map(Open::Tcp),
+            Self::Unix(socket, file) => {
+                let listener = socket.listen(BACKLOG)?.into_std()?;
+                Ok(Open::Unix(listener, Arc::new(file)))
+            }
             Self::Given(open) => Ok(open),
         }
     }
@@ -250,6 +255,36 @@ impl Open {
     pub(crate) fn claim(&self) {
         if let Self::Unix(_, file) = self {
             file.claim();
+        }
+    }
+
+    /// For a worker, to take connections from. All of them share the kernel's queue: a worker that is busy, or stands
+    /// still, leaves it to the others, and none is lost with a worker.
+    pub(crate) fn acceptor(&self, worker: &runtime::Handle) -> io::Result<Acceptor> {
+        let _in_its_runtime = worker.enter();
+        match self {
+            Self::Tcp(listener) => TcpListener::from_std(listener.try_clone()?).map(Acceptor::Tcp),
+            Self::Unix(listener, file) => {
+                let listener = UnixListener::from_std(listener.try_clone()?)?;
+                Ok(Acceptor::Unix(listener, Arc::clone(file)))
+            }
+        }
+    }
+}
+
+/// An open socket, as one worker has it.
+#[derive(Debug)]
+pub(crate) enum Acceptor {
+    Tcp(TcpListener),
+    Unix(UnixListener, #[expect(dead_code, reason = "is removed with the last acceptor")] Arc<SocketFile>),
+}
+
+impl Acceptor {
+    /// The next connection. Cancel safe.
+    async fn next(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Socket::Tcp(stream, peer)),
+            Self::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Socket::Unix(stream)),
         }
     }
 }
@@ -283,9 +318,11 @@ impl Drop for Taken {
 }
 
 impl Places {
-    fn take(self: &Arc<Self>) -> Taken {
-        self.taken.fetch_add(1, Ordering::SeqCst);
-        Taken(Arc::clone(self))
+    /// A place, if fewer than `limit` are taken.
+    fn take(self: &Arc<Self>, limit: usize) -> Option<Taken> {
+        let take = |taken| (taken < limit).then_some(taken + 1);
+        let taken = self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
+        taken.ok().map(|_| Taken(Arc::clone(self)))
     }
 
     /// Returns when there is none. Cancel safe.
@@ -340,15 +377,28 @@ impl Slot {
     }
 
     /// The next connection, once there is a place for it: those without one wait in the kernel's queue. Cancel safe.
-    async fn next(&self, listener: &Open, overload: &Arc<Overload>) -> io::Result<(Socket, Taken, Share)> {
+    async fn next(&self, acceptor: &Acceptor, overload: &Arc<Overload>) -> io::Result<(Socket, Taken, Share)> {
+        self.room().await;
+        overload.room().await;
+        let socket = acceptor.next().await?;
+        // Another worker may have taken the last place meanwhile: then it waits here.
         loop {
-            let changed = self.places.changed.notified();
-            let room = self.places.taken.load(Ordering::SeqCst) < self.limit();
-            let accepted = async { (overload.share().await, listener.next().await) };
-            tokio::select! {
-                (share, socket) = accepted, if room => return socket.map(|socket| (socket, self.places.take(), share)),
-                () = changed => {}
+            if let Some(taken) = self.places.take(self.limit()) {
+                return Ok((socket, taken, overload.share().await));
             }
+            self.room().await;
+        }
+    }
+
+    /// Returns when there is a place for another connection.
+    async fn room(&self) {
+        loop {
+            // Before it is looked: what changes from here on wakes the wait.
+            let changed = self.places.changed.notified();
+            if self.places.taken.load(Ordering::SeqCst) < self.limit() {
+                return;
+            }
+            changed.await;
         }
     }
 }
@@ -374,18 +424,18 @@ pub(crate) struct Service {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// Takes connections until a drain begins. Nothing that goes wrong with one of them ends it.
-pub(crate) async fn accept(listener: Open, slot: Arc<Slot>) {
+/// Takes connections until a drain begins; a worker's task. Nothing that goes wrong with one of them ends it.
+pub(crate) async fn accept(acceptor: Acceptor, slot: Arc<Slot>) {
     let overload = Arc::clone(&slot.service().connections.overload);
     let mut reserve = reserve();
     let taking = async {
         loop {
-            match slot.next(&listener, &overload).await {
+            match slot.next(&acceptor, &overload).await {
                 Ok((socket, taken, share)) => slot.begin(socket, taken, share),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) if is_out_of_descriptors(&error) && reserve.take().is_some() => {
                     // Else it would wait in the queue for nobody knows how long, and wake us up all the while.
-                    drop(listener.next().await);
+                    drop(acceptor.next().await);
                     reserve = self::reserve();
                     let service = slot.service();
                     service.metrics.closed(&service.name, Closed::Descriptors);
@@ -407,7 +457,7 @@ pub(crate) async fn accept(listener: Open, slot: Arc<Slot>) {
     // Those who were let into the queue are served: closing it would reset them.
     let deadline = Instant::now() + QUEUED;
     while slot.places.taken.load(Ordering::SeqCst) < slot.limit() {
-        match tokio::time::timeout_at(deadline, slot.next(&listener, &overload)).await {
+        match tokio::time::timeout_at(deadline, slot.next(&acceptor, &overload)).await {
             Ok(Ok((socket, taken, share))) => slot.begin(socket, taken, share),
             Ok(Err(_)) | Err(_) => return,
         }
@@ -434,15 +484,6 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 enum Socket {
     Tcp(TcpStream, std::net::SocketAddr),
     Unix(UnixStream),
-}
-
-impl Open {
-    async fn next(&self) -> io::Result<Socket> {
-        match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Socket::Tcp(stream, peer)),
-            Self::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Socket::Unix(stream)),
-        }
-    }
 }
 
 impl Slot {

@@ -13,13 +13,16 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::Notify;
 
-use crate::config;
+use crate::config::{self, Config};
 
 /// Between looks.
 const PERIOD: Duration = Duration::from_millis(250);
 
-/// Descriptors that the proxy needs for itself and its plugins.
+/// Descriptors that the proxy needs for itself and its plugins, beside those of its workers.
 const OWN_DESCRIPTORS: u64 = 32;
+
+/// Descriptors that each worker needs for itself, beside those for listeners and plugins.
+const OF_A_WORKER: u64 = 4;
 
 /// Client connections that there is always room for.
 const FEWEST: usize = 4;
@@ -42,7 +45,8 @@ pub(crate) struct Overload {
     open: AtomicUsize,
     most: AtomicUsize,
     closed: Notify,
-    marks: Mutex<config::Overload>,
+    /// What operators say, and how many descriptors are not there for connections.
+    marks: Mutex<(config::Overload, u64)>,
 }
 
 impl Default for Overload {
@@ -93,9 +97,25 @@ impl Overload {
         }
     }
 
+    /// Returns when there is room for another connection. Cancel safe.
+    pub(crate) async fn room(&self) {
+        loop {
+            let closed = self.closed.notified();
+            if self.open.load(Ordering::Acquire) < self.most.load(Ordering::Relaxed) {
+                // For whoever waits for it beside this one.
+                self.closed.notify_one();
+                return;
+            }
+            closed.await;
+        }
+    }
+
     /// From the next look on, these hold.
-    pub(crate) fn set(&self, marks: config::Overload) {
-        *self.marks.lock().unwrap_or_else(PoisonError::into_inner) = marks;
+    pub(crate) fn set(&self, config: &Config) {
+        let instances: usize = config.plugins.values().map(|plugin| plugin.instances).sum();
+        let of_a_worker = OF_A_WORKER + (config.listeners.len() + instances) as u64;
+        let own = OWN_DESCRIPTORS + config.workers as u64 * of_a_worker;
+        *self.marks.lock().unwrap_or_else(PoisonError::into_inner) = (config.overload, own);
     }
 
     /// Looks at memory and descriptors, without end.
@@ -107,8 +127,8 @@ impl Overload {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let marks = *self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-            let most = marks.max_connections.unwrap_or(usize::MAX).min(affordable(limit));
+            let (marks, own) = *self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+            let most = marks.max_connections.unwrap_or(usize::MAX).min(affordable(limit, own));
             if self.most.swap(most, Ordering::Relaxed) < most {
                 self.closed.notify_one();
             }
@@ -135,8 +155,8 @@ impl Overload {
 }
 
 /// As many client connections as can each have a connection to an upstream.
-fn affordable(descriptors: u64) -> usize {
-    usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).unwrap_or(usize::MAX).max(FEWEST)
+fn affordable(descriptors: u64, own: u64) -> usize {
+    usize::try_from(descriptors.saturating_sub(own) / 2).unwrap_or(usize::MAX).max(FEWEST)
 }
 
 /// Takes as many file descriptors as the host allows. Where it can't be asked, the other bounds hold.
@@ -192,7 +212,7 @@ mod tests {
     fn what_the_host_tells() {
         assert!(resident().unwrap() > 1 << 20);
         assert!(open_descriptors().unwrap() >= 3);
-        assert_eq!((affordable(64), affordable(0), affordable(20_032)), (16, FEWEST, 10_000));
+        assert_eq!((affordable(64, 32), affordable(0, 32), affordable(20_032, 32)), (16, FEWEST, 10_000));
         assert_eq!((percent(1, 2), percent(5, 2), percent(1, 0)), (Some(50), Some(100), Some(100)));
     }
 }

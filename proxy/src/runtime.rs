@@ -28,6 +28,7 @@ use crate::listener::{Bound, Handle, Inherited};
 use crate::plugin::{Plugins, Roster};
 use crate::route::BuildError;
 use crate::telemetry::Metrics;
+use crate::workers::Workers;
 
 /// What remains of connections and tasks once they have been told to end.
 const END: Duration = Duration::from_secs(5);
@@ -38,6 +39,15 @@ pub enum Error {
     /// Signals can't be caught.
     #[error("signals can't be handled")]
     Signals(#[source] io::Error),
+    /// The workers can't be started.
+    #[error("can't start {workers} threads")]
+    Workers {
+        /// How many.
+        workers: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The runtime directory can't be used.
     #[error("the runtime directory can't be used")]
     RuntimeDir(#[source] PrivateDirError),
@@ -121,6 +131,7 @@ impl From<BuildError> for Error {
 struct House {
     /// The real path.
     runtime_dir: PathBuf,
+    workers: Workers,
     plugins: Roster,
     connections: Connections,
     /// Pooled connections, certificate watches, and what leaves; they outlive the clients' connections.
@@ -185,13 +196,17 @@ async fn run_as(config: Config, mut heir: Option<&mut Heir>, mut given: Vec<Inhe
         tracing::warn!(target: "palisade", name = unused.name(), "a socket that was handed over is no listener's: closed");
     }
 
+    let workers =
+        Workers::start(config.workers).map_err(|source| Error::Workers { workers: config.workers, source })?;
+    let metrics = Arc::new(Metrics::of(workers.handles()));
     let house = Arc::new(House {
         runtime_dir,
-        plugins: Roster::default(),
+        plugins: Roster::of(workers.handles()),
+        workers,
         connections: Connections::default(),
         background: TaskTracker::new(),
         end_background: CancellationToken::new(),
-        metrics: Arc::new(Metrics::default()),
+        metrics,
         readiness: Arc::new(Readiness::default()),
         in_force: Arc::new(InForce::default()),
         lock,
@@ -228,6 +243,7 @@ async fn run_as(config: Config, mut heir: Option<&mut Heir>, mut given: Vec<Inhe
     if tokio::time::timeout(END, house.background.wait()).await.is_err() {
         tracing::warn!(target: "palisade", "connections to upstreams did not close in time");
     }
+    house.workers.end().await;
     ended
 }
 
@@ -248,7 +264,7 @@ async fn serve(
     ends: Ends,
 ) -> Result<(), Error> {
     let overload = Arc::clone(&house.connections.overload);
-    overload.set(config.overload);
+    overload.set(&config);
     let end = house.end_background.clone();
     house.background.spawn(async move { end.run_until_cancelled(overload.watch()).await });
     let plugins = Arc::new(Plugins::start(&config, &Plugins::default(), None, &house.plugins)?);

@@ -116,6 +116,10 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// A second connection to a plugin that somebody else has started: behind it may be another process than the one that
+    /// was checked and configured.
+    #[error("{0} was started by somebody else: there is one connection to it")]
+    OnlyOne(String),
     /// HTTP/2.
     #[error("HTTP/2 to {endpoint}")]
     Http2 {
@@ -335,36 +339,79 @@ impl Progress {
     }
 }
 
-/// Connects, waiting for a socket that is not there yet or has no listener yet. Has no deadline of its own: the
-/// lifecycle's covers the whole.
-pub(crate) async fn connect(
+/// Makes connections to one start of a plugin, each with everything that is checked of the first: whose socket it is,
+/// that the process still runs, AutoMTLS. Cheap to clone.
+#[derive(Clone)]
+pub struct Connector {
     endpoint: Endpoint,
     secure: Option<Secure>,
     alive: Alive,
-    progress: &Progress,
-) -> Result<Channel, ConnectError> {
-    let first = alive.tie(first_connection(&endpoint, secure.as_ref(), &alive, progress).await?);
-
-    // A server may close a connection of a certain age, so later ones are made where the process still runs.
-    let first = Arc::new(Mutex::new(Some(first)));
-    let name = endpoint.to_string();
-    let connector = service_fn(move |_: Uri| {
-        let (endpoint, secure, alive) = (endpoint.clone(), secure.clone(), alive.clone());
-        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        async move {
-            if let Some(stream) = first {
-                return Ok(TokioIo::new(stream));
-            }
-            alive.check(&endpoint)?;
-            endpoint.open(secure.as_ref(), &alive).await.map(TokioIo::new)
-        }
-    });
-    // The authority is never resolved; servers see it in `:authority`.
-    tonic::transport::Endpoint::from_static("http://localhost")
-        .connect_with_connector(connector)
-        .await
-        .map_err(|source| ConnectError::Http2 { endpoint: name, source })
 }
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    pub(crate) fn new(endpoint: Endpoint, secure: Option<Secure>, alive: Alive) -> Self {
+        Self { endpoint, secure, alive }
+    }
+
+    /// One more connection, beside that of [`crate::Adapter::attach`]: for hosts with several runtimes, each of which
+    /// does best with a connection of its own. It is made anew where it breaks while the process runs. The runtime in
+    /// which this is called works for it. Cancel safe: a connection under way is closed.
+    ///
+    /// # Errors
+    ///
+    /// As for the first one, within 2 s, or 12 s with AutoMTLS. [`ConnectError::OnlyOne`] where somebody else has started
+    /// the plugin.
+    pub async fn another(&self) -> Result<Channel, ConnectError> {
+        match &self.alive {
+            Alive::Process { .. } => self.channel(None).await,
+            Alive::Line { .. } => Err(ConnectError::OnlyOne(self.endpoint.to_string())),
+        }
+    }
+
+    /// Connects, waiting for a socket that is not there yet or has no listener yet. Has no deadline of its own: the
+    /// lifecycle's covers the whole.
+    pub(crate) async fn first(&self, progress: &Progress) -> Result<Channel, ConnectError> {
+        let stream = first_connection(&self.endpoint, self.secure.as_ref(), &self.alive, progress).await?;
+        self.channel(Some(self.alive.tie(stream))).await
+    }
+
+    async fn channel(&self, first: Option<Box<dyn Stream>>) -> Result<Channel, ConnectError> {
+        // The authority is never resolved; servers see it in `:authority`.
+        let channel = tonic::transport::Endpoint::from_static("http://localhost");
+        let failed = |source| ConnectError::Http2 { endpoint: self.endpoint.to_string(), source };
+        channel.connect_with_connector(self.service(first)).await.map_err(failed)
+    }
+
+    /// Gives `first` if there is one, and then connects: a server may close a connection of a certain age.
+    fn service(
+        &self,
+        first: Option<Box<dyn Stream>>,
+    ) -> impl tower::Service<Uri, Response = TokioIo<Box<dyn Stream>>, Error = ConnectError, Future = Connecting>
+    + Send
+    + 'static {
+        let this = self.clone();
+        let first = Arc::new(Mutex::new(first));
+        service_fn(move |_: Uri| {
+            let Self { endpoint, secure, alive } = this.clone();
+            let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Box::pin(async move {
+                if let Some(stream) = first {
+                    return Ok(TokioIo::new(stream));
+                }
+                alive.check(&endpoint)?;
+                endpoint.open(secure.as_ref(), &alive).await.map(TokioIo::new)
+            }) as Connecting
+        })
+    }
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<TokioIo<Box<dyn Stream>>, ConnectError>> + Send>>;
 
 /// Waits until the plugin listens. Has no deadline of its own.
 pub(crate) async fn await_listener(
@@ -405,6 +452,7 @@ fn may_pass(error: &ConnectError) -> bool {
         | ConnectError::NotOwn { .. }
         | ConnectError::Slow(_)
         | ConnectError::Tls { .. }
+        | ConnectError::OnlyOne(_)
         | ConnectError::Http2 { .. } => false,
     }
 }
@@ -469,8 +517,10 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(path("real")).unwrap();
         symlink(path("real"), path("link")).unwrap();
         for name in ["file", "dir", "fifo", "link"] {
-            let error =
-                connect(Endpoint::Unix(path(name)), None, this_process(), &Progress::default()).await.unwrap_err();
+            let error = Connector::new(Endpoint::Unix(path(name)), None, this_process())
+                .first(&Progress::default())
+                .await
+                .unwrap_err();
             assert!(matches!(error, ConnectError::NotASocket(_)), "{name}: {error}");
         }
     }
@@ -480,7 +530,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
         let progress = Progress::default();
-        let connecting = connect(Endpoint::Unix(path.clone()), None, this_process(), &progress);
+        let connector = Connector::new(Endpoint::Unix(path.clone()), None, this_process());
+        let connecting = connector.first(&progress);
         let listening = async {
             while !progress.get().contains("No such file") {
                 tokio::task::yield_now().await;

@@ -142,7 +142,7 @@ def palisade(place: Place, upstream: int, plugin: str | None, label: str = "", *
     # JSON is YAML too.
     config = place.file(f"{name.replace(' ', '-')}.yaml", json.dumps({
         "listeners": [listener], "routes": [*other, {"upstream": app, "filters": used}], "plugins": plugins,
-        "runtime_dir": str(place.scratch / f"run{port}"),
+        "runtime_dir": str(place.scratch / f"run{port}"), "workers": place.workers,
     }))
     pid = place.start_proxy([place.programs / "palisade", "run", "-c", config], config.stem)
     wait_for_port(port, pid)

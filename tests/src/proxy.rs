@@ -234,7 +234,8 @@ impl Proxy {
     /// When it does not become ready.
     pub async fn in_front_of(endpoint: SocketAddr, upstream: &str, route: &str) -> Self {
         let yaml = format!(
-            "listeners: [{{name: web, address: 127.0.0.1:0}}]
+            "workers: 1
+listeners: [{{name: web, address: 127.0.0.1:0}}]
 routes: [{{upstream: app{route}}}]
 upstreams: {{app: {{endpoints: ['{endpoint}']{upstream}}}}}
 "

@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use palisade_tests::{ADMIN, Client, Proxy, Raw, Upstream, soon};
+use palisade_tests::{ADMIN, Client, Proxy, Raw, Upstream, fake, filtered, soon};
 
 async fn bare(plugin: &str) -> (Proxy, Upstream) {
-    Proxy::behind_fake(&["needs:batches", "serve-bare"], plugin).await
+    let upstream = Upstream::http1("app").await;
+    let command = format!("command: {}{plugin}", fake(&["needs:batches", "serve-bare"]));
+    // Each worker would have a stream of its own.
+    let yaml = format!("workers: 1\n{}", filtered(upstream.address(), &command));
+    (Proxy::start(&yaml).await, upstream)
 }
 
 /// The stream that a call went over.

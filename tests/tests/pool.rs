@@ -34,6 +34,8 @@ async fn instances_that_die_together_are_started_apart() {
     for pid in &before {
         kill(i32::try_from(*pid).unwrap(), Signal::SIGKILL);
     }
+    // A request that met the end of two would be taken for what has ended them.
+    soon("all have ended", async { while pids(&proxy).await.iter().any(|pid| before.contains(pid)) {} }).await;
     // One is back at once, and does for all.
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
     let seen = async {

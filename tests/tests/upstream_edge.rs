@@ -381,7 +381,11 @@ async fn what_is_left_of_a_request_is_never_read_as_another_one() {
 async fn clients_that_do_not_read_hold_up_no_others() {
     let upstream = Upstream::http2("app").await;
     let upstreams = format!("app: {{endpoints: ['{}'], protocol: http2}}", upstream.address());
-    let proxy = proxy(&upstreams, ", timeout: none").await;
+    let proxy = Proxy::start(&format!(
+        "workers: 1\nlisteners: [{{name: web, address: 127.0.0.1:0}}]\nroutes: [{{upstream: app, timeout: none}}]
+upstreams: {{{upstreams}}}\n"
+    ))
+    .await;
     let mut deaf = Vec::new();
     for _ in 0..8 {
         let mut raw = Raw::connect(proxy.address()).await;

@@ -70,6 +70,7 @@ def encode_describe(description: Description) -> bytes:
                 max_body_bytes=description.max_body,
                 response_phase=description.response_phase,
                 batches=True,
+                one_stream=True,
             )
         )
     if description.certificates:

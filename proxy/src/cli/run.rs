@@ -10,6 +10,9 @@ use crate::config;
 use crate::runtime;
 use crate::telemetry::logs;
 
+/// One that stands still does not keep the supervision of plugins from going on.
+const THREADS: usize = 2;
+
 /// How long work that can't be cancelled, such as resolving a name, may hold up the end of the process.
 const LAST_WORK: Duration = Duration::from_secs(1);
 
@@ -18,10 +21,15 @@ pub(super) fn run(args: Run) -> Result<(), Failure> {
     let config = config::load(&args.config).map_err(Failure::Invalid)?;
     let no_threads = |error| Failure::failed(format_args!("can't start threads: {error}"));
     logs::init(args.log_format, &args.log).map_err(no_threads)?;
-    let workers =
-        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("palisade").build().map_err(no_threads)?;
-    let ended = workers.block_on(runtime::run(config));
-    workers.shutdown_timeout(LAST_WORK);
+    // For everything but requests, which have threads of their own.
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .thread_name("palisade")
+        .build()
+        .map_err(no_threads)?;
+    let ended = threads.block_on(runtime::run(config));
+    threads.shutdown_timeout(LAST_WORK);
     logs::settle();
     ended.map_err(|error| {
         let message = chain(&error);

@@ -28,6 +28,7 @@ impl Config {
         let upstreams = self.upstreams.iter().filter(|(name, upstream)| !inline(name, upstream));
         let root = mapping([
             ("runtime_dir", path(&self.runtime_dir)),
+            ("workers", self.workers.into()),
             ("drain_timeout", time(self.drain_timeout)),
             ("trusted_proxies", list(&self.trusted_proxies, |cidr| format!("{}/{}", cidr.address, cidr.prefix).into())),
             ("overload", overload(&self.overload)),

@@ -11,6 +11,8 @@ pub(super) struct Host {
     pub(super) path: Vec<PathBuf>,
     /// The default of `runtime_dir`. Absolute.
     pub(super) runtime_dir: PathBuf,
+    /// For how many threads at a time there are cores.
+    pub(super) cores: usize,
 }
 
 impl Host {
@@ -20,6 +22,8 @@ impl Host {
         Self {
             path: env::split_paths(&path).filter(|dir| dir.is_absolute()).collect(),
             runtime_dir: runtime_dir(|name| env::var_os(name), nix::unistd::geteuid().as_raw(), &env::temp_dir()),
+            // By affinity and cgroup.
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
 }

@@ -85,6 +85,8 @@ pub struct Config {
     pub hash: String,
     /// Where the admin socket, plugin socket directories and the lock are. Absolute.
     pub runtime_dir: PathBuf,
+    /// Threads that serve. Default as many as there are cores for this process, 1 to 1024.
+    pub workers: usize,
     /// How long open requests may go on after SIGTERM. Default 30 s.
     pub drain_timeout: Duration,
     /// Addresses whose `X-Forwarded-*` and `x-request-id` are believed. Default none.

@@ -20,6 +20,9 @@ pub(super) struct File {
     /// Default: `$PALISADE_RUNTIME_DIR`, else the first of `$RUNTIME_DIRECTORY`, `/run/palisade` for root and
     /// `$XDG_RUNTIME_DIR/palisade`, else `palisade-<uid>` in the directory for temporary files.
     pub(super) runtime_dir: Slot<String>,
+    /// Threads that serve, each with its own connections to upstreams and plugins. Default: as many as there are cores for
+    /// this process.
+    pub(super) workers: Slot<u64>,
     /// How long open requests may go on after SIGTERM. Default 30s.
     pub(super) drain_timeout: Slot<Span>,
     /// Addresses and networks (`10.0.0.0/8`, `::1`) whose `X-Forwarded-*` and `x-request-id` are believed. Default none.

@@ -36,7 +36,7 @@ impl Failed {
 impl From<CallError> for Failed {
     fn from(error: CallError) -> Self {
         let reason = match &error {
-            CallError::Lost(_) => Reason::PluginUnavailable,
+            CallError::Lost(_) | CallError::Unsent(_) => Reason::PluginUnavailable,
             CallError::Timeout => Reason::PluginTimeout,
             CallError::Overloaded => Reason::PluginOverloaded,
             CallError::Failed(_) => Reason::PluginFailed,
@@ -78,6 +78,7 @@ pub(super) async fn ask_request(
         let call = client.check_request(&Subject { request, route, body: content }, deadline)?;
         match plugin.call(&client, &request.id, place, call).await {
             Err(CallError::Lost(error)) => attempts.lost(client, error, deadline).await?,
+            Err(CallError::Unsent(error)) => attempts.unsent(client, error)?,
             answer => return Ok(Asked { answer: answer?, needs }),
         }
     }
@@ -98,10 +99,14 @@ pub(super) async fn ask_response(
         let call = client.check_response(request, response, deadline);
         match plugin.call(&client, &request.id, place, call).await {
             Err(CallError::Lost(error)) => attempts.lost(client, error, deadline).await?,
+            Err(CallError::Unsent(error)) => attempts.unsent(client, error)?,
             answer => return Ok(answer?),
         }
     }
 }
+
+/// Calls about one request that found no connection, before it is given up: as many instances as may have ended at once.
+const MOST_UNSENT: usize = 8;
 
 /// Whom to ask, after what has been lost: another process once, and the same one once more if it seems to live. The
 /// second call may reach a plugin that has seen the first one: a filter that is asked twice gives two verdicts, of which
@@ -109,25 +114,40 @@ pub(super) async fn ask_response(
 struct Attempts<'a> {
     plugin: &'a Running,
     lost: Option<Lease>,
+    /// Whom the last call could not be sent to.
+    unsent: Option<Lease>,
+    /// How many calls could not be sent.
+    failed: usize,
     /// Taken after a loss.
     turn: Option<SemaphorePermit<'a>>,
 }
 
 impl<'a> Attempts<'a> {
     fn new(plugin: &'a Running) -> Self {
-        Self { plugin, lost: None, turn: None }
+        Self { plugin, lost: None, unsent: None, failed: 0, turn: None }
     }
 
     async fn client(&mut self, deadline: Instant) -> Result<Lease, Failed> {
-        let Some(lost) = &self.lost else { return Ok(self.plugin.client_by(deadline).await?) };
-        if self.turn.is_none() {
+        if self.lost.is_some() && self.turn.is_none() {
             self.turn = self.plugin.suspected(deadline).await;
         }
-        Ok(self.plugin.client_after(lost, deadline).await?)
+        match self.unsent.as_ref().or(self.lost.as_ref()) {
+            None => Ok(self.plugin.client_by(deadline).await?),
+            Some(before) => Ok(self.plugin.client_after(before, deadline).await?),
+        }
+    }
+
+    /// There was no connection. That is not this request's doing, and says nothing about who is asked next. `Err`: that
+    /// was the last attempt.
+    fn unsent(&mut self, client: Lease, error: String) -> Result<(), CallError> {
+        self.unsent = Some(client);
+        self.failed += 1;
+        if self.failed > MOST_UNSENT { Err(CallError::Unsent(error)) } else { Ok(()) }
     }
 
     /// The connection broke. `Err`: that was the last attempt.
     async fn lost(&mut self, client: Lease, error: String, deadline: Instant) -> Result<(), CallError> {
+        self.unsent = None;
         let Some(before) = &self.lost else {
             self.lost = Some(client);
             return Ok(());

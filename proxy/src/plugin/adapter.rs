@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::Arc;
 
 use palisade_plugin_proto::env;
 use palisade_supervisor::{
@@ -10,8 +11,10 @@ use palisade_supervisor::{
 };
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::Value as Json;
+use tokio::runtime::Handle;
 use tonic::transport::Channel;
 
+use super::lines::Lines;
 use super::mosn::Mosn;
 use super::native::{Generation, Native};
 use super::record::Record;
@@ -37,6 +40,7 @@ impl Roles {
 pub(crate) struct Contracts {
     contract: Contract,
     roles: Roles,
+    workers: Arc<[Handle]>,
     config: Struct,
     config_hash: String,
     /// Which instance, from 1, where there are several.
@@ -45,10 +49,16 @@ pub(crate) struct Contracts {
 }
 
 impl Contracts {
-    pub(super) fn new(plugin: &config::Plugin, roles: Roles, instance: Option<usize>, events: Events) -> Self {
+    pub(super) fn new(
+        plugin: &config::Plugin,
+        (roles, workers): (Roles, &Arc<[Handle]>),
+        instance: Option<usize>,
+        events: Events,
+    ) -> Self {
         Self {
             contract: plugin.contract,
             roles,
+            workers: Arc::clone(workers),
             config: message(config::to_json(&plugin.config)),
             config_hash: config::hash(&plugin.config),
             instance,
@@ -67,12 +77,15 @@ impl Adapter for Contracts {
     type Client = Client;
 
     async fn attach(&self, channel: Channel, instance: InstanceInfo) -> Result<Client, AttachError> {
+        let generation = self.generation(&instance);
+        let (connector, workers) = (&instance.connector, &*self.workers);
         let speaks = match self.contract {
-            Contract::Palisade => Native::attach(channel, self.roles, self.config.clone(), self.generation(&instance))
-                .await
-                .map(Speaks::Native)
-                .map_err(AttachError::new)?,
-            Contract::Mosn => Speaks::Mosn(Mosn::new(channel)),
+            Contract::Palisade => {
+                let config = self.config.clone();
+                let attached = Native::attach((channel, connector, workers), self.roles, config, generation);
+                attached.await.map(Speaks::Native).map_err(AttachError::new)?
+            }
+            Contract::Mosn => Speaks::Mosn(Mosn::new(Lines::open(channel, connector, workers).await)),
         };
         Ok(Client { speaks, record: Record::default(), calls: instance.calls })
     }

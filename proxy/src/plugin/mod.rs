@@ -3,6 +3,7 @@
 mod adapter;
 mod events;
 mod gate;
+mod lines;
 mod mosn;
 mod mutation;
 mod native;
@@ -17,6 +18,7 @@ use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use http::{HeaderMap, StatusCode};
 use palisade_supervisor::{Calls, StartError};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 pub(crate) use self::adapter::{Contracts, Roles};
@@ -60,7 +62,7 @@ impl Plugins {
                 Some(running) => Arc::clone(running),
                 None => {
                     let spec = adapter::spec(name, plugin, &config.runtime_dir);
-                    Arc::new(Running::start(&spec, plugin, roles(config, name), &roster.events)?)
+                    Arc::new(Running::start(&spec, plugin, (roles(config, name), &roster.workers), &roster.events)?)
                 }
             };
             Ok((name.clone(), running))
@@ -97,9 +99,16 @@ pub(crate) struct Roster {
     plugins: Mutex<Vec<Arc<Running>>>,
     /// What has happened to any of them.
     events: Events,
+    /// Who calls them.
+    workers: Arc<[Handle]>,
 }
 
 impl Roster {
+    /// Of plugins that these workers call.
+    pub(crate) fn of(workers: &Arc<[Handle]>) -> Self {
+        Self { workers: Arc::clone(workers), ..Self::default() }
+    }
+
     pub(crate) fn events(&self) -> &Events {
         &self.events
     }
@@ -236,6 +245,9 @@ pub(crate) enum CallError {
     /// The connection broke: the plugin may never have seen the call.
     #[error("the connection broke: {0}")]
     Lost(String),
+    /// There was no connection to send it over: the plugin has certainly not seen the call.
+    #[error("there is no connection: {0}")]
+    Unsent(String),
     #[error("no answer in time")]
     Timeout,
     /// More calls wait than it can take in time.

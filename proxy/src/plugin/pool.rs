@@ -146,16 +146,16 @@ impl<F: Future<Output: Send + 'static> + Send + 'static> Drop for Kept<'_, F> {
 }
 
 impl Running {
-    /// Starts its processes, each with an adapter of its own.
+    /// Starts its processes, each with an adapter of its own, for what it is used for, and by so many workers.
     pub(super) fn start(
         spec: &PluginSpec,
         plugin: &config::Plugin,
-        roles: Roles,
+        (roles, workers): (Roles, &Arc<[Handle]>),
         events: &Events,
     ) -> Result<Self, StartError> {
         let several = plugin.instances > 1;
         let start = |instance| {
-            let contracts = Contracts::new(plugin, roles, several.then_some(instance), events.clone());
+            let contracts = Contracts::new(plugin, (roles, workers), several.then_some(instance), events.clone());
             let supervised = Plugin::start(spec.clone(), contracts)?;
             let gate = Gate::new(plugin.max_calls, plugin.max_queue);
             Ok(Instance { supervised, load: Arc::new(Load { in_flight: AtomicUsize::new(0), gate }) })
@@ -307,7 +307,7 @@ impl Running {
                 Err(CallError::Timeout) => told.missed(),
                 Err(CallError::Lost(_)) => told.broken(),
                 // It has not been asked.
-                Err(CallError::Overloaded) => drop(told),
+                Err(CallError::Overloaded | CallError::Unsent(_)) => drop(told),
                 Ok(_) | Err(_) => told.answered(),
             }
             drop(place);

@@ -37,6 +37,7 @@ impl Record {
             Err(CallError::Overloaded | CallError::Unrepresentable(_) | CallError::Poison) => {}
             Err(
                 CallError::Lost(_)
+                | CallError::Unsent(_)
                 | CallError::Timeout
                 | CallError::Failed(_)
                 | CallError::Invalid(_)

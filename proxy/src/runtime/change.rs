@@ -15,9 +15,10 @@ use super::handover::{self, Handed};
 use super::{Error, House};
 use crate::admin::{Change, Changed, Differences, Order, Refused};
 use crate::config::{self, Address, Config, Problems};
-use crate::listener::{self, Bound, Handle, Inherited, Open, Slot};
+use crate::listener::{self, Acceptor, Bound, Handle, Inherited, Open, Slot};
 use crate::plugin::{Contracts, Plugins, Running};
 use crate::telemetry::Outcome;
+use crate::workers::Workers;
 
 /// Everything that is in force, and what leaves.
 #[derive(Debug)]
@@ -39,7 +40,8 @@ struct OpenListener {
     key: Key,
     address: Address,
     slot: Arc<Slot>,
-    accepting: JoinHandle<()>,
+    /// By each worker.
+    accepting: Vec<JoinHandle<()>>,
     /// For a successor; none in a drain.
     handle: Option<Handle>,
 }
@@ -61,7 +63,7 @@ impl OpenListener {
         let end = house.end_background.clone();
         house.background.spawn(async move { end.run_until_cancelled(slot.close(timeout)).await });
         // An error would be a panic in there, which has been reported.
-        accepting.await.ok();
+        drop(join_all(accepting).await);
     }
 }
 
@@ -93,12 +95,14 @@ pub(super) fn bind(config: &Config, open: &[Key], given: &mut Vec<Inherited>) ->
 struct Added {
     key: Key,
     open: Open,
+    /// For each worker.
+    acceptors: Vec<Acceptor>,
     address: Address,
     handle: Handle,
 }
 
 /// Begins to listen. Connections wait until [`Changes`] takes them.
-fn listen(bound: Vec<(Key, Bound)>, generation: &Generation) -> Result<Vec<Added>, Error> {
+fn listen(bound: Vec<(Key, Bound)>, generation: &Generation, workers: &Workers) -> Result<Vec<Added>, Error> {
     let listen = |(key, bound): (Key, Bound)| {
         let service = generation.listener(&key).map(|listener| Arc::clone(&listener.serving.service));
         let service = service.ok_or_else(|| Error::Internal(format!("no listener for {key:?}")))?;
@@ -107,7 +111,9 @@ fn listen(bound: Vec<(Key, Bound)>, generation: &Generation) -> Result<Vec<Added
         let open = bound.open().map_err(failed)?;
         let address = open.address().map_err(failed)?;
         let handle = open.handle().map_err(failed)?;
-        Ok(Added { key, open, address, handle })
+        let acceptors = workers.handles().iter().map(|worker| open.acceptor(worker));
+        let acceptors = acceptors.collect::<Result<_, _>>().map_err(failed)?;
+        Ok(Added { key, open, acceptors, address, handle })
     };
     bound.into_iter().map(listen).collect()
 }
@@ -115,7 +121,7 @@ fn listen(bound: Vec<(Key, Bound)>, generation: &Generation) -> Result<Vec<Added
 impl Changes {
     /// Opens the listeners of the first generation.
     pub(super) fn begin(house: Arc<House>, first: Generation, bound: Vec<(Key, Bound)>) -> Result<Self, Error> {
-        let added = listen(bound, &first)?;
+        let added = listen(bound, &first, &house.workers)?;
         let mut changes =
             Self { house, current: first, open: Vec::new(), number: 1, leaving: BTreeMap::new(), succeeded: false };
         changes.shift(added);
@@ -199,6 +205,12 @@ impl Changes {
                     let help = "restart the proxy to change it";
                     return Err(Refused::Invalid(Problems::of_file(&config.file, message, help)));
                 }
+                let workers = self.house.workers.handles().len();
+                if config.workers != workers {
+                    let message = format!("`workers` is {workers} while the proxy runs");
+                    let help = "restart the proxy, or run `palisade upgrade-self`, to change it";
+                    return Err(Refused::Invalid(Problems::of_file(&config.file, message, help)));
+                }
                 let config = Config { runtime_dir: dir.clone(), ..config };
                 self.apply(config, None).await
             }
@@ -237,7 +249,7 @@ impl Changes {
             let made = async {
                 let next = Generation::new(&self.house, config, Arc::clone(&plugins), Some(&self.current))?;
                 next.ready(Some(&self.current), None).await?;
-                let added = listen(bound, &next)?;
+                let added = listen(bound, &next, &self.house.workers)?;
                 Ok::<_, Error>((next, added))
             };
             match made.await {
@@ -261,7 +273,7 @@ impl Changes {
             let undone = std::mem::replace(&mut self.current, before);
             self.shift(Vec::new());
             self.house.in_force.set(number, &self.current.config.hash, &self.current.plugins);
-            self.house.connections.overload.set(self.current.config.overload);
+            self.house.connections.overload.set(&self.current.config);
             self.close(|key| opened.contains(key)).await;
             self.show_listeners();
             self.leave(&undone);
@@ -297,13 +309,17 @@ impl Changes {
                 open.slot.serve_by(Arc::clone(&listener.serving));
             }
         }
-        for Added { key, open, address, handle } in added {
+        for Added { key, open, acceptors, address, handle } in added {
             open.claim();
             let Some(listener) = self.current.listener(&key) else { continue };
             let name = &*listener.serving.service.name;
             tracing::info!(target: "palisade", listener = name, address = %address, "listening");
             let slot = Arc::new(Slot::new(Arc::clone(&listener.serving), &self.house.connections.drain));
-            let accepting = self.house.connections.tasks.spawn(listener::accept(open, Arc::clone(&slot)));
+            let tasks = &self.house.connections.tasks;
+            let accepting = acceptors.into_iter().zip(self.house.workers.handles().iter());
+            let accepting = accepting
+                .map(|(acceptor, worker)| tasks.spawn_on(listener::accept(acceptor, Arc::clone(&slot)), worker))
+                .collect();
             self.open.push(OpenListener { key, address, slot, accepting, handle: Some(handle) });
         }
     }
@@ -368,7 +384,7 @@ impl Changes {
     /// Tells who asks what is in force.
     fn show(&self) {
         self.house.in_force.set(self.number, &self.current.config.hash, &self.current.plugins);
-        self.house.connections.overload.set(self.current.config.overload);
+        self.house.connections.overload.set(&self.current.config);
         self.show_listeners();
     }
 

@@ -18,7 +18,7 @@ use crate::plugin::{Contracts, Plugins, Running};
 use crate::proxy::Proxy;
 use crate::route::Routes;
 use crate::tls::{self, Arrival, Certificates};
-use crate::upstream::Upstreams;
+use crate::upstream::{self, Upstreams};
 
 /// What a listener's socket is known by from one configuration to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +72,13 @@ impl Generation {
     ) -> Result<Self, Error> {
         house.metrics.expect(&config);
         let upstreams = before.map(|before| &before.upstreams);
-        let upstreams =
-            Upstreams::new(&config.upstreams, upstreams, &house.background, &house.end_background, &house.metrics);
+        let around = upstream::House {
+            workers: house.workers.handles().len(),
+            tasks: &house.background,
+            end: &house.end_background,
+            metrics: &house.metrics,
+        };
+        let upstreams = Upstreams::new(&config.upstreams, upstreams, around);
         let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &house.metrics)?);
         let owned: Arc<[_]> = config.plugins.values().flat_map(|plugin| plugin.owns.iter().cloned()).collect();
         let listener = |listener: &config::Listener| {

@@ -14,12 +14,12 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEn
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::runtime::Handle;
 
 use super::logs;
+use super::shards::{Buckets, Named, Shards, Times};
 use crate::config::Config;
 use crate::http::Closed;
 use crate::tls::Flaw;
@@ -27,25 +27,33 @@ use crate::tls::Flaw;
 /// Series of certificates; what a plugin sends beyond them is not shown.
 const MOST_BUNDLES: usize = 1000;
 
-/// Seconds. A request may wait for people's databases.
-const REQUEST_BUCKETS: [f64; 16] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// A request may wait for people's databases.
+#[derive(Debug)]
+struct OfRequests;
 
-/// Seconds. A filter on a unix socket answers in fractions of a millisecond, and has a fraction of a second.
-const FILTER_BUCKETS: [f64; 15] =
-    [0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+impl Buckets for OfRequests {
+    const BOUNDS: &'static [f64] =
+        &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+}
 
-type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+/// A filter on a unix socket answers in fractions of a millisecond, and has a fraction of a second.
+#[derive(Debug)]
+struct OfFilters;
+
+impl Buckets for OfFilters {
+    const BOUNDS: &'static [f64] =
+        &[0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+}
 
 /// Everything that is counted.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     no_route: Name,
     registry: Registry,
-    requests: Family<RequestLabels, Counter>,
-    request_seconds: Histograms<ListenerLabels>,
-    filter_calls: Family<CallLabels, Counter>,
-    filter_seconds: Histograms<PluginLabels>,
+    requests: Shards<RequestLabels, u64>,
+    request_seconds: Shards<ListenerLabels, Times<OfRequests>>,
+    filter_calls: Shards<CallLabels, u64>,
+    filter_seconds: Shards<PluginLabels, Times<OfFilters>>,
     unjudged: Family<PluginLabels, Counter>,
     connections: Family<ListenerLabels, Gauge>,
     accepted: Family<ListenerLabels, Counter>,
@@ -56,19 +64,27 @@ pub(crate) struct Metrics {
     handshake_failures: Family<ListenerLabels, Counter>,
     changes: Family<ChangeLabels, Counter>,
     certificates: Mutex<BTreeMap<BundleLabels, Certificate>>,
-    /// Those that work on requests, where these metrics were made among them.
-    workers: Option<Handle>,
+    /// Every runtime: the one in which this was made, and the workers'.
+    runtimes: Vec<Handle>,
 }
 
 impl Default for Metrics {
+    /// Where there are no workers.
     fn default() -> Self {
+        Self::of(&[])
+    }
+}
+
+impl Metrics {
+    /// Counts for each of these workers by itself, and their tasks.
+    pub(crate) fn of(workers: &[Handle]) -> Self {
         let metrics = Self {
             no_route: Name::from(""),
             registry: Registry::default(),
-            requests: Family::default(),
-            request_seconds: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
-            filter_calls: Family::default(),
-            filter_seconds: Family::new_with_constructor(|| Histogram::new(FILTER_BUCKETS)),
+            requests: Shards::new(workers.len()),
+            request_seconds: Shards::new(workers.len()),
+            filter_calls: Shards::new(workers.len()),
+            filter_seconds: Shards::new(workers.len()),
             unjudged: Family::default(),
             connections: Family::default(),
             accepted: Family::default(),
@@ -79,19 +95,17 @@ impl Default for Metrics {
             handshake_failures: Family::default(),
             changes: Family::default(),
             certificates: Mutex::default(),
-            workers: Handle::try_current().ok(),
+            runtimes: Handle::try_current().into_iter().chain(workers.iter().cloned()).collect(),
         };
         metrics.registered()
     }
-}
 
-impl Metrics {
     /// Makes a series at zero for each listener and plugin: what has not happened yet can be told from what is not
     /// counted.
     pub(crate) fn expect(&self, config: &Config) {
         for listener in &config.listeners {
             let labels = ListenerLabels { listener: Name::from(&*listener.name) };
-            drop(self.request_seconds.get_or_create(&labels));
+            self.request_seconds.count(labels.clone(), |_| {});
             drop(self.connections.get_or_create(&labels));
             drop(self.accepted.get_or_create(&labels));
             drop(self.cut.get_or_create(&labels));
@@ -112,20 +126,16 @@ impl Metrics {
         let registry = &mut self.registry;
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("palisade_build", "What is running", build);
-        registry.register("palisade_requests", "Requests answered", self.requests.clone());
-        registry.register_with_unit(
-            "palisade_request",
-            "From a request's head to its response's head",
-            Unit::Seconds,
-            self.request_seconds.clone(),
-        );
-        registry.register("palisade_filter_calls", "Calls of filters by how they ended", self.filter_calls.clone());
-        registry.register_with_unit(
-            "palisade_filter",
-            "How long a filter took, with waiting for the plugin",
-            Unit::Seconds,
-            self.filter_seconds.clone(),
-        );
+        let (name, help) = ("palisade_requests", "Requests answered");
+        registry.register_collector(Box::new(Named { name, help, unit: None, sums: self.requests.clone() }));
+        let (name, help) = ("palisade_request", "From a request's head to its response's head");
+        let (unit, sums) = (Some(Unit::Seconds), self.request_seconds.clone());
+        registry.register_collector(Box::new(Named { name, help, unit, sums }));
+        let (name, help) = ("palisade_filter_calls", "Calls of filters by how they ended");
+        registry.register_collector(Box::new(Named { name, help, unit: None, sums: self.filter_calls.clone() }));
+        let (name, help) = ("palisade_filter", "How long a filter took, with waiting for the plugin");
+        let (unit, sums) = (Some(Unit::Seconds), self.filter_seconds.clone());
+        registry.register_collector(Box::new(Named { name, help, unit, sums }));
         registry.register(
             "palisade_filter_unjudged",
             "Requests let through unjudged, by on_failure: allow",
@@ -170,16 +180,16 @@ impl Metrics {
             status: status.as_u16(),
             reason,
         };
-        self.requests.get_or_create(&labels).inc();
-        self.request_seconds.get_or_create(&ListenerLabels { listener }).observe(time.as_secs_f64());
+        self.requests.count(labels, |requests| *requests += 1);
+        self.request_seconds.count(ListenerLabels { listener }, |times| times.observe(time));
     }
 
     /// A plugin was asked. `outcome` is `allow` or `deny`, of a response `pass` or `replace`, or the reason why there
     /// was no verdict.
     pub(crate) fn filter(&self, plugin: &Arc<str>, outcome: &'static str, time: Duration) {
         let plugin = Name(Arc::clone(plugin));
-        self.filter_calls.get_or_create(&CallLabels { plugin: plugin.clone(), outcome }).inc();
-        self.filter_seconds.get_or_create(&PluginLabels { plugin }).observe(time.as_secs_f64());
+        self.filter_calls.count(CallLabels { plugin: plugin.clone(), outcome }, |calls| *calls += 1);
+        self.filter_seconds.count(PluginLabels { plugin }, |times| times.observe(time));
     }
 
     /// A request went on without a verdict.
@@ -260,7 +270,7 @@ impl Metrics {
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &served(&self.certificates()))?;
         encode_registry(&mut text, &supervision(plugins))?;
-        let tasks = self.workers.as_ref().map_or(0, |workers| workers.metrics().num_alive_tasks());
+        let tasks = self.runtimes.iter().map(|runtime| runtime.metrics().num_alive_tasks()).sum();
         encode_registry(&mut text, &process(logs::lost(), tasks))?;
         encode_eof(&mut text)?;
         Ok(text)
@@ -364,7 +374,7 @@ fn supervision(plugins: &[Observed]) -> Registry {
     registry
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct RequestLabels {
     listener: Name,
     route: Name,
@@ -384,17 +394,17 @@ struct EndpointLabels {
     endpoint: Name,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct ListenerLabels {
     listener: Name,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct PluginLabels {
     plugin: Name,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct CallLabels {
     plugin: Name,
     outcome: &'static str,

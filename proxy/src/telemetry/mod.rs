@@ -3,5 +3,6 @@
 pub(crate) mod logs;
 mod metrics;
 mod queue;
+mod shards;
 
 pub(crate) use metrics::{Connection, Metrics, Observed, Outcome};

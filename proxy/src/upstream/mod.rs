@@ -35,22 +35,28 @@ use crate::telemetry::Metrics;
 #[derive(Debug)]
 pub(crate) struct Upstreams(BTreeMap<String, Arc<Upstream>>);
 
+/// What upstreams are a part of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct House<'a> {
+    /// Those that send requests; each has its own connections.
+    pub(crate) workers: usize,
+    /// Connections are tasks in here; they end when the upstreams are dropped.
+    pub(crate) tasks: &'a TaskTracker,
+    /// Cancelled: nobody looks after them any more.
+    pub(crate) end: &'a CancellationToken,
+    pub(crate) metrics: &'a Arc<Metrics>,
+}
+
 impl Upstreams {
-    /// Those of `before` that are the same are taken over, with their connections. Connections are tasks in `tasks`;
-    /// they end when the upstreams are dropped, and what looks after them when `end` is cancelled.
-    pub(crate) fn new(
-        upstreams: &BTreeMap<String, config::Upstream>,
-        before: Option<&Self>,
-        tasks: &TaskTracker,
-        end: &CancellationToken,
-        metrics: &Arc<Metrics>,
-    ) -> Self {
+    /// Those of `before` that are the same are taken over, with their connections.
+    pub(crate) fn new(upstreams: &BTreeMap<String, config::Upstream>, before: Option<&Self>, house: House<'_>) -> Self {
+        let House { tasks, end, .. } = house;
         let build = |(name, upstream): (&String, &config::Upstream)| {
             let same = before.and_then(|before| before.get(name)).filter(|before| before.made_of == *upstream);
             if let Some(same) = same {
                 return (name.clone(), Arc::clone(same));
             }
-            let upstream = Arc::new(Upstream::new(name, upstream, tasks, metrics));
+            let upstream = Arc::new(Upstream::new(name, upstream, &house));
             let weak = Arc::downgrade(&upstream);
             let stop = end.clone();
             tasks.spawn(async move { stop.run_until_cancelled(evict(weak)).await });
@@ -121,14 +127,14 @@ pub(crate) struct Sending<'a> {
 }
 
 impl Upstream {
-    fn new(name: &str, config: &config::Upstream, tasks: &TaskTracker, metrics: &Arc<Metrics>) -> Self {
+    fn new(name: &str, config: &config::Upstream, house: &House<'_>) -> Self {
         let endpoint = |endpoint: &config::Endpoint| {
             Arc::new(Endpoint {
                 label: endpoint.to_string(),
                 authority: connect::authority(endpoint),
                 in_flight: AtomicUsize::new(0),
                 health: Health::new(),
-                pool: Pool::new(endpoint, config, tasks.clone()),
+                pool: Pool::new(endpoint, config, house),
             })
         };
         Self {
@@ -138,7 +144,7 @@ impl Upstream {
             balance: config.balance,
             idle_timeout: config.idle_timeout,
             turn: AtomicUsize::new(fastrand::usize(..config.endpoints.len().max(1))),
-            metrics: Arc::clone(metrics),
+            metrics: Arc::clone(house.metrics),
         }
     }
 

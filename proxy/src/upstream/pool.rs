@@ -12,12 +12,14 @@ use palisade_supervisor::chain;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::House;
 use super::connect::{Target, connect};
 use super::http1::Http1;
 use crate::config::{self, UpstreamProtocol};
 use crate::http::wire::{Bounds, Fault};
 use crate::http::{BoxError, RequestBody};
 use crate::respond::{Failure, Reason};
+use crate::workers::PerWorker;
 
 /// HTTP/2 pings to a silent server, and how long each may take.
 const PING: Duration = Duration::from_secs(10);
@@ -34,7 +36,7 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 pub(super) struct Pool {
     shared: Shared,
     /// Held while connecting, so that a burst makes one connection.
-    http2: tokio::sync::Mutex<Option<Kept>>,
+    http2: PerWorker<tokio::sync::Mutex<Option<Kept>>>,
 }
 
 /// A connection that requests share.
@@ -55,7 +57,7 @@ struct Shared {
     bounds: Bounds,
     tasks: TaskTracker,
     /// Last in, first out: the connection used last is the least likely to have been closed.
-    idle: Mutex<VecDeque<Idle>>,
+    idle: PerWorker<Mutex<VecDeque<Idle>>>,
 }
 
 #[derive(Debug)]
@@ -64,10 +66,14 @@ struct Idle {
     since: Instant,
 }
 
+fn lock(idle: &Mutex<VecDeque<Idle>>) -> MutexGuard<'_, VecDeque<Idle>> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
     /// Nothing in a critical section can panic, and a queue is whole between its calls.
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(self.idle.here())
     }
 }
 
@@ -117,18 +123,19 @@ impl SendError {
 }
 
 impl Pool {
-    pub(super) fn new(endpoint: &config::Endpoint, config: &config::Upstream, tasks: TaskTracker) -> Self {
+    /// Each worker keeps its share of `max_idle` connections, and at least one.
+    pub(super) fn new(endpoint: &config::Endpoint, config: &config::Upstream, house: &House<'_>) -> Self {
         let shared = Shared {
             target: Target::new(endpoint),
             protocol: config.protocol,
             connect_timeout: config.connect_timeout,
             idle_timeout: config.idle_timeout,
-            max_idle: config.max_idle,
+            max_idle: config.max_idle.div_ceil(house.workers),
             bounds: Bounds { bytes: config.max_header_bytes, fields: config.max_headers, target: 0 },
-            tasks,
-            idle: Mutex::new(VecDeque::new()),
+            tasks: house.tasks.clone(),
+            idle: PerWorker::new(house.workers, Mutex::default),
         };
-        Self { shared, http2: tokio::sync::Mutex::new(None) }
+        Self { shared, http2: PerWorker::new(house.workers, tokio::sync::Mutex::default) }
     }
 
     /// A connection that is ready to send: one that is open, or a new one.
@@ -151,13 +158,16 @@ impl Pool {
     /// Closes connections that have been idle for too long; the shared one only if it is `unused`.
     pub(super) fn evict(&self, unused: bool) {
         let idle_timeout = self.shared.idle_timeout;
-        self.shared.idle().retain_mut(|idle| idle.since.elapsed() < idle_timeout && idle.connection.is_ready());
-        // Locked: somebody uses it.
-        if let Ok(mut kept) = self.http2.try_lock()
-            && unused
-            && kept.as_ref().is_some_and(|kept| kept.used.elapsed() >= idle_timeout)
-        {
-            *kept = None;
+        for idle in self.shared.idle.iter() {
+            lock(idle).retain_mut(|idle| idle.since.elapsed() < idle_timeout && idle.connection.is_ready());
+        }
+        for kept in self.http2.iter().filter(|_| unused) {
+            // Locked: somebody uses it.
+            if let Ok(mut kept) = kept.try_lock()
+                && kept.as_ref().is_some_and(|kept| kept.used.elapsed() >= idle_timeout)
+            {
+                *kept = None;
+            }
         }
     }
 
@@ -182,7 +192,7 @@ impl Pool {
     }
 
     async fn http2(&self) -> Result<Connection, Failure> {
-        let mut kept = self.http2.lock().await;
+        let mut kept = self.http2.here().lock().await;
         let connection = |sender, reused| Connection::Http2 { sender, reused };
         if let Some(kept) = kept.as_mut().filter(|kept| !kept.sender.is_closed()) {
             kept.used = Instant::now();

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use self::peer::Peer;
 use self::run::{News, Reporter, Run, report, written};
 use crate::calls::Calls;
+use crate::connect::Connector;
 use crate::handshake::HandshakeFailure;
 use crate::health::{self, Health};
 use crate::lifecycle::{Action, Blame, Event, Exit, Lifecycle, Next, Order, Phase};
@@ -58,6 +59,8 @@ pub struct InstanceInfo {
     pub app_version: u32,
     /// Where the host may tell which calls are under way, and how they end.
     pub calls: Calls,
+    /// Makes further connections to it.
+    pub connector: Connector,
 }
 
 /// Why an [`Adapter`] does not accept a plugin.

@@ -24,11 +24,10 @@ use tracing::debug;
 use super::peer::{Ended, Peer};
 use super::{Adapter, InstanceInfo};
 use crate::calls::{Calls, CallsHit};
-use crate::connect::{Alive, Endpoint, Progress, await_listener, connect};
+use crate::connect::{Alive, Connector, Progress, await_listener};
 use crate::handshake::{self, Accepted, HandshakeFailure, Heard};
 use crate::health::{self, Health};
 use crate::logs::{Log, Sink, Stream};
-use crate::mtls::Secure;
 use crate::report::{ExitCause, ExitReport, ProcessEnd, StartFailure, user};
 use crate::restart::Hope;
 use crate::spec::PluginSpec;
@@ -242,16 +241,6 @@ impl<C: Send + Sync + 'static> Run<C> {
 
     /// Connects, waits for health, sets up the host's contract.
     pub(super) fn prepare<A: Adapter<Client = C>>(&mut self, adapter: Arc<A>, accepted: &Accepted) {
-        let info = InstanceInfo {
-            plugin: self.spec.name.clone(),
-            start: self.start(),
-            pid: self.pid(),
-            endpoint: accepted.endpoint.to_string(),
-            app_version: accepted.app_version,
-            calls: self.calls.clone(),
-        };
-        let (spec, progress, alive) = (self.spec.clone(), self.progress.clone(), self.alive.clone());
-        let (endpoint, reporter) = (accepted.endpoint.clone(), self.reporter.clone());
         let secure = match (self.peer.identity(), &accepted.certificate) {
             (None, None) => Ok(None),
             (Some(identity), Some(certificate)) => {
@@ -260,9 +249,14 @@ impl<C: Send + Sync + 'static> Run<C> {
             // Refused before; in any case not plaintext.
             _ => Err(HandshakeFailure::NoCertificate),
         };
+        let connector = secure.map(|secure| Connector::new(accepted.endpoint.clone(), secure, self.alive.clone()));
+        let (plugin, start, pid) = (self.spec.name.clone(), self.start(), self.pid());
+        let (endpoint, app_version, calls) = (accepted.endpoint.to_string(), accepted.app_version, self.calls.clone());
+        let info = move |connector| InstanceInfo { plugin, start, pid, endpoint, app_version, calls, connector };
+        let (spec, progress, reporter) = (self.spec.clone(), self.progress.clone(), self.reporter.clone());
         self.spawn(async move {
-            let ready = match secure {
-                Ok(secure) => prepare(adapter, info, &spec, (endpoint, secure), alive, &progress, &reporter).await,
+            let ready = match connector.map(info) {
+                Ok(info) => prepare(adapter, info, &spec, &progress, &reporter).await,
                 Err(failure) => Err(StartFailure::Handshake(failure)),
             };
             reporter.tell(News::Ready(ready)).await;
@@ -462,13 +456,11 @@ async fn prepare<A: Adapter>(
     adapter: Arc<A>,
     info: InstanceInfo,
     spec: &PluginSpec,
-    (endpoint, secure): (Endpoint, Option<Secure>),
-    alive: Alive,
     progress: &Progress,
     reporter: &Reporter<A::Client>,
 ) -> Result<Arc<A::Client>, StartFailure> {
     progress.set("connection");
-    let channel = connect(endpoint, secure, alive, progress).await.map_err(StartFailure::Connect)?;
+    let channel = info.connector.first(progress).await.map_err(StartFailure::Connect)?;
     reporter.tell(News::Connected(channel.clone())).await;
     progress.set("health check");
     health::await_alive(&channel, &spec.health, progress).await;

@@ -72,6 +72,7 @@ impl Reading<'_> {
             file: file.to_owned(),
             hash: digest(text),
             runtime_dir: self.runtime_dir(&written.runtime_dir),
+            workers: self.number(&written.workers, self.host.cores, 1..=1024),
             drain_timeout: self.delay(&written.drain_timeout, Duration::from_secs(30)),
             trusted_proxies: self.list(&written.trusted_proxies, |reading, text, node| reading.cidr(text, node)),
             overload: self.overload(&written.overload),

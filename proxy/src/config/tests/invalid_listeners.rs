@@ -18,7 +18,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     (
         "backend: {}\n",
         &[
-            "2:1 unknown field `backend` [known here: runtime_dir, drain_timeout, trusted_proxies, overload, listeners, routes, upstreams, plugins]",
+            "2:1 unknown field `backend` [known here: runtime_dir, workers, drain_timeout, trusted_proxies, overload, listeners, routes, upstreams, plugins]",
         ],
     ),
     ("RunTimeDir: /x\n", &["2:1 unknown field `RunTimeDir` (did you mean `runtime_dir`?)"]),

@@ -146,7 +146,7 @@ x: 1
 ...
 ",
         &[
-            "4:1 unknown field `x` [known here: runtime_dir, drain_timeout, trusted_proxies, overload, listeners, routes, upstreams, plugins]",
+            "4:1 unknown field `x` [known here: runtime_dir, workers, drain_timeout, trusted_proxies, overload, listeners, routes, upstreams, plugins]",
         ],
     ),
 ];

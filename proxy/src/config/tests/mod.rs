@@ -31,8 +31,10 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let place =
-            Self { host: Host { path: vec![dir.path().join("bin")], runtime_dir: "/run/palisade".into() }, dir };
+        let place = Self {
+            host: Host { path: vec![dir.path().join("bin")], runtime_dir: "/run/palisade".into(), cores: 2 },
+            dir,
+        };
         for program in ["python3", "java", "envoy"] {
             place.write(&format!("bin/{program}"), "#!/bin/sh\n", 0o755);
         }

@@ -15,6 +15,7 @@ use palisade_plugin_proto::mosn::plugin_client::PluginClient;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
+use super::lines::Lines;
 use super::{CallError, CertificateUpdate, Client, Needs, Speaks, Subject, Verdict};
 
 /// How often certificates are asked for.
@@ -29,12 +30,12 @@ const MAX_ANSWER: usize = 1 << 20;
 /// One serving instance.
 #[derive(Debug)]
 pub(crate) struct Mosn {
-    plugin: PluginClient<Channel>,
+    lines: Lines,
 }
 
 impl Mosn {
-    pub(super) fn new(channel: Channel) -> Self {
-        Self { plugin: PluginClient::new(channel).max_decoding_message_size(MAX_ANSWER) }
+    pub(super) fn new(lines: Lines) -> Self {
+        Self { lines }
     }
 
     pub(super) fn needs(&self) -> Needs {
@@ -55,7 +56,7 @@ impl Mosn {
         deadline: Instant,
     ) -> Result<impl Future<Output = Result<Verdict, CallError>> + Send + use<>, CallError> {
         let message = wire::request(&subject.request.headers, &subject.request.authority)?;
-        let mut plugin = self.plugin.clone();
+        let mut plugin = client(self.lines.here());
         // Boxed: it is large, and what it is a part of is moved.
         Ok(Box::pin(async move {
             let mut call = tonic::Request::new(message);
@@ -66,10 +67,14 @@ impl Mosn {
     }
 
     async fn load(&self) -> Result<CertificateUpdate, CallError> {
-        let mut plugin = self.plugin.clone();
+        let mut plugin = client(self.lines.first());
         let answer = tokio::time::timeout(LOAD_TIMEOUT, plugin.call(wire::empty())).await;
         wire::certificates(answer.map_err(|_| CallError::Timeout)?)
     }
+}
+
+fn client(channel: &Channel) -> PluginClient<Channel> {
+    PluginClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER)
 }
 
 /// Certificates now and every [`REFRESH`]; ends with the first error.

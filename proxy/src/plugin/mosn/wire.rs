@@ -10,6 +10,7 @@ use palisade_plugin_proto::mosn::{Request, Response};
 use serde::Deserialize;
 use tonic::{Code, Status};
 
+use super::super::lines::is_unsent;
 use super::super::mutation::{self, HeaderOp};
 use super::super::{CallError, CertificateBundle, CertificateUpdate, Verdict, clip};
 use crate::http::headers::is_owned;
@@ -103,6 +104,7 @@ pub(super) fn certificates(answer: Result<tonic::Response<Response>, Status>) ->
 fn call_error(status: &Status) -> CallError {
     match status.code() {
         Code::DeadlineExceeded => CallError::Timeout,
+        _ if is_unsent(status) => CallError::Unsent(clip(status.message())),
         Code::Unavailable => CallError::Lost(clip(status.message())),
         // What tonic itself makes of a broken connection has a source; what came over the wire has none.
         _ if status.source().is_some() => CallError::Lost(clip(status.message())),

@@ -282,14 +282,21 @@ impl State {
         Ok(())
     }
 
-    /// Ends every open call with `error`. The next one opens another stream.
+    /// Ends every open call with `error`; those that have not been sent are said to be so. The next one opens another
+    /// stream.
     fn broken(&mut self, error: &CallError) {
+        let unsent = match error {
+            CallError::Lost(why) => &CallError::Unsent(why.clone()),
+            error => error,
+        };
         self.open = false;
         self.pending.clear();
         self.free.clear();
-        self.slots.drain(..).filter_map(|slot| slot.waiter).for_each(|waiter| {
-            waiter.send(Err(error.clone())).ok();
-        });
+        for Slot { sent, waiter, .. } in self.slots.drain(..) {
+            if let Some(waiter) = waiter {
+                waiter.send(Err(if sent { error } else { unsent }.clone())).ok();
+            }
+        }
         self.sent = 0;
         self.abandoned = 0;
         self.untaken = 0;

@@ -21,8 +21,9 @@ use palisade_plugin_proto::v1::{
     self, CheckRequestResponse, CheckResponseResponse, ConfigureRequest, DescribeRequest, WatchCertificatesRequest,
     WatchCertificatesResponse, check_answer,
 };
-use palisade_supervisor::chain;
+use palisade_supervisor::{Connector, chain};
 use prost::Message as Decoded;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::client::Grpc;
@@ -35,8 +36,10 @@ use self::encode::Message;
 pub(in crate::plugin) use self::generation::Generation;
 use self::shape::Answer;
 use super::adapter::Roles;
+use super::lines::Lines;
 use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict, clip};
 use crate::http::Request;
+use crate::workers::PerWorker;
 
 /// Largest answer of a filter: a reply of 1 MiB and its headers.
 const MAX_ANSWER: usize = (1 << 20) + (128 << 10);
@@ -59,34 +62,52 @@ pub(super) fn encoded_size(subject: &Subject<'_>) -> usize {
 /// One serving instance.
 #[derive(Debug)]
 pub(crate) struct Native {
-    filter: Grpc<Channel>,
-    /// Set where the plugin takes calls in batches.
-    batches: Option<Batches>,
-    certificates: Grpc<Channel>,
+    lines: Lines,
+    streams: Streams,
     needs: Needs,
     generation: Generation,
     /// As many permits as the plugin takes calls at a time; `None`: no limit.
     permits: Option<Arc<Semaphore>>,
 }
 
+/// How calls go in batches.
+#[derive(Debug)]
+enum Streams {
+    /// The plugin does not take them.
+    None,
+    /// All over one stream: the plugin works on one core only, where larger batches are cheaper, or bounds how many calls
+    /// it works on at a time.
+    One(Box<Batches>),
+    /// A stream of each worker.
+    Each(PerWorker<Batches>),
+}
+
 impl Native {
     /// Asks a fresh instance what it is, and configures it. The error is for the operator.
     pub(super) async fn attach(
-        channel: Channel,
+        (first, connector, workers): (Channel, &Connector, &[Handle]),
         roles: Roles,
         config: prost_types::Struct,
         generation: Generation,
     ) -> Result<Self, String> {
-        let mut lifecycle = LifecycleClient::new(channel.clone()).max_decoding_message_size(MAX_DESCRIPTION);
+        let mut lifecycle = LifecycleClient::new(first.clone()).max_decoding_message_size(MAX_DESCRIPTION);
         let host = concat!("palisade/", env!("CARGO_PKG_VERSION")).to_owned();
         let described =
             lifecycle.describe(DescribeRequest { host }).await.map_err(|status| wire::describe_failed(&status))?;
         let description = described.into_inner();
         wire::check_contracts(&description, roles)?;
         let needs = wire::needs(description.filter.as_ref());
-        let batched = description.filter.as_ref().is_some_and(|filter| filter.batches);
-        let batches =
-            batched.then(|| Batches::new(channel.clone(), generation.clone(), description.max_concurrent_calls));
+        let limit = description.max_concurrent_calls;
+        let (batched, one) = description
+            .filter
+            .as_ref()
+            .map_or((false, true), |filter| (filter.batches, filter.one_stream || limit > 0));
+        let lines = Lines::open(first, connector, if batched && one { &[] } else { workers }).await;
+        let streams = match (batched, one) {
+            (false, _) => Streams::None,
+            (true, false) => Streams::Each(lines.map(|line| Batches::new(line.clone(), generation.clone(), 0))),
+            (true, true) => Streams::One(Box::new(Batches::new(lines.first().clone(), generation.clone(), limit))),
+        };
         let configure = ConfigureRequest { config: Some(config), hash: generation.hash.to_string() };
         let configured = lifecycle
             .configure(configure)
@@ -104,14 +125,7 @@ impl Native {
             0 => None,
             calls => Some(Arc::new(Semaphore::new((calls as usize).min(Semaphore::MAX_PERMITS)))),
         };
-        Ok(Self {
-            filter: Grpc::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
-            batches,
-            certificates: Grpc::new(channel).max_decoding_message_size(MAX_CERTIFICATES),
-            needs,
-            generation,
-            permits,
-        })
+        Ok(Self { lines, streams, needs, generation, permits })
     }
 
     pub(super) fn needs(&self) -> Needs {
@@ -178,10 +192,13 @@ impl Native {
         message: Message,
         deadline: Instant,
     ) -> Result<impl Future<Output = batches::Answer> + Send + use<>, Message> {
-        match &self.batches {
-            Some(batches) if message.len() <= MAX_CALL => Ok(batches.call(kind, message, deadline)),
-            _ => Err(message),
-        }
+        let batches = match &self.streams {
+            _ if message.len() > MAX_CALL => return Err(message),
+            Streams::None => return Err(message),
+            Streams::One(batches) => batches,
+            Streams::Each(each) => each.here(),
+        };
+        Ok(batches.call(kind, message, deadline))
     }
 
     /// Asks with a call of its own.
@@ -192,12 +209,12 @@ impl Native {
         deadline: Instant,
     ) -> impl Future<Output = Result<A, CallError>> + Send + use<A> {
         encode::add_config_hash(&mut message, &self.generation.hash);
-        let mut filter = self.filter.clone();
+        let mut filter = Grpc::new(self.lines.here().clone()).max_decoding_message_size(MAX_ANSWER);
         let permits = self.permits.clone();
         async move {
             let _permit = permit(permits, deadline).await?;
             let call = async {
-                filter.ready().await.map_err(|error| CallError::Lost(chain(&error)))?;
+                filter.ready().await.map_err(|error| CallError::Unsent(chain(&error)))?;
                 let request = wire::timed(Bytes::from(message.into_bytes()), deadline);
                 let answer = filter.unary(request, path, Encoded::<A>::default()).await;
                 Ok(answer.map_err(|status| wire::call_error(&status))?.into_inner())
@@ -212,7 +229,7 @@ impl Native {
     ) -> Result<BoxStream<'static, Result<CertificateUpdate, CallError>>, CallError> {
         let context = v1::CallContext { config_hash: self.generation.hash.to_string(), ..v1::CallContext::default() };
         let request = WatchCertificatesRequest { context: Some(context), names: names.to_vec() };
-        let mut certificates = self.certificates.clone();
+        let mut certificates = Grpc::new(self.lines.first().clone()).max_decoding_message_size(MAX_CERTIFICATES);
         certificates.ready().await.map_err(|error| CallError::Lost(chain(&error)))?;
         let request = tonic::Request::new(Bytes::from(request.encode_to_vec()));
         let codec = Encoded::<WatchCertificatesResponse>::default();

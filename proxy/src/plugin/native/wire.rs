@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::super::adapter::Roles;
+use super::super::lines::is_unsent;
 use super::super::mutation::{self, HeaderOp};
 use super::super::{CallError, CertificateBundle, CertificateUpdate, Needs, ResponseVerdict, Verdict, clip};
 use crate::respond::Reply;
@@ -204,6 +205,7 @@ pub(super) fn call_error(status: &Status) -> CallError {
     if status.source().is_some() {
         return match status.code() {
             Code::DeadlineExceeded => CallError::Timeout,
+            _ if is_unsent(status) => CallError::Unsent(clip(&chain(status))),
             _ => CallError::Lost(clip(&chain(status))),
         };
     }
