@@ -415,3 +415,14 @@ async fn what_follows_a_switch_at_once_is_carried() {
     assert_eq!(raw.reply_head().await.unwrap().status, 101);
     assert_eq!(raw.exactly(11).await, b"first words");
 }
+
+#[tokio::test]
+async fn trailers_of_an_answer_say_nothing_that_its_head_may_not() {
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\
+                  X-Sum: 1\r\nX-Request-Id: other\r\nContent-Length: 5\r\nX-Palisade-Reason: none\r\n\r\n";
+    let upstream = Scripted::start(move |stream, _| serve(stream, answer.as_bytes())).await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    let reply = Client::http2(proxy.address()).await.get("/", &[("te", "trailers")]).await;
+    let names: Vec<_> = reply.trailers.keys().map(|name| name.as_str()).collect();
+    assert_eq!((reply.status, names), (200, vec!["x-sum"]));
+}
