@@ -102,6 +102,46 @@ async fn whoever_leaves_the_queue_is_not_asked_about() {
 }
 
 #[tokio::test]
+async fn what_takes_long_is_asked_of_another_instance_too() {
+    let still = "health: {interval: 10m, stopped_timeout: 10m}";
+    let plugin = format!(", instances: 2, timeout: 60s, hedge_after: 20ms, {still}");
+    let (proxy, upstream) = Proxy::behind_fake(&["serve"], &plugin).await;
+    let hedged = || proxy.metric("palisade_plugin_hedged_calls_total", &[("plugin", "auth")]);
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    let frozen = i32::try_from(pids(&proxy).await[0]).unwrap();
+    kill(frozen, Signal::SIGSTOP);
+    // Whichever is asked first. Its answer is as good: a denial is one.
+    for _ in 0..4 {
+        assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+        assert_eq!(proxy.get("/", &[]).await.status, 403);
+    }
+    assert!(hedged().await >= 1);
+    let seen = upstream.count();
+    // Late answers are nobody's.
+    kill(frozen, Signal::SIGCONT);
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    assert_eq!(upstream.count(), seen + 1);
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_slow_for_all_is_not_asked_twice_as_much() {
+    let plugin = ", instances: 2, timeout: 60s, hedge_after: 1ms, health: {interval: 10m, call_misses: 0}";
+    let (proxy, _upstream) = Proxy::behind_fake(&["serve"], plugin).await;
+    let mut waiting = Vec::new();
+    for _ in 0..40 {
+        waiting.push(held(&proxy, "go").await);
+    }
+    let hedged = || proxy.metric("palisade_plugin_hedged_calls_total", &[("plugin", "auth")]);
+    soon("a second call", async { while hedged().await == 0 {} }).await;
+    std::fs::write(proxy.dir().join("go"), "").unwrap();
+    for (_client, stream) in waiting {
+        assert_eq!(stream.finish().await.status, 200);
+    }
+    // One, and one more for each ten of them and of the second calls.
+    assert!((1..=6).contains(&hedged().await));
+}
+
+#[tokio::test]
 async fn an_instance_that_fails_while_the_other_does_not_gets_no_calls() {
     let plugin = ", instances: 2, timeout: 10s, quarantine: {failures: 3, time: 1h}";
     let (proxy, _upstream) = Proxy::behind_fake(&["serve"], plugin).await;

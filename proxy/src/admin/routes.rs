@@ -91,7 +91,7 @@ struct PluginView {
 fn views(plugin: &Running) -> Vec<PluginView> {
     let several = plugin.instances().len() > 1;
     let view = |(index, observed): (usize, Observed)| {
-        let Observed { status, quarantined } = observed;
+        let Observed { status, quarantined, .. } = observed;
         let last_exit_report = status.last_exit.as_ref().map(|report| report.to_string());
         PluginView { instance: several.then_some(index + 1), status, quarantined, last_exit_report }
     };

@@ -308,6 +308,7 @@ fn plugin(it: &Plugin) -> Value {
         ("max_calls", it.max_calls.into()),
         ("max_queue", it.max_queue.into()),
         ("quarantine", quarantine),
+        ("hedge_after", it.hedge_after.map_or(Value::Null, time)),
         ("config", redacted(&Value::Mapping(it.config.clone()))),
         ("timeout", time(it.timeout)),
         ("on_failure", on_failure(it.on_failure)),

@@ -483,6 +483,8 @@ pub struct Plugin {
     pub max_queue: usize,
     /// When a process that fails its calls, while others do not, gets none for a while.
     pub quarantine: Quarantine,
+    /// After how long without an answer a second instance is asked, too. Default never.
+    pub hedge_after: Option<Duration>,
     /// Handed over by `Configure`; always a mapping.
     pub config: serde_yaml::Mapping,
     /// Default of [`PluginFilter::timeout`].

@@ -439,6 +439,9 @@ pub(super) struct Plugin {
     pub(super) max_queue: Slot<u64>,
     /// When a process that fails its calls, while others do not, gets none for a while.
     pub(super) quarantine: Slot<Quarantine>,
+    /// After how long without an answer a second instance is asked, too; whichever answers first decides. Needs `instances`
+    /// of 2 or more. Default: never.
+    pub(super) hedge_after: Slot<Span>,
     /// Handed to the plugin as it is.
     pub(super) config: Slot<Raw>,
     /// How long a filter waits for the plugin's verdict. Default 200ms.

@@ -1,8 +1,11 @@
-//! One question to a plugin: within its time, asked a second time only if the first connection broke.
+//! One question to a plugin: within its time, asked a second time only if the first connection broke, or of a second
+//! instance if the first one takes long.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use palisade_supervisor::Unavailable;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
@@ -75,9 +78,14 @@ pub(super) async fn ask_request(
         let content = held(&needs, max_body, body, &mut deadline).await?;
         // Waited for by the caller, before anything is sent: a call whose client has left is not made.
         let place = client.place(deadline).await?;
-        let call = client.check_request(&Subject { request, route, body: content }, deadline)?;
-        match plugin.call(&client, &request.id, place, call).await {
-            Err(CallError::Lost(error)) => attempts.lost(client, error, deadline).await?,
+        let subject = Subject { request, route, body: content };
+        let call = client.check_request(&subject, deadline)?;
+        let call = plugin.call(&client, &request.id, place, call);
+        let again =
+            |other: &Lease| (other.needs() == needs).then(|| other.check_request(&subject, deadline).ok()).flatten();
+        let (answer, besides) = hedged(plugin, &client, &request.id, call, again).await;
+        match answer {
+            Err(CallError::Lost(error)) => attempts.lost_besides(client, error, besides, deadline).await?,
             Err(CallError::Unsent(error)) => attempts.unsent(client, error)?,
             answer => return Ok(Asked { answer: answer?, needs }),
         }
@@ -97,11 +105,53 @@ pub(super) async fn ask_response(
         let client = attempts.client(deadline).await?;
         let place = client.place(deadline).await?;
         let call = client.check_response(request, response, deadline);
-        match plugin.call(&client, &request.id, place, call).await {
-            Err(CallError::Lost(error)) => attempts.lost(client, error, deadline).await?,
+        let call = plugin.call(&client, &request.id, place, call);
+        let again = |other: &Lease| Some(other.check_response(request, response, deadline));
+        let (answer, besides) = hedged(plugin, &client, &request.id, call, again).await;
+        match answer {
+            Err(CallError::Lost(error)) => attempts.lost_besides(client, error, besides, deadline).await?,
             Err(CallError::Unsent(error)) => attempts.unsent(client, error)?,
             answer => return Ok(answer?),
         }
+    }
+}
+
+/// A second call that was lost like the first.
+type Besides = Option<(Lease, String)>;
+
+/// The answer to `call`, or to a second one that another instance is asked by `again` where the first takes longer than
+/// `hedge_after`: that which comes first. The other call goes on without anybody, as those do whose client has left.
+async fn hedged<T, F>(
+    plugin: &Running,
+    first: &Lease,
+    id: &str,
+    call: impl Future<Output = Result<T, CallError>>,
+    again: impl FnOnce(&Lease) -> Option<F>,
+) -> (Result<T, CallError>, Besides)
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, CallError>> + Send + 'static,
+{
+    let Some(after) = plugin.hedge_after() else { return (call.await, None) };
+    let mut call = pin!(call);
+    if let Ok(answer) = tokio::time::timeout(after, call.as_mut()).await {
+        return (answer, None);
+    }
+    let second = plugin.hedge(first).and_then(|hedge| Some((again(&hedge.lease)?, hedge)));
+    let Some((second, hedge)) = second else { return (call.await, None) };
+    let second = pin!(plugin.call_beside(hedge, id, second));
+    match select(call, second).await {
+        Either::Left((Ok(answer), _)) | Either::Right(((_, Ok(answer)), _)) => (Ok(answer), None),
+        // What one of them fails may be answered by the other.
+        Either::Left((Err(error), second)) => match second.await {
+            (_, Ok(answer)) => (Ok(answer), None),
+            (other, Err(CallError::Lost(why))) => (Err(error), Some((other, why))),
+            (_, Err(_)) => (Err(error), None),
+        },
+        Either::Right(((other, Err(why)), call)) => match (call.await, why) {
+            (Err(error), CallError::Lost(why)) => (Err(error), Some((other, why))),
+            (answer, _) => (answer, None),
+        },
     }
 }
 
@@ -143,6 +193,21 @@ impl<'a> Attempts<'a> {
         self.unsent = Some(client);
         self.failed += 1;
         if self.failed > MOST_UNSENT { Err(CallError::Unsent(error)) } else { Ok(()) }
+    }
+
+    /// As [`Attempts::lost`], of one call or of two that were under way at a time.
+    async fn lost_besides(
+        &mut self,
+        client: Lease,
+        error: String,
+        besides: Besides,
+        deadline: Instant,
+    ) -> Result<(), CallError> {
+        self.lost(client, error, deadline).await?;
+        match besides {
+            Some((other, error)) => self.lost(other, error, deadline).await,
+            None => Ok(()),
+        }
     }
 
     /// The connection broke. `Err`: that was the last attempt.

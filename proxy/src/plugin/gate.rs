@@ -30,9 +30,14 @@ impl Gate {
         Self { places: Arc::new(Semaphore::new(most)), waiting: AtomicUsize::new(0), most_waiting }
     }
 
+    /// A place, if there is one at this moment.
+    pub(super) fn try_enter(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
     /// A place, held for as long as the call is under way. Cancel safe: whoever leaves gives its place in the queue up.
     pub(super) async fn enter(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, CallError> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+        if let Some(place) = self.try_enter() {
             return Ok(place);
         }
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use super::record::Quarantine;
 use super::{CallError, Client, Contracts, Events, Roles};
 use crate::config;
 use crate::telemetry::Observed;
+
+/// Of so many calls under way, one may be asked twice: an instance that is slow for all is not to get twice the load.
+const CALLS_OF_A_HEDGE: usize = 10;
 
 /// How long a client whose connection broke may still be its instance's client before it is tried again: the time that
 /// an exit takes to be noticed.
@@ -45,6 +48,8 @@ pub(crate) struct Running {
     /// One permit: calls that were lost with their process are asked again one after the other. The one that ends the
     /// next process, too, is known by that.
     suspects: Semaphore,
+    /// Second calls under way.
+    hedges: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -59,6 +64,8 @@ struct Load {
     /// With those that wait.
     in_flight: AtomicUsize,
     gate: Gate,
+    /// Second calls that it got, in all.
+    hedged: AtomicU64,
 }
 
 /// A client that a call may go to.
@@ -99,6 +106,24 @@ impl Lease {
 
     fn calls(&self) -> usize {
         self.load.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+/// A second instance for a call that takes long.
+#[derive(Debug)]
+pub(crate) struct Hedge {
+    pub(crate) lease: Lease,
+    place: Place,
+    counted: HedgeCount,
+}
+
+/// Counts second calls that are under way.
+#[derive(Debug)]
+struct HedgeCount(Arc<AtomicUsize>);
+
+impl Drop for HedgeCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -158,7 +183,10 @@ impl Running {
             let contracts = Contracts::new(plugin, (roles, workers), several.then_some(instance), events.clone());
             let supervised = Plugin::start(spec.clone(), contracts)?;
             let gate = Gate::new(plugin.max_calls, plugin.max_queue);
-            Ok(Instance { supervised, load: Arc::new(Load { in_flight: AtomicUsize::new(0), gate }) })
+            Ok(Instance {
+                supervised,
+                load: Arc::new(Load { in_flight: AtomicUsize::new(0), gate, hedged: AtomicU64::new(0) }),
+            })
         };
         let instances = (1..=plugin.instances.max(1)).map(start).collect::<Result<_, StartError>>()?;
         Ok(Self {
@@ -171,6 +199,7 @@ impl Running {
             calls: TaskTracker::new(),
             quarantine: Quarantine { failures: plugin.quarantine.failures, time: plugin.quarantine.time },
             suspects: Semaphore::new(1),
+            hedges: Arc::default(),
         })
     }
 
@@ -212,6 +241,7 @@ impl Running {
         let observed = |(instance, fails): (&Instance, Option<bool>)| Observed {
             status: instance.supervised.status(),
             quarantined: sound && fails == Some(true),
+            hedged: instance.load.hedged.load(Ordering::Relaxed),
         };
         self.instances.iter().zip(fails).map(observed).collect()
     }
@@ -285,6 +315,41 @@ impl Running {
             (Some(_), Some(failing)) if failing.client.record.may_be_tried(self.quarantine) => Some(failing),
             (sound, failing) => sound.or(failing),
         }
+    }
+
+    /// After how long a call is asked of a second instance.
+    pub(crate) fn hedge_after(&self) -> Option<Duration> {
+        self.made_of.hedge_after
+    }
+
+    /// Another instance than that of `first`, where one has room at this moment, and not too many calls are asked twice.
+    pub(crate) fn hedge(&self, first: &Lease) -> Option<Hedge> {
+        let calls: usize = self.instances.iter().map(|it| it.load.in_flight.load(Ordering::Relaxed)).sum();
+        let most = 1 + calls / CALLS_OF_A_HEDGE;
+        let begin = |hedges| (hedges < most).then_some(hedges + 1);
+        self.hedges.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begin).ok()?;
+        let counted = HedgeCount(Arc::clone(&self.hedges));
+        let lease = self.pick(Some(first.index))?;
+        let permit = lease.load.gate.try_enter()?;
+        let place = Place { _counted: Counted::new(&lease.load), _permit: permit };
+        lease.load.hedged.fetch_add(1, Ordering::Relaxed);
+        Some(Hedge { lease, place, counted })
+    }
+
+    /// As [`Running::call`], of a second instance.
+    pub(crate) async fn call_beside<T, F>(&self, hedge: Hedge, id: &str, call: F) -> (Lease, Result<T, CallError>)
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, CallError>> + Send + 'static,
+    {
+        let Hedge { lease, place, counted } = hedge;
+        let call = async move {
+            let answer = call.await;
+            drop(counted);
+            answer
+        };
+        let answer = self.call(&lease, id, place, call).await;
+        (lease, answer)
     }
 
     fn lease(&self, index: usize, client: Arc<Client>) -> Lease {

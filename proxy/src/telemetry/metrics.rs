@@ -291,6 +291,8 @@ pub(crate) struct Observed {
     pub(crate) status: Status,
     /// Whether it gets no calls since it fails them.
     pub(crate) quarantined: bool,
+    /// Calls that it got since another instance took long.
+    pub(crate) hedged: u64,
 }
 
 /// How a change of what is in force ended.
@@ -357,10 +359,12 @@ fn supervision(plugins: &[Observed]) -> Registry {
     let restarts = Family::<PluginLabels, Counter>::default();
     let failures = Family::<PluginLabels, Gauge>::default();
     let quarantined = Family::<PluginLabels, Gauge>::default();
-    for Observed { status, quarantined: out } in plugins {
+    let hedged = Family::<PluginLabels, Counter>::default();
+    for Observed { status, quarantined: out, hedged: asked } in plugins {
         let labels = PluginLabels { plugin: Name::from(&*status.name) };
         up.get_or_create(&labels).inc_by(i64::from(status.state == State::Serving));
         restarts.get_or_create(&labels).inc_by(status.restarts);
+        hedged.get_or_create(&labels).inc_by(*asked);
         quarantined.get_or_create(&labels).inc_by(i64::from(*out));
         let most = failures.get_or_create(&labels).get().max(i64::from(status.failures));
         failures.get_or_create(&labels).set(most);
@@ -369,6 +373,8 @@ fn supervision(plugins: &[Observed]) -> Registry {
     registry.register("palisade_plugin_up", "Instances of a plugin that serve", up);
     let help = "Instances of a plugin that get no calls since they fail them";
     registry.register("palisade_plugin_quarantined", help, quarantined);
+    let help = "Calls that an instance got since another one took long";
+    registry.register("palisade_plugin_hedged_calls", help, hedged);
     registry.register("palisade_plugin_restarts", "Starts of a plugin after its first", restarts);
     registry.register("palisade_plugin_failures", "Failures in a row, of the instance with the most", failures);
     registry

@@ -57,6 +57,7 @@ impl Reading<'_> {
             max_calls: 1000,
             max_queue: 1000,
             quarantine: Quarantine::default(),
+            hedge_after: None,
             config: Mapping::new(),
             timeout: Duration::from_millis(200),
             on_failure: OnFailure::Deny,
@@ -101,6 +102,7 @@ impl Reading<'_> {
             max_calls: self.number(&written.max_calls, default.max_calls, 1..=100_000),
             max_queue: self.number(&written.max_queue, default.max_queue, 0..=100_000),
             quarantine: self.quarantine(written.quarantine.value().unwrap_or(&written::Quarantine::default())),
+            hedge_after: self.hedge_after(written),
             config: self.plugin_config(&written.config),
             timeout: self.timeout(&written.timeout, default.timeout),
             on_failure: written.on_failure.value().map_or(default.on_failure, |&choice| choice.into()),
@@ -233,6 +235,15 @@ impl Reading<'_> {
             call_misses: self.count(&written.call_misses, default.call_misses, 0..=1000),
             stopped_timeout: self.delay(&written.stopped_timeout, default.stopped_timeout),
         }
+    }
+
+    fn hedge_after(&mut self, written: &written::Plugin) -> Option<Duration> {
+        let (_, node) = written.hedge_after.given()?;
+        if written.instances.value().is_none_or(|instances| *instances < 2) {
+            let problem = self.problem(node, "`hedge_after` needs a second instance to ask");
+            self.push(problem.label("write `instances: 2` or more beside it"));
+        }
+        Some(self.timeout(&written.hedge_after, Duration::ZERO))
     }
 
     fn quarantine(&mut self, written: &written::Quarantine) -> Quarantine {

@@ -390,11 +390,15 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "plugins:\n  a: {command: [python3], hedge_after: 20ms}\n",
+        &["3:40 `hedge_after` needs a second instance to ask (write `instances: 2` or more beside it)"],
+    ),
+    (
         r"plugins:
   a: {command: [python3], sand: hardened}
 ",
         &[
-            "3:27 unknown field `sand` [known here: command, address, peer_user, cwd, env, env_pass, checksum, sandbox, socket_group, contract, owns, instances, max_calls, max_queue, quarantine, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
+            "3:27 unknown field `sand` [known here: command, address, peer_user, cwd, env, env_pass, checksum, sandbox, socket_group, contract, owns, instances, max_calls, max_queue, quarantine, hedge_after, config, timeout, on_failure, required, handshake_timeout, ready_timeout, allow_remote_tcp, auto_mtls, health, restart, drain_timeout, stop_timeout, probation, exit_reports]",
         ],
     ),
 ];

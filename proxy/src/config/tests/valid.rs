@@ -39,6 +39,7 @@ plugins:
 /// Every field there is.
 pub(super) const FULL: &str = r#"
 runtime_dir: run
+workers: 3
 drain_timeout: 45s
 trusted_proxies: [10.0.0.0/8, "::1"]
 listeners:
@@ -97,6 +98,8 @@ plugins:
     env: {A: b, N: 1, EMPTY: ""}
     env_pass: [LANG, LD_LIBRARY_PATH]
     contract: mosn
+    instances: 2
+    hedge_after: 30ms
     config: {allow: [admin, 7, 1.5, true, ~], "80": {deep: "no", mode: 0o600, text: "0600"}}
     timeout: 300ms
     on_failure: allow
@@ -217,6 +220,7 @@ fn every_field_arrives() {
     assert_eq!((auth.contract, auth.stop_timeout), (Contract::Mosn, Duration::ZERO));
     assert_eq!((auth.health.call_misses, auth.health.stopped_timeout), (0, Duration::ZERO));
     assert_eq!((auth.drain_timeout, auth.exit_reports), (Duration::from_secs(6), 11));
+    assert_eq!((config.workers, auth.instances, auth.hedge_after), (3, 2, Some(Duration::from_millis(30))));
     assert_eq!(auth.restart.stagger, Duration::from_secs(3));
     let Restart { policy, multiplier, jitter, max_restarts, window, .. } = auth.restart;
     assert_eq!((policy, multiplier, jitter), (RestartMode::OnFailure, 3, 5));
