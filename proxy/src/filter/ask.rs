@@ -83,7 +83,11 @@ pub(super) async fn ask_request(
         let call = plugin.call(&client, &request.id, place, call);
         let again =
             |other: &Lease| (other.needs() == needs).then(|| other.check_request(&subject, deadline).ok()).flatten();
-        let (answer, besides) = hedged(plugin, &client, &request.id, call, again).await;
+        let (answer, besides) = match plugin.hedge_after() {
+            None => (call.await, None),
+            // Boxed: it is large, and rare.
+            Some(after) => Box::pin(hedged((plugin, after), &client, &request.id, call, again)).await,
+        };
         match answer {
             Err(CallError::Lost(error)) => attempts.lost_besides(client, error, besides, deadline).await?,
             Err(CallError::Unsent(error)) => attempts.unsent(client, error)?,
@@ -107,7 +111,11 @@ pub(super) async fn ask_response(
         let call = client.check_response(request, response, deadline);
         let call = plugin.call(&client, &request.id, place, call);
         let again = |other: &Lease| Some(other.check_response(request, response, deadline));
-        let (answer, besides) = hedged(plugin, &client, &request.id, call, again).await;
+        let (answer, besides) = match plugin.hedge_after() {
+            None => (call.await, None),
+            // Boxed: it is large, and rare.
+            Some(after) => Box::pin(hedged((plugin, after), &client, &request.id, call, again)).await,
+        };
         match answer {
             Err(CallError::Lost(error)) => attempts.lost_besides(client, error, besides, deadline).await?,
             Err(CallError::Unsent(error)) => attempts.unsent(client, error)?,
@@ -120,9 +128,9 @@ pub(super) async fn ask_response(
 type Besides = Option<(Lease, String)>;
 
 /// The answer to `call`, or to a second one that another instance is asked by `again` where the first takes longer than
-/// `hedge_after`: that which comes first. The other call goes on without anybody, as those do whose client has left.
+/// `after`: that which comes first. The other call goes on without anybody, as those do whose client has left.
 async fn hedged<T, F>(
-    plugin: &Running,
+    (plugin, after): (&Running, Duration),
     first: &Lease,
     id: &str,
     call: impl Future<Output = Result<T, CallError>>,
@@ -132,7 +140,6 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T, CallError>> + Send + 'static,
 {
-    let Some(after) = plugin.hedge_after() else { return (call.await, None) };
     let mut call = pin!(call);
     if let Ok(answer) = tokio::time::timeout(after, call.as_mut()).await {
         return (answer, None);

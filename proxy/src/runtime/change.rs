@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::generation::{Generation, Key};
 use super::handover::{self, Handed};
-use super::{Error, House};
+use super::{END, Error, House};
 use crate::admin::{Change, Changed, Differences, Order, Refused};
 use crate::config::{self, Address, Config, Problems};
 use crate::listener::{self, Acceptor, Bound, Handle, Inherited, Open, Slot};
@@ -56,14 +56,16 @@ pub(super) enum Worked {
 }
 
 impl OpenListener {
-    /// Takes no more connections; returns when the address is free.
+    /// Takes no more connections; returns when the address is free, or a worker that stands still has kept it for too long.
     async fn close(self, house: &House, timeout: Duration) {
         let Self { slot, accepting, handle, .. } = self;
         drop(handle);
         let end = house.end_background.clone();
         house.background.spawn(async move { end.run_until_cancelled(slot.close(timeout)).await });
-        // An error would be a panic in there, which has been reported.
-        drop(join_all(accepting).await);
+        // An error in there would be a panic, which has been reported.
+        if tokio::time::timeout(END, join_all(accepting)).await.is_err() {
+            tracing::warn!(target: "palisade", "a listener that was closed is still held by a worker");
+        }
     }
 }
 
