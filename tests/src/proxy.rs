@@ -282,7 +282,7 @@ upstreams: {{app: {{endpoints: ['{endpoint}']{upstream}}}}}
         proxy.wait_for_log("ready", |line| line.ends_with(": ready") || line.contains(": ready ")).await;
         let addresses: Vec<(String, String)> = {
             let lines = proxy.log.lines.lock().unwrap();
-            lines.iter().filter(|line| line.contains(": listening ")).map(|line| listening(line)).collect()
+            lines.iter().filter(|line| line.contains(" palisade: listening ")).map(|line| listening(line)).collect()
         };
         proxy.first = addresses.first().unwrap().0.clone();
         proxy.listeners = addresses.into_iter().collect();
