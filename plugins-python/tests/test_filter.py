@@ -333,16 +333,16 @@ def test_a_filter_without_response_phase_keeps_responses() -> None:
 @pytest.mark.parametrize(
     ("register", "description"),
     [
-        (lambda p: p.filter(lambda request, config: allow()), b'\n\x01p\x12\x011\x1a\x01\x01"\x02\x20\x01\x28\x07'),
+        (lambda p: p.filter(lambda request, config: allow()), b'\n\x01p\x12\x011\x1a\x01\x01"\x04\x20\x01\x28\x01\x28\x07'),
         (
             lambda p: p.response(lambda response, config: keep()),
-            b'\n\x01p\x12\x011\x1a\x01\x01"\x04\x18\x01\x20\x01\x28\x07',
+            b'\n\x01p\x12\x011\x1a\x01\x01"\x06\x18\x01\x20\x01\x28\x01\x28\x07',
         ),
         (
             lambda p: p.filter(body=True, max_body=9)(lambda request, config: allow()),
-            b'\n\x01p\x12\x011\x1a\x01\x01"\x0b\n\x05\x01\x02\x03\x05\x06\x10\x09\x20\x01\x28\x07',
+            b'\n\x01p\x12\x011\x1a\x01\x01"\x0d\n\x05\x01\x02\x03\x05\x06\x10\x09\x20\x01\x28\x01\x28\x07',
         ),
-        (lambda p: p.filter(raises_async), b'\n\x01p\x12\x011\x1a\x01\x01"\x02\x20\x01'),
+        (lambda p: p.filter(raises_async), b'\n\x01p\x12\x011\x1a\x01\x01"\x04\x20\x01\x28\x01'),
         (lambda p: p.certificates(lambda request, config: []), b"\n\x01p\x12\x011\x1a\x01\x02"),
     ],
     ids=["filter", "response", "body", "async", "certificates"],

@@ -140,7 +140,8 @@ async def _serve(registrations: Registrations, host: Host | None, endpoint: Endp
                 watch_host(host, host_gone)
                 if not endpoint.known:
                     write_handshake(host.stdout, endpoint.handshake(port))
-            logger.info("listening on %s", endpoint.grpc_address)
+            if endpoint.known:
+                logger.info("listening on %s", endpoint.grpc_address)
             grace = await stop
         finally:
             _leave_within(grace + _LAST_SECONDS)
