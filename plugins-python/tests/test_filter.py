@@ -333,7 +333,10 @@ def test_a_filter_without_response_phase_keeps_responses() -> None:
 @pytest.mark.parametrize(
     ("register", "description"),
     [
-        (lambda p: p.filter(lambda request, config: allow()), b'\n\x01p\x12\x011\x1a\x01\x01"\x04\x20\x01\x28\x01\x28\x07'),
+        (
+            lambda p: p.filter(lambda request, config: allow()),
+            b'\n\x01p\x12\x011\x1a\x01\x01"\x04\x20\x01\x28\x01\x28\x07',
+        ),
         (
             lambda p: p.response(lambda response, config: keep()),
             b'\n\x01p\x12\x011\x1a\x01\x01"\x06\x18\x01\x20\x01\x28\x01\x28\x07',
