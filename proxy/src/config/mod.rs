@@ -379,7 +379,7 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// How long an unused connection is kept. Default 60 s; servers that close earlier need a lower value.
     pub idle_timeout: Duration,
-    /// Idle HTTP/1.1 connections kept for each endpoint. Default 128.
+    /// Idle HTTP/1.1 connections kept for each endpoint. Default 1024.
     pub max_idle: usize,
     /// Bytes of a response's head. Default 64 KiB.
     pub max_header_bytes: usize,

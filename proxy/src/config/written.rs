@@ -336,7 +336,7 @@ pub(super) struct Upstream {
     pub(super) connect_timeout: Slot<Span>,
     /// How long an unused connection is kept; servers that close earlier need a lower value. Default 60s.
     pub(super) idle_timeout: Slot<Span>,
-    /// Idle HTTP/1.1 connections kept for each endpoint, 0 to 100000. Default 128.
+    /// Idle HTTP/1.1 connections kept for each endpoint, 0 to 100000. Default 1024.
     pub(super) max_idle: Slot<u64>,
     /// Size of a response's head, 8KiB to 1MiB. Default 64KiB.
     pub(super) max_header_bytes: Slot<Size>,

@@ -187,7 +187,7 @@ impl Upstream {
             protocol: UpstreamProtocol::Http1,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(60),
-            max_idle: 128,
+            max_idle: 1024,
             max_header_bytes: 64 * 1024,
             max_headers: 200,
             outliers: Outliers { failures: 5, eject_for: Duration::from_secs(10) },

@@ -150,7 +150,7 @@ fn the_smallest_configuration_has_the_defaults() {
     let upstream = &config.upstreams[&route.upstream];
     assert_eq!(upstream.endpoints, [Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 9000 }]);
     assert_eq!((upstream.balance, upstream.protocol), (Balance::RoundRobin, UpstreamProtocol::Http1));
-    assert_eq!((upstream.connect_timeout, upstream.max_idle), (Duration::from_secs(1), 128));
+    assert_eq!((upstream.connect_timeout, upstream.max_idle), (Duration::from_secs(1), 1024));
 
     let auth = &config.plugins["auth"];
     assert_eq!(auth.command, ["python3", "auth.py"]);
