@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Address, Cidr, Limits};
 use crate::http::{BoxStream, Client, Closed, Connections, Place, Protocol, TlsFacts, serve};
-use crate::overload::{Overload, Share};
+use crate::overload::{Overload, Share, Waiting};
 use crate::proxy::Proxy;
 use crate::telemetry::Metrics;
 
@@ -302,6 +302,8 @@ pub(crate) struct Slot {
 #[derive(Debug, Default)]
 struct Places {
     taken: AtomicUsize,
+    /// Connections that are there already, and wait for a place.
+    waiting: AtomicUsize,
     /// When there is one fewer, or another limit.
     changed: Notify,
 }
@@ -382,20 +384,23 @@ impl Slot {
         overload.room().await;
         let socket = acceptor.next().await?;
         // Another worker may have taken the last place meanwhile: then it waits here.
+        let _waiting = Waiting::new(&self.places.waiting);
         loop {
+            let changed = self.places.changed.notified();
             if let Some(taken) = self.places.take(self.limit()) {
                 return Ok((socket, taken, overload.share().await));
             }
-            self.room().await;
+            changed.await;
         }
     }
 
-    /// Returns when there is a place for another connection.
+    /// Returns when there is a place for another connection, beside those that wait for one already.
     async fn room(&self) {
         loop {
             // Before it is looked: what changes from here on wakes the wait.
             let changed = self.places.changed.notified();
-            if self.places.taken.load(Ordering::SeqCst) < self.limit() {
+            let (taken, waiting) = (&self.places.taken, &self.places.waiting);
+            if taken.load(Ordering::SeqCst) + waiting.load(Ordering::SeqCst) < self.limit() {
                 return;
             }
             changed.await;

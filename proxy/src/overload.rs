@@ -24,6 +24,9 @@ const OWN_DESCRIPTORS: u64 = 32;
 /// Descriptors that each worker needs for itself, beside those for listeners and plugins.
 const OF_A_WORKER: u64 = 4;
 
+/// Before it is looked again whether a place that was somebody else's has been taken.
+const TURN: Duration = Duration::from_millis(1);
+
 /// Client connections that there is always room for.
 const FEWEST: usize = 4;
 
@@ -43,6 +46,8 @@ pub(crate) enum Load {
 pub(crate) struct Overload {
     load: AtomicU8,
     open: AtomicUsize,
+    /// Connections that are there already, and wait for room.
+    waiting: AtomicUsize,
     most: AtomicUsize,
     closed: Notify,
     /// What operators say, and how many descriptors are not there for connections.
@@ -54,10 +59,28 @@ impl Default for Overload {
         Self {
             load: AtomicU8::new(0),
             open: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             most: AtomicUsize::new(usize::MAX),
             closed: Notify::new(),
             marks: Mutex::default(),
         }
+    }
+}
+
+/// Counts one that waits, for as long as it does.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    pub(crate) fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -81,8 +104,9 @@ impl Overload {
         }
     }
 
-    /// Waits until there is room for another connection. Cancel safe.
+    /// Waits until there is room for a connection that is there. Cancel safe.
     pub(crate) async fn share(self: &Arc<Self>) -> Share {
+        let _waiting = Waiting::new(&self.waiting);
         loop {
             let closed = self.closed.notified();
             let most = self.most.load(Ordering::Relaxed);
@@ -97,16 +121,26 @@ impl Overload {
         }
     }
 
-    /// Returns when there is room for another connection. Cancel safe.
+    /// Returns when there is room for another connection, beside those that wait for it already: else it would be taken
+    /// from them again and again. Cancel safe.
     pub(crate) async fn room(&self) {
         loop {
             let closed = self.closed.notified();
-            if self.open.load(Ordering::Acquire) < self.most.load(Ordering::Relaxed) {
+            let (open, waiting) = (self.open.load(Ordering::Acquire), self.waiting.load(Ordering::Acquire));
+            let most = self.most.load(Ordering::Relaxed);
+            if open < most {
                 // For whoever waits for it beside this one.
                 self.closed.notify_one();
+            }
+            if open + waiting < most {
                 return;
             }
-            closed.await;
+            if open < most {
+                // It is the other one's turn, which may be another thread's.
+                tokio::time::sleep(TURN).await;
+            } else {
+                closed.await;
+            }
         }
     }
 
