@@ -71,6 +71,9 @@ class Host:
             call = batch.calls.add(id=id, timeout_micros=int(timeout * 1e6))
             if path:
                 call.request.request.path = path
+        self.send_message(batch)
+
+    def send_message(self, batch: filter_pb2.CheckBatch) -> None:
         self._batches.put(batch.SerializeToString())
 
     def answers(self, count: int) -> dict[int, Any]:
@@ -226,3 +229,91 @@ def test_a_plugin_that_stops_answers_what_it_has() -> None:
             assert verdict(host.answers(1)[1]) == "deny"
             assert list(host.rest()) == []
             assert plugin.wait() == 0
+
+
+AWAITABLES = """
+    import asyncio
+    from palisade import Plugin, allow, deny
+
+    plugin = Plugin("test")
+
+    async def judge(path):
+        await asyncio.sleep(0)
+        if path == "/raise":
+            raise KeyError("no")
+        if path == "/exit":
+            raise SystemExit(1)
+        if path == "/wait":
+            await asyncio.Event().wait()
+        return None if path == "/none" else deny(403)
+
+    @plugin.filter
+    def check(request, config):
+        return allow() if request.path == "/" else judge(request.path)
+
+    plugin.serve()
+"""
+
+
+def test_a_function_may_return_an_awaitable() -> None:
+    with PluginProcess(AWAITABLES) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        host.send((1, "/"), (2, "/no"), (3, "/raise"), (4, "/none"), (5, "/exit"))
+        got = host.answers(5)
+        assert [verdict(got[id]) for id in (1, 2)] == ["allow", "deny"]
+        assert [got[id].error.code for id in (3, 4, 5)] == [13, 13, 13]
+        assert "KeyError" in got[3].error.message
+        host.send((6, "/wait"), timeout=0.05)
+        assert host.answers(1)[6].error.code == 4
+        assert host.taken == 2
+
+
+def test_an_answer_and_what_is_taken_come_in_one_message() -> None:
+    for program in both():
+        with PluginProcess(program) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            for id in range(1, 30):
+                host.send((id, "/"))
+                message = filter_pb2.CheckBatchAnswer.FromString(next(host.rest()))
+                assert (len(message.answers), message.taken) == (1, 1)
+
+
+MIXED = """
+    from palisade import Plugin, deny, replace
+
+    plugin = Plugin("test")
+
+    @plugin.filter
+    def check(request, config):
+        return deny(403, request.path)
+
+    @plugin.response
+    async def respond(response, config):
+        return None if response.status == 204 else replace(502, response.request.path)
+
+    plugin.serve()
+"""
+
+
+def test_a_batch_may_ask_for_requests_and_responses() -> None:
+    with PluginProcess(MIXED) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        batch = filter_pb2.CheckBatch(config_hash="1")
+        for id, status in ((1, 0), (2, 200), (3, 204), (4, 0)):
+            call = batch.calls.add(id=id, timeout_micros=50_000_000)
+            if status:
+                call.response.status = status
+                call.response.request.path = f"/{id}"
+                call.response.context.request_id = f"request-{id}"
+            else:
+                call.request.request.path = f"/{id}"
+        host.send_message(batch)
+        got = host.answers(4)
+        assert [got[id].request.deny.body for id in (1, 4)] == [b"/1", b"/4"]
+        assert got[2].response.replace.body == b"/2"
+        assert got[3].error.code == 13
+        assert host.taken == 1
+        plugin.wait_for_log('"request_id": "request-3"')

@@ -4,6 +4,9 @@ What a message costs in Python is then paid once for many requests. Functions th
 after the other on a single thread, as long as they are quick: handing each to a thread of its own would cost more than
 most of them take. When one blocks, other threads take over what waits behind it, so no call waits for another one
 longer than `_PATIENCE`.
+
+What is done for each call is kept small: nothing of it is decoded but what its function looks at, and its answer is
+bytes at once. Coroutines that come to their end at their first step cost a task, and no timer.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +25,8 @@ import grpc
 
 from . import _wire
 from ._errors import CallError
-from ._judgement import Judgement
+from ._judgement import Judgement, Subject
+from ._verdicts import Allow, Deny, Keep, Replace
 
 _PATIENCE = 0.001
 """Seconds that calls wait behind one that is worked on before other threads take over."""
@@ -31,11 +35,13 @@ _FULL = 256 * 1024
 """A message is sent when its answers have this many bytes together."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """How many of its calls are not begun."""
-
-    waiting: int
+    configured: _wire.Configured
+    """What its calls are judged by. Not what is in force when a thread has come to them: that may be another one."""
+    came: float
+    last: _wire.BatchedCall
+    """The last one that a thread begins."""
 
 
 class Batches:
@@ -49,104 +55,86 @@ class Batches:
         self._stopping = stopping
         self._loop = asyncio.get_running_loop()
         # Read and changed by threads too, each time with one operation that no other can come between.
-        self._queue: deque[tuple[_wire.BatchedCall, float, _Batch]] = deque()
-        self._answers: deque[_wire.BatchedAnswer] = deque()
+        self._queue: deque[tuple[_wire.BatchedCall, _Batch]] = deque()
+        # With the hash of the configuration that it comes of; empty for what is no verdict.
+        self._answers: deque[tuple[bytes, str]] = deque()
+        # Changes with every call that a thread begins. Two threads may count two calls as one.
+        self._begun = 0
         # Guards what follows.
         self._lock = threading.Lock()
         self._taken = 0
         self._working = 0
-        self._begun = 0
         # Of the loop alone.
         self._open = 0
+        # Those that have not come to their end with their first step.
         self._tasks: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
-        self._watching = False
+        self._watching: asyncio.TimerHandle | None = None
         self._answered = asyncio.Event()
         self._stopped = False
+        self._ended = False
         # Whether the loop is about to look at answers. Set twice by a race, it looks twice.
         self._woken = False
 
     async def serve(self) -> None:
         """Until the host ends the stream, or until the plugin stops and has answered."""
+        reading = asyncio.create_task(self._read())
         writing = asyncio.create_task(self._write())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            while True:
-                reading = asyncio.ensure_future(self._context.read())
-                await asyncio.wait((reading, stopping, writing), return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done():
-                    reading.cancel()
-                    break
-                data = reading.result()
-                if data is grpc.aio.EOF:
-                    break
-                self._take(data)
+            await asyncio.wait((reading, stopping, writing), return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+            reading.cancel()
             self._stopped = True
             self._answered.set()
             await writing
         finally:
-            writing.cancel()
-            stopping.cancel()
-            for task in list(self._tasks):
+            self._ended = True
+            for task in (reading, writing, stopping, *self._tasks):
                 task.cancel()
+            self._watch_off()
             self._queue.clear()
+
+    async def _read(self) -> None:
+        while (data := await self._context.read()) is not grpc.aio.EOF:
+            self._take(data)
 
     def _take(self, data: bytes) -> None:
         config_hash, calls = _wire.decode_batch(data)
-        now = self._loop.time()
         self._open += len(calls)
         try:
             configured = self._judgement.configured(config_hash)
         except CallError as error:
-            self._answers.extend(_wire.failed_answer(call.id, error) for call in calls)
-            with self._lock:
-                self._taken += 1
-            self._flush_soon()
+            self._answers.extend([(_wire.encode_failure(call.id, error), "") for call in calls])
+            self._taken_on([])
             return
-        threaded = []
-        for call in calls:
-            call.configured = configured
-            if self._judgement.is_async(call):
-                self._spawn(call, self._judgement.judge(call), now)
-            else:
-                threaded.append(call)
-        if not threaded:
-            with self._lock:
-                self._taken += 1
+        now = self._loop.time()
+        tasks: list[tuple[asyncio.Task[None], float]] = []
+        if self._judgement.has_coroutines:
+            calls, tasks = self._begin_coroutines(calls, configured, now)
+        if not calls:
             # Behind the first step of each task: most are at their end with it.
-            self._flush_soon()
+            self._loop.call_soon(self._taken_on, tasks)
             return
-        batch = _Batch(len(threaded))
-        self._queue.extend((call, now + call.timeout, batch) for call in threaded)
+        if tasks:
+            self._loop.call_soon(self._attend, tasks)
+        batch = _Batch(configured, now, calls[-1])
+        self._queue.extend([(call, batch) for call in calls])
         with self._lock:
             idle = self._working == 0
             self._working += idle
         if idle:
             self._pool.submit(self._work)
-        if not self._watching:
-            self._watching = True
-            self._loop.call_later(_PATIENCE, self._watch, self._begun)
+        if self._watching is None:
+            self._watch_on()
 
-    def _watch(self, begun: int) -> None:
-        """Brings in more threads when none of those at work has begun a call for a while."""
-        waiting = len(self._queue)
-        if not waiting and not self._working:
-            self._watching = False
-            return
-        if self._begun == begun:
-            # One that blocks is no reason for the host to wait.
-            self._flush()
-            with self._lock:
-                more = min(waiting, self._workers - self._working)
-                self._working += more
-            for _ in range(more):
-                self._pool.submit(self._work)
-        self._loop.call_later(_PATIENCE, self._watch, self._begun)
+    # Functions that are not coroutines.
 
     def _work(self) -> None:
         """Takes calls until there are none. On a thread."""
         while True:
             try:
-                call, deadline, batch = self._queue.popleft()
+                call, batch = self._queue.popleft()
             except IndexError:
                 with self._lock:
                     # Looked at again under the lock: a call that came meanwhile found somebody at work.
@@ -154,31 +142,57 @@ class Batches:
                         continue
                     self._working -= 1
                 break
+            self._begun += 1
+            if call is not batch.last:
+                self._answer(call, batch)
+                continue
             with self._lock:
-                self._begun += 1
-                batch.waiting -= 1
-                taken = batch.waiting == 0
-                self._taken += taken
-            self._answer(call, deadline)
-            if taken:
+                self._taken += 1
+            self._answer(call, batch)
+            # With nothing behind it, this thread is at its end.
+            if self._queue:
                 self._wake()
-        if self._answers:
+        if self._answers or self._taken:
             self._wake()
 
-    def _answer(self, call: _wire.BatchedCall, deadline: float) -> None:
+    def _answer(self, call: _wire.BatchedCall, batch: _Batch) -> None:
         """Works on one call. On a thread."""
-        if time.monotonic() > deadline:
-            self._answers.append(_wire.failed_answer(call.id, _LATE))
-            return
+        configured = batch.configured
         try:
-            verdict = self._judgement.judge_now(call)
-            if inspect.isawaitable(verdict):
-                self._call_on_loop(self._spawn, call, verdict, self._loop.time())
+            if time.monotonic() > _deadline(call, batch.came):
+                raise _LATE
+            subject = _wire.subject_of(call)
+            verdict = self._judgement.begin(subject, configured.config)
+            if not isinstance(verdict, _VERDICTS) and inspect.isawaitable(verdict):
+                self._call_on_loop(self._begin_awaitable, call, configured, subject, verdict)
                 return
-            answer = self._judgement.answer(call, verdict)
+            answer = self._judgement.encode(call.id, subject, verdict), configured.hash
         except CallError as error:
-            answer = _wire.failed_answer(call.id, error)
+            answer = _wire.encode_failure(call.id, error), ""
         self._answers.append(answer)
+
+    def _watch_on(self) -> None:
+        self._watching = self._loop.call_later(_PATIENCE, self._watch, self._begun)
+
+    def _watch_off(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    def _watch(self, begun: int) -> None:
+        """Brings in more threads when none of those at work has begun a call for a while."""
+        self._watching = None
+        if not self._working and not self._queue:
+            return
+        if self._begun == begun:
+            # One that blocks is no reason for the host to wait.
+            self._flush()
+            with self._lock:
+                more = min(len(self._queue), self._workers - self._working)
+                self._working += more
+            for _ in range(more):
+                self._pool.submit(self._work)
+        self._watch_on()
 
     def _wake(self) -> None:
         if not self._woken:
@@ -191,24 +205,69 @@ class Batches:
         except RuntimeError:
             pass  # The loop is closed: nobody waits for the answer any more.
 
-    def _spawn(self, call: _wire.BatchedCall, verdict: Any, now: float) -> None:
-        task = self._loop.create_task(self._finish(call, verdict))
-        late = self._loop.call_at(now + call.timeout, task.cancel)
-        self._tasks[task] = late
-        task.add_done_callback(self._finished)
+    # Coroutines.
+
+    def _begin_coroutines(
+        self, calls: Sequence[_wire.BatchedCall], configured: _wire.Configured, now: float
+    ) -> tuple[Sequence[_wire.BatchedCall], list[tuple[asyncio.Task[None], float]]]:
+        """Returns the calls that are none, and a task for each other one, with its deadline."""
+        rest, tasks = [], []
+        for call in calls:
+            try:
+                subject = _wire.subject_of(call)
+            except CallError as error:
+                self._answers.append((_wire.encode_failure(call.id, error), ""))
+                continue
+            if self._judgement.is_async(subject):
+                task = self._loop.create_task(self._finish(call, configured, subject, None))
+                tasks.append((task, _deadline(call, now)))
+            else:
+                rest.append(call)
+        return rest, tasks
+
+    def _begin_awaitable(
+        self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: Any
+    ) -> None:
+        """One that a function has returned which is none itself."""
+        task = self._loop.create_task(self._finish(call, configured, subject, begun))
+        self._attend([(task, _deadline(call, self._loop.time()))])
+
+    async def _finish(
+        self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: Any
+    ) -> None:
+        try:
+            if begun is None:
+                begun = self._judgement.begin(subject, configured.config)
+            verdict = await self._judgement.finish(subject, begun)
+            answer = self._judgement.encode(call.id, subject, verdict), configured.hash
+        except CallError as error:
+            answer = _wire.encode_failure(call.id, error), ""
+        except asyncio.CancelledError:
+            answer = _wire.encode_failure(call.id, _LATE), ""
+        self._answers.append(answer)
+        self._flush_soon()
+
+    def _taken_on(self, tasks: list[tuple[asyncio.Task[None], float]]) -> None:
+        with self._lock:
+            self._taken += 1
+        self._attend(tasks)
+        self._flush()
+
+    def _attend(self, tasks: list[tuple[asyncio.Task[None], float]]) -> None:
+        """Sees to it that tasks end in time."""
+        for task, deadline in tasks:
+            if task.done():
+                continue
+            if self._ended:
+                task.cancel()
+            else:
+                self._tasks[task] = self._loop.call_at(deadline, task.cancel)
+                task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task).cancel()
 
-    async def _finish(self, call: _wire.BatchedCall, verdict: Any) -> None:
-        try:
-            answer = self._judgement.answer(call, await verdict)
-        except CallError as error:
-            answer = _wire.failed_answer(call.id, error)
-        except asyncio.CancelledError:
-            answer = _wire.failed_answer(call.id, _LATE)
-        self._answers.append(answer)
-        self._flush_soon()
+    # Answers.
 
     def _flush_soon(self) -> None:
         if not self._woken:
@@ -219,6 +278,8 @@ class Batches:
         # First: an answer that comes from here on wakes anew.
         self._woken = False
         self._answered.set()
+        if not self._working:
+            self._watch_off()
 
     async def _write(self) -> None:
         while True:
@@ -229,22 +290,29 @@ class Batches:
                     taken, self._taken = self._taken, 0
                 answers, config_hash = self._next_answers()
                 self._open -= len(answers)
-                await self._context.write(_wire.encode_batch_answer(answers, taken, config_hash))
+                await self._context.write(_wire.encode_answers(answers, taken, config_hash))
             if self._stopped and self._open == 0:
                 return
 
-    def _next_answers(self) -> tuple[list[_wire.BatchedAnswer], str]:
+    def _next_answers(self) -> tuple[list[bytes], str]:
         """What fits into one message, which has one configuration only, and the hash of that."""
-        answers: list[_wire.BatchedAnswer] = []
+        answers: list[bytes] = []
         size, config_hash = 0, ""
         while self._answers and size < _FULL:
-            answer = self._answers[0]
-            if config_hash and answer.config_hash and answer.config_hash != config_hash:
-                break
-            config_hash = config_hash or answer.config_hash
-            answers.append(self._answers.popleft())
-            size += answer.size
+            answer, hash = self._answers[0]
+            if hash != config_hash:
+                if hash and config_hash:
+                    break
+                config_hash = config_hash or hash
+            answers.append(answer)
+            self._answers.popleft()
+            size += len(answer)
         return answers, config_hash
 
 
+_VERDICTS = (Allow, Deny, Keep, Replace)
 _LATE = CallError("DEADLINE_EXCEEDED", "the host waits no longer")
+
+
+def _deadline(call: _wire.BatchedCall, came: float) -> float:
+    return came + call.timeout_micros / 1_000_000

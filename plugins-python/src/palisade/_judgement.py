@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,9 @@ from ._wire import Config, Configured
 logger = logging.getLogger("palisade")
 
 _MAX_DETAILS = 500
+
+#: What a filter is asked about.
+Subject = Request | Response
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,24 @@ class Handler:
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
 
     async def call(self, pool: Executor, *arguments: object) -> Any:
-        """Calls the function where it belongs, and makes plain errors of what would not end as one.
+        """Calls the function where it belongs."""
+        return await self.settle(self._call(pool, *arguments))
+
+    async def _call(self, pool: Executor, *arguments: object) -> Any:
+        if self.is_async:
+            return await self.function(*arguments)
+        outcome = await asyncio.get_running_loop().run_in_executor(pool, _Outcome.of, self.function, arguments)
+        if outcome.error is not None:
+            raise outcome.error
+        return await outcome.value if inspect.isawaitable(outcome.value) else outcome.value
+
+    async def settle(self, begun: Awaitable[Any]) -> Any:
+        """Awaits what belongs to a call of the function, and makes plain errors of what would not end as one.
 
         SystemExit would end the event loop. A CancelledError that nobody asked for would leave the call unanswered.
         """
         try:
-            if self.is_async:
-                return await self.function(*arguments)
-            outcome = await asyncio.get_running_loop().run_in_executor(pool, _Outcome.of, self.function, arguments)
-            if outcome.error is not None:
-                raise outcome.error
-            return await outcome.value if inspect.isawaitable(outcome.value) else outcome.value
+            return await begun
         except SystemExit as error:
             raise RuntimeError(f"{self} tried to exit the process") from error
         except asyncio.CancelledError as error:
@@ -111,13 +121,17 @@ class Judgement:
         if self._check is None:
             return Allow()
         verdict = await self._ask(self._check, (request, config), request.id)
-        return self._request_verdict(verdict, request.id)
+        if not isinstance(verdict, (Allow, Deny)):
+            raise self._no_request_verdict(verdict, request.id)
+        return verdict
 
     async def judge_response(self, response: Response, config: Config) -> ResponseVerdict:
         if self._respond is None:
             return Keep()
         verdict = await self._ask(self._respond, (response, config), response.request.id)
-        return self._response_verdict(verdict, response.request.id)
+        if not isinstance(verdict, (Keep, Replace)):
+            raise self._no_response_verdict(verdict, response.request.id)
+        return verdict
 
     # What a batch needs.
 
@@ -125,58 +139,54 @@ class Judgement:
         """Raises CallError if another configuration is in force."""
         return self._configured(config_hash)
 
-    def is_async(self, call: _wire.BatchedCall) -> bool:
-        """Whether `judge` is for this call, and not `judge_now`."""
-        handler = self._respond if call.asks_response else self._check
+    def is_async(self, subject: Subject) -> bool:
+        """Whether what `begin` returns is a coroutine, and to be called on the event loop."""
+        handler = self._handler(subject)
         return handler is not None and handler.is_async
 
-    def judge_now(self, call: _wire.BatchedCall) -> Any:
-        """Runs the function on this thread. Returns what it returns, which may be an awaitable."""
-        handler, arguments, request_id = self._call(call)
+    @property
+    def has_coroutines(self) -> bool:
+        """Whether any function is one."""
+        return any(handler is not None and handler.is_async for handler in (self._check, self._respond))
+
+    def begin(self, subject: Subject, config: Config) -> Any:
+        """Calls the function on this thread. Returns what it returns, which may be an awaitable."""
+        handler = self._handler(subject)
         if handler is None:
-            return Keep() if call.asks_response else Allow()
-        outcome = _Outcome.of(handler.function, arguments)
-        if outcome.error is not None:
-            raise self._raised(handler, outcome.error, request_id)
-        return outcome.value
+            return Allow() if isinstance(subject, Request) else Keep()
+        try:
+            return handler.function(subject, config)
+        except BaseException as error:
+            raise self._raised(handler, error, _id_of(subject)) from None
 
-    async def judge(self, call: _wire.BatchedCall) -> Any:
-        """Runs the function on the event loop."""
-        handler, arguments, request_id = self._call(call)
+    async def finish(self, subject: Subject, begun: Awaitable[Any]) -> Any:
+        """Awaits what `begin` has returned, on the event loop."""
+        handler = self._handler(subject)
         assert handler is not None
-        return await self._ask(handler, arguments, request_id)
+        try:
+            return await handler.settle(begun)
+        except Exception as error:
+            raise self._raised(handler, error, _id_of(subject)) from None
 
-    def answer(self, call: _wire.BatchedCall, verdict: Any) -> _wire.BatchedAnswer:
+    def encode(self, id: int, subject: Subject, verdict: Any) -> bytes:
         """Raises CallError if it is no verdict."""
-        if call.asks_response:
-            answer = _wire.response_answer(call.id, self._response_verdict(verdict, ""))
-        else:
-            answer = _wire.request_answer(call.id, self._request_verdict(verdict, ""))
-        if call.configured is not None:
-            answer.config_hash = call.configured.hash
-        return answer
+        if isinstance(subject, Request):
+            if not isinstance(verdict, (Allow, Deny)):
+                raise self._no_request_verdict(verdict, subject.id)
+        elif not isinstance(verdict, (Keep, Replace)):
+            raise self._no_response_verdict(verdict, subject.request.id)
+        return _wire.encode_answer(id, verdict)
 
-    def _call(self, call: _wire.BatchedCall) -> tuple[Handler | None, tuple[object, ...], str]:
-        if not call.is_known:
-            raise CallError("UNIMPLEMENTED", "a call that this plugin does not know")
-        # Not the one that is in force now: it may be another one by the time that a thread has come to the call.
-        assert call.configured is not None
-        config = call.configured.config
-        if call.asks_response:
-            response = call.response()
-            return self._respond, (response, config), response.request.id
-        request = call.request()
-        return self._check, (request, config), request.id
+    def _handler(self, subject: Subject) -> Handler | None:
+        return self._check if isinstance(subject, Request) else self._respond
 
-    def _request_verdict(self, verdict: Any, request_id: str) -> Verdict:
-        if isinstance(verdict, (Allow, Deny)):
-            return verdict
-        raise failure(f"{self._check} returned {type(verdict).__name__}, not allow() or deny()", request_id=request_id)
+    def _no_request_verdict(self, verdict: Any, request_id: str) -> CallError:
+        what = f"{self._check} returned {type(verdict).__name__}, not allow() or deny()"
+        return failure(what, request_id=request_id)
 
-    def _response_verdict(self, verdict: Any, request_id: str) -> ResponseVerdict:
-        if isinstance(verdict, (Keep, Replace)):
-            return verdict
-        raise failure(f"{self._respond} returned {type(verdict).__name__}, not keep() or replace()", request_id=request_id)
+    def _no_response_verdict(self, verdict: Any, request_id: str) -> CallError:
+        what = f"{self._respond} returned {type(verdict).__name__}, not keep() or replace()"
+        return failure(what, request_id=request_id)
 
     async def _ask(self, handler: Handler, arguments: tuple[object, ...], request_id: str) -> Any:
         try:
@@ -186,6 +196,10 @@ class Judgement:
 
     def _raised(self, handler: Handler, error: BaseException, request_id: str) -> CallError:
         return failure(f"{handler} raised {text_of(error)}", error, request_id)
+
+
+def _id_of(subject: Subject) -> str:
+    return subject.id if isinstance(subject, Request) else subject.request.id
 
 
 def failure(message: str, error: BaseException | None = None, request_id: str = "") -> CallError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._headers import Headers
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,33 @@ class Route:
     """The route's ``metadata:`` from the proxy's configuration."""
 
 
+class _MadeWhenLookedAt:
+    """Attributes that are found when they are looked at first: a filter looks at few of a request's."""
+
+    __slots__ = ("_part",)
+
+    _part: Callable[[str], Any]
+
+    @classmethod
+    def _made_of(cls: type[_T], part: Callable[[str], Any]) -> _T:
+        """``part`` returns the attribute of a name. It may be asked for one twice, by threads that ask at a time."""
+        made = cls.__new__(cls)
+        object.__setattr__(made, "_part", part)
+        return made
+
+    if not TYPE_CHECKING:  # It would have every name be an attribute.
+
+        def __getattr__(self, name: str) -> Any:
+            # Called when a slot is empty, which none is of an object that its __init__ has made.
+            if name not in self.__slots__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            value = self._part(name)
+            object.__setattr__(self, name, value)
+            return value
+
+
 @dataclass(frozen=True, slots=True)
-class Request:
+class Request(_MadeWhenLookedAt):
     """A request as the upstream would get it: normalised once, before any filter."""
 
     method: str

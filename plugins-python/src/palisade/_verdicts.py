@@ -18,6 +18,7 @@ _WITHOUT_BODY = (204, 205, 304)
 _HOP_BY_HOP = frozenset(
     ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length")
 )
+_HOP_BY_HOP_AND_HOST = _HOP_BY_HOP | {"host"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class Allow:
 
     request_headers: tuple[Mutation, ...] = ()
     response_headers: tuple[Mutation, ...] = ()
+
+
+_PLAIN_ALLOW = Allow()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +103,9 @@ def allow(
         ValueError: a name is not a header name, a value has control characters, or the header belongs to the proxy
             (framing, hop-by-hop, and ``host`` of the request).
     """
-    return Allow(
-        _mutations(set_headers, add_headers, remove_headers, refused=_HOP_BY_HOP | {"host"}),
-        _mutations(response_headers, add_response_headers, remove_response_headers, refused=_HOP_BY_HOP),
-    )
+    request = _mutations(set_headers, add_headers, remove_headers, refused=_HOP_BY_HOP_AND_HOST)
+    response = _mutations(response_headers, add_response_headers, remove_response_headers, refused=_HOP_BY_HOP)
+    return Allow(request, response) if request or response else _PLAIN_ALLOW
 
 
 def deny(status: int = 403, body: Body = b"", headers: HeaderInput = ()) -> Deny:

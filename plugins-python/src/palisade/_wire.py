@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf import struct_pb2
@@ -15,7 +15,7 @@ from ._errors import CallError, ConfigError
 from ._generated import certificates_pb2, common_pb2, filter_pb2, lifecycle_pb2
 from ._headers import Headers, RawHeaders
 from ._request import Address, Request, Response, Route, TlsInfo
-from ._verdicts import Allow, Deny, Keep, Mutation, Replace, Reply, ResponseVerdict, Verdict
+from ._verdicts import Allow, Deny, Keep, Mutation, Reply, ResponseVerdict, Verdict, allow
 
 #: The value of ``config:``. Do not change it: every call gets the same one.
 Config = dict[str, Any]
@@ -133,7 +133,7 @@ class CheckResponseCall:
 
 def decode_check_request(data: bytes) -> CheckRequestCall:
     message = filter_pb2.CheckRequestRequest.FromString(data)
-    return CheckRequestCall(message.context.config_hash, _request(message.request, message.context))
+    return CheckRequestCall(message.context.config_hash, _request(message))
 
 
 def decode_check_response(data: bytes) -> CheckResponseCall:
@@ -153,75 +153,66 @@ def encode_check_response(verdict: ResponseVerdict, config_hash: str) -> bytes:
     return answer.SerializeToString()
 
 
-@dataclass(slots=True)
-class BatchedCall:
-    """One call of a batch. What it is about is decoded when it is looked at, on the thread that works on it."""
+class BatchedCall(Protocol):
+    """One call of a batch. Nothing is decoded of it but what is looked at."""
 
     id: int
-    timeout: float
-    """Seconds from now."""
-    asks_response: bool
-    """Whether it is about a response, and not about a request."""
-    is_known: bool
-    _message: filter_pb2.CheckCall
-    configured: Configured | None = None
-    """What it is judged by; set when it is begun."""
-
-    def request(self) -> Request:
-        call = self._message.request
-        return _request(call.request, call.context)
-
-    def response(self) -> Response:
-        return _response(self._message.response)
+    timeout_micros: int
+    """From when the batch came."""
 
 
-@dataclass(slots=True)
-class BatchedAnswer:
-    """One answer on its way."""
-
-    size: int
-    """In bytes, about."""
-    _message: filter_pb2.CheckAnswer
-    config_hash: str = ""
-    """Of the configuration that it comes of; empty for what is no verdict."""
-
-
-def decode_batch(data: bytes) -> tuple[str, list[BatchedCall]]:
+def decode_batch(data: bytes) -> tuple[str, Sequence[BatchedCall]]:
     """Returns the hash of the configuration that the calls are for, and the calls."""
     batch = filter_pb2.CheckBatch.FromString(data)
-    calls = []
-    for call in batch.calls:
-        kind = call.WhichOneof("call")
-        timeout = call.timeout_micros / 1_000_000
-        calls.append(BatchedCall(call.id, timeout, kind == "response", kind is not None, call))
-    return batch.config_hash, calls
+    return batch.config_hash, list(batch.calls)
 
 
-def request_answer(id: int, verdict: Verdict) -> BatchedAnswer:
+def subject_of(call: BatchedCall) -> Request | Response:
+    """What the call asks about. Raises CallError if that is nothing that is known."""
+    assert isinstance(call, filter_pb2.CheckCall)
+    kind = call.WhichOneof("call")
+    if kind == "request":
+        return _request(call.request)
+    if kind == "response":
+        return _response(call.response)
+    raise CallError("UNIMPLEMENTED", "a call that this plugin does not know")
+
+
+def encode_answer(id: int, verdict: Verdict | ResponseVerdict) -> bytes:
+    """One answer, as `encode_answers` takes it."""
     if verdict is _PLAIN_ALLOW or verdict == _PLAIN_ALLOW:
-        return BatchedAnswer(0, filter_pb2.CheckAnswer(id=id, request=_ALLOWED))
-    return _answer(filter_pb2.CheckAnswer(id=id, request=_check_request(verdict)))
+        # The most frequent one by far.
+        number = _varint(id)
+        return b"\x0a%c\x08%b%b" % (len(number) + 1 + len(_ALLOWED), number, _ALLOWED)
+    if isinstance(verdict, (Allow, Deny)):
+        return _piece(filter_pb2.CheckAnswer(id=id, request=_check_request(verdict)))
+    return _piece(filter_pb2.CheckAnswer(id=id, response=_check_response(verdict)))
 
 
-def response_answer(id: int, verdict: ResponseVerdict) -> BatchedAnswer:
-    return _answer(filter_pb2.CheckAnswer(id=id, response=_check_response(verdict)))
-
-
-def failed_answer(id: int, error: CallError) -> BatchedAnswer:
+def encode_failure(id: int, error: CallError) -> bytes:
+    """The answer of a call that failed."""
     code = grpc.StatusCode[error.code].value[0]
-    return _answer(
-        filter_pb2.CheckAnswer(id=id, error=filter_pb2.CheckError(code=code, message=error.message))
-    )
+    return _piece(filter_pb2.CheckAnswer(id=id, error=filter_pb2.CheckError(code=code, message=error.message)))
 
 
-def _answer(message: filter_pb2.CheckAnswer) -> BatchedAnswer:
-    return BatchedAnswer(message.ByteSize(), message)
-
-
-def encode_batch_answer(answers: Iterable[BatchedAnswer], taken: int, config_hash: str) -> bytes:
+def encode_answers(answers: Iterable[bytes], taken: int, config_hash: str) -> bytes:
     """``config_hash`` is that of the configuration that all of them come of."""
-    messages = [answer._message for answer in answers]
-    return filter_pb2.CheckBatchAnswer(answers=messages, taken=taken, config_hash=config_hash).SerializeToString()
+    rest = filter_pb2.CheckBatchAnswer(taken=taken, config_hash=config_hash)
+    return b"".join([*answers, rest.SerializeToString()])
+
+
+def _piece(answer: filter_pb2.CheckAnswer) -> bytes:
+    """Messages that stand behind each other are one to their reader."""
+    return filter_pb2.CheckBatchAnswer(answers=[answer]).SerializeToString()
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _check_request(verdict: Verdict) -> filter_pb2.CheckRequestResponse:
@@ -244,42 +235,50 @@ def _check_response(verdict: ResponseVerdict) -> filter_pb2.CheckResponseRespons
     return filter_pb2.CheckResponseResponse(replace=_reply(verdict.reply))
 
 
-_PLAIN_ALLOW = Allow()
-_ALLOWED = filter_pb2.CheckRequestResponse(allow=filter_pb2.Allow())
+_PLAIN_ALLOW = allow()
+_ALLOWED = filter_pb2.CheckAnswer(
+    request=filter_pb2.CheckRequestResponse(allow=filter_pb2.Allow())
+).SerializeToString()
 
 
 def _response(message: filter_pb2.CheckResponseRequest) -> Response:
-    request = _request(message.request, message.context)
-    return Response(message.status, _headers(message.headers), request)
+    return Response(message.status, _headers(message.headers), _request(message))
 
 
-def _request(message: filter_pb2.Request, context: common_pb2.CallContext) -> Request:
-    tls = message.tls
-    return Request(
-        method=message.method,
-        scheme=message.scheme,
-        authority=message.authority,
-        path=message.path,
-        query=message.query,
-        has_query=message.has_query,
-        protocol=message.protocol,
-        headers=_headers(message.headers),
-        peer=_address(message.peer),
-        local=_address(message.local),
-        tls=TlsInfo(tls.server_name, tls.alpn, tls.version, tuple(tls.peer_certificates))
-        if message.HasField("tls")
-        else None,
-        listener=message.listener,
-        route=Route(message.route.name, dict(message.route.metadata)) if message.HasField("route") else None,
-        id=context.request_id,
-        traceparent=context.traceparent,
-        tracestate=context.tracestate,
-        _body=message.body if message.HasField("body") else None,
-    )
+def _request(message: _Call) -> Request:
+    def part(name: str) -> Any:
+        make = _REQUEST_PARTS.get(name)
+        return getattr(message.request, name) if make is None else make(message)
+
+    return Request._made_of(part)
+
+
+_Call = filter_pb2.CheckRequestRequest | filter_pb2.CheckResponseRequest
+
+#: Of a request: what is not a plain field of its message.
+_REQUEST_PARTS: dict[str, Callable[[_Call], Any]] = {
+    "headers": lambda call: _headers(call.request.headers),
+    "peer": lambda call: _address(call.request.peer),
+    "local": lambda call: _address(call.request.local),
+    "tls": lambda call: _tls(call.request.tls) if call.request.HasField("tls") else None,
+    "route": lambda call: _route(call.request.route) if call.request.HasField("route") else None,
+    "id": lambda call: call.context.request_id,
+    "traceparent": lambda call: call.context.traceparent,
+    "tracestate": lambda call: call.context.tracestate,
+    "_body": lambda call: call.request.body if call.request.HasField("body") else None,
+}
 
 
 def _headers(headers: Iterable[common_pb2.Header]) -> Headers:
     return Headers._trusted(tuple([(header.name, header.value) for header in headers]))
+
+
+def _tls(message: filter_pb2.TlsFacts) -> TlsInfo:
+    return TlsInfo(message.server_name, message.alpn, message.version, tuple(message.peer_certificates))
+
+
+def _route(message: filter_pb2.Route) -> Route:
+    return Route(message.name, dict(message.metadata))
 
 
 def _address(message: common_pb2.Address) -> Address:
