@@ -76,22 +76,10 @@ pub(super) async fn ask_request(
         // Another instance may need other things than the one before it.
         let needs = client.needs();
         let content = held(&needs, max_body, body, &mut deadline).await?;
-        // Waited for by the caller, before anything is sent: a call whose client has left is not made.
-        let place = client.place(deadline).await?;
         let subject = Subject { request, route, body: content };
-        let call = client.check_request(&subject, deadline)?;
-        let call = plugin.call(&client, &request.id, place, call);
-        let again =
-            |other: &Lease| (other.needs() == needs).then(|| other.check_request(&subject, deadline).ok()).flatten();
-        let (answer, besides) = match plugin.hedge_after() {
-            None => (call.await, None),
-            // Boxed: it is large, and rare.
-            Some(after) => Box::pin(hedged((plugin, after), &client, &request.id, call, again)).await,
-        };
-        match answer {
-            Err(CallError::Lost(error)) => attempts.lost_besides(client, error, besides, deadline).await?,
-            Err(CallError::Unsent(error)) => attempts.unsent(client, error)?,
-            answer => return Ok(Asked { answer: answer?, needs }),
+        let call = |client: &Lease| client.check_request(&subject, deadline);
+        if let Some(answer) = attempts.ask(client, &request.id, deadline, call).await? {
+            return Ok(Asked { answer, needs });
         }
     }
 }
@@ -107,19 +95,9 @@ pub(super) async fn ask_response(
     let mut attempts = Attempts::new(plugin);
     loop {
         let client = attempts.client(deadline).await?;
-        let place = client.place(deadline).await?;
-        let call = client.check_response(request, response, deadline);
-        let call = plugin.call(&client, &request.id, place, call);
-        let again = |other: &Lease| Some(other.check_response(request, response, deadline));
-        let (answer, besides) = match plugin.hedge_after() {
-            None => (call.await, None),
-            // Boxed: it is large, and rare.
-            Some(after) => Box::pin(hedged((plugin, after), &client, &request.id, call, again)).await,
-        };
-        match answer {
-            Err(CallError::Lost(error)) => attempts.lost_besides(client, error, besides, deadline).await?,
-            Err(CallError::Unsent(error)) => attempts.unsent(client, error)?,
-            answer => return Ok(answer?),
+        let call = |client: &Lease| Ok(client.check_response(request, response, deadline));
+        if let Some(answer) = attempts.ask(client, &request.id, deadline, call).await? {
+            return Ok(answer);
         }
     }
 }
@@ -127,14 +105,14 @@ pub(super) async fn ask_response(
 /// A second call that was lost like the first.
 type Besides = Option<(Lease, String)>;
 
-/// The answer to `call`, or to a second one that another instance is asked by `again` where the first takes longer than
+/// The answer to `call`, or to a second one that `again` makes of another instance, where the first takes longer than
 /// `after`: that which comes first. The other call goes on without anybody, as those do whose client has left.
 async fn hedged<T, F>(
     (plugin, after): (&Running, Duration),
     first: &Lease,
     id: &str,
     call: impl Future<Output = Result<T, CallError>>,
-    again: impl FnOnce(&Lease) -> Option<F>,
+    again: impl Fn(&Lease) -> Result<F, CallError>,
 ) -> (Result<T, CallError>, Besides)
 where
     T: Send + 'static,
@@ -144,7 +122,9 @@ where
     if let Ok(answer) = tokio::time::timeout(after, call.as_mut()).await {
         return (answer, None);
     }
-    let second = plugin.hedge(first).and_then(|hedge| Some((again(&hedge.lease)?, hedge)));
+    // What is sent is what the first one needs.
+    let hedge = plugin.hedge(first).filter(|hedge| hedge.lease.needs() == first.needs());
+    let second = hedge.and_then(|hedge| Some((again(&hedge.lease).ok()?, hedge)));
     let Some((second, hedge)) = second else { return (call.await, None) };
     let second = pin!(plugin.call_beside(hedge, id, second));
     match select(call, second).await {
@@ -191,6 +171,34 @@ impl<'a> Attempts<'a> {
         match self.unsent.as_ref().or(self.lost.as_ref()) {
             None => Ok(self.plugin.client_by(deadline).await?),
             Some(before) => Ok(self.plugin.client_after(before, deadline).await?),
+        }
+    }
+
+    /// Asks `client` by the call that `make` makes of it, and a second instance too where that takes long. `None`: the
+    /// call came to nothing, and there is somebody else to ask.
+    async fn ask<T, F>(
+        &mut self,
+        client: Lease,
+        id: &str,
+        deadline: Instant,
+        make: impl Fn(&Lease) -> Result<F, CallError>,
+    ) -> Result<Option<T>, CallError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, CallError>> + Send + 'static,
+    {
+        // Waited for by the caller, before anything is sent: a call whose client has left is not made.
+        let place = client.place(deadline).await?;
+        let call = self.plugin.call(&client, id, place, make(&client)?);
+        let (answer, besides) = match self.plugin.hedge_after() {
+            None => (call.await, None),
+            // Boxed: it is large, and rare.
+            Some(after) => Box::pin(hedged((self.plugin, after), &client, id, call, make)).await,
+        };
+        match answer {
+            Err(CallError::Lost(error)) => self.lost_besides(client, error, besides, deadline).await.map(|()| None),
+            Err(CallError::Unsent(error)) => self.unsent(client, error).map(|()| None),
+            answer => answer.map(Some),
         }
     }
 
