@@ -1,6 +1,7 @@
 //! Listeners: sockets that are bound at start, opened once there is something to serve with, and closed by a drain.
 
 use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::net::{self, IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -8,7 +9,8 @@ use std::os::unix;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,14 +19,13 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixAddr, g
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::runtime;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Address, Cidr, Limits};
 use crate::http::{BoxStream, Client, Closed, Connections, Place, Protocol, TlsFacts, serve};
-use crate::overload::{Overload, Share, Waiting};
+use crate::overload::{Places, Taken};
 use crate::proxy::Proxy;
 use crate::telemetry::Metrics;
 
@@ -280,11 +281,11 @@ pub(crate) enum Acceptor {
 }
 
 impl Acceptor {
-    /// The next connection. Cancel safe.
-    async fn next(&self) -> io::Result<Socket> {
+    /// The next connection, if there is one.
+    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<io::Result<Socket>> {
         match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Socket::Tcp(stream, peer)),
-            Self::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Socket::Unix(stream)),
+            Self::Tcp(listener) => listener.poll_accept(cx).map_ok(|(stream, peer)| Socket::Tcp(stream, peer)),
+            Self::Unix(listener, _) => listener.poll_accept(cx).map_ok(|(stream, _)| Socket::Unix(stream)),
         }
     }
 }
@@ -293,57 +294,17 @@ impl Acceptor {
 #[derive(Debug)]
 pub(crate) struct Slot {
     serving: ArcSwap<Serving>,
+    /// Of its connections.
     places: Arc<Places>,
     /// Cancelled: takes no more connections.
     drain: CancellationToken,
 }
 
-/// The listener's open connections.
-#[derive(Debug, Default)]
-struct Places {
-    taken: AtomicUsize,
-    /// Connections that are there already, and wait for a place.
-    waiting: AtomicUsize,
-    /// When there is one fewer, or another limit.
-    changed: Notify,
-}
-
-/// One open connection.
-#[derive(Debug)]
-pub(crate) struct Taken(Arc<Places>);
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::SeqCst);
-        self.0.changed.notify_waiters();
-    }
-}
-
-impl Places {
-    /// A place, if fewer than `limit` are taken.
-    fn take(self: &Arc<Self>, limit: usize) -> Option<Taken> {
-        let take = |taken| (taken < limit).then_some(taken + 1);
-        let taken = self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
-        taken.ok().map(|_| Taken(Arc::clone(self)))
-    }
-
-    /// Returns when there is none. Cancel safe.
-    async fn empty(&self) {
-        loop {
-            // Before it is looked: what changes from here on wakes the wait.
-            let changed = self.changed.notified();
-            if self.taken.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            changed.await;
-        }
-    }
-}
-
 impl Slot {
     /// `drain` ends it, and [`Slot::close`].
     pub(crate) fn new(serving: Arc<Serving>, drain: &CancellationToken) -> Self {
-        Self { serving: ArcSwap::new(serving), places: Arc::default(), drain: drain.child_token() }
+        let places = Arc::new(Places::new(serving.service.limits.max_connections));
+        Self { serving: ArcSwap::new(serving), places, drain: drain.child_token() }
     }
 
     /// What serves the next connection.
@@ -359,8 +320,8 @@ impl Slot {
     /// From here on the next connections and requests are served by this. If there are more connections than it takes,
     /// they stay.
     pub(crate) fn serve_by(&self, serving: Arc<Serving>) {
+        self.places.set(serving.service.limits.max_connections);
         self.serving.store(serving);
-        self.places.changed.notify_waiters();
     }
 
     /// Takes no more connections, and asks those there are to end; after `timeout` they are ended.
@@ -374,36 +335,21 @@ impl Slot {
         }
     }
 
-    fn limit(&self) -> usize {
-        self.serving.load().service.limits.max_connections
-    }
-
-    /// The next connection, once there is a place for it: those without one wait in the kernel's queue. Cancel safe.
-    async fn next(&self, acceptor: &Acceptor, overload: &Arc<Overload>) -> io::Result<(Socket, Taken, Share)> {
-        self.room().await;
-        overload.room().await;
-        let socket = acceptor.next().await?;
-        // Another worker may have taken the last place meanwhile: then it waits here.
-        let _waiting = Waiting::new(&self.places.waiting);
+    /// The next connection, once there is a place for it, of this listener's and `all`: those without one wait in the
+    /// kernel's queue, where their turn is kept, and from where another worker or another process can take them.
+    /// Cancel safe.
+    async fn next(&self, acceptor: &Acceptor, all: &Arc<Places>) -> io::Result<(Socket, Taken, Taken)> {
         loop {
-            let changed = self.places.changed.notified();
-            if let Some(taken) = self.places.take(self.limit()) {
-                return Ok((socket, taken, overload.share().await));
+            self.places.room().await;
+            all.room().await;
+            let next = poll_fn(|cx| {
+                // Given back where there is no connection: who has one may need them.
+                let (Some(of_this), Some(of_all)) = (self.places.take(), all.take()) else { return Poll::Ready(None) };
+                acceptor.poll_next(cx).map(|next| Some(next.map(|socket| (socket, of_this, of_all))))
+            });
+            if let Some(next) = next.await {
+                return next;
             }
-            changed.await;
-        }
-    }
-
-    /// Returns when there is a place for another connection, beside those that wait for one already.
-    async fn room(&self) {
-        loop {
-            // Before it is looked: what changes from here on wakes the wait.
-            let changed = self.places.changed.notified();
-            let (taken, waiting) = (&self.places.taken, &self.places.waiting);
-            if taken.load(Ordering::SeqCst) + waiting.load(Ordering::SeqCst) < self.limit() {
-                return;
-            }
-            changed.await;
         }
     }
 }
@@ -431,16 +377,16 @@ pub(crate) struct Service {
 
 /// Takes connections until a drain begins; a worker's task. Nothing that goes wrong with one of them ends it.
 pub(crate) async fn accept(acceptor: Acceptor, slot: Arc<Slot>) {
-    let overload = Arc::clone(&slot.service().connections.overload);
+    let all = Arc::clone(&slot.service().connections.overload.places);
     let mut reserve = reserve();
     let taking = async {
         loop {
-            match slot.next(&acceptor, &overload).await {
-                Ok((socket, taken, share)) => slot.begin(socket, taken, share),
+            match slot.next(&acceptor, &all).await {
+                Ok((socket, of_this, of_all)) => slot.begin(socket, of_this, of_all),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) if is_out_of_descriptors(&error) && reserve.take().is_some() => {
                     // Else it would wait in the queue for nobody knows how long, and wake us up all the while.
-                    drop(acceptor.next().await);
+                    drop(poll_fn(|cx| acceptor.poll_next(cx)).await);
                     reserve = self::reserve();
                     let service = slot.service();
                     service.metrics.closed(&service.name, Closed::Descriptors);
@@ -461,11 +407,8 @@ pub(crate) async fn accept(acceptor: Acceptor, slot: Arc<Slot>) {
     }
     // Those who were let into the queue are served: closing it would reset them.
     let deadline = Instant::now() + QUEUED;
-    while slot.places.taken.load(Ordering::SeqCst) < slot.limit() {
-        match tokio::time::timeout_at(deadline, slot.next(&acceptor, &overload)).await {
-            Ok(Ok((socket, taken, share))) => slot.begin(socket, taken, share),
-            Ok(Err(_)) | Err(_) => return,
-        }
+    while let Ok(Ok((socket, of_this, of_all))) = tokio::time::timeout_at(deadline, slot.next(&acceptor, &all)).await {
+        slot.begin(socket, of_this, of_all);
     }
 }
 
@@ -492,9 +435,9 @@ enum Socket {
 }
 
 impl Slot {
-    fn begin(self: &Arc<Self>, socket: Socket, taken: Taken, share: Share) {
+    fn begin(self: &Arc<Self>, socket: Socket, of_this: Taken, of_all: Taken) {
         let (slot, service) = (Arc::clone(self), self.service());
-        let place = Place::new(taken, share, service.metrics.connection(&service.name));
+        let place = Place::new(of_this, of_all, service.metrics.connection(&service.name));
         let tasks = service.connections.tasks.clone();
         tasks.spawn(service.connection(slot, socket, place));
     }

@@ -4,15 +4,16 @@
 //! Two things run out: memory and file descriptors. One task looks at both; everybody else reads one number.
 
 mod memory;
+mod places;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::sync::Notify;
 
+pub(crate) use self::places::{Places, Taken};
 use crate::config::{self, Config};
 
 /// Between looks.
@@ -23,9 +24,6 @@ const OWN_DESCRIPTORS: u64 = 32;
 
 /// Descriptors that each worker needs for itself, beside those for listeners and plugins.
 const OF_A_WORKER: u64 = 4;
-
-/// Before it is looked again whether a place that was somebody else's has been taken.
-const TURN: Duration = Duration::from_millis(1);
 
 /// Client connections that there is always room for.
 const FEWEST: usize = 4;
@@ -45,53 +43,14 @@ pub(crate) enum Load {
 #[derive(Debug)]
 pub(crate) struct Overload {
     load: AtomicU8,
-    open: AtomicUsize,
-    /// Connections that are there already, and wait for room.
-    waiting: AtomicUsize,
-    most: AtomicUsize,
-    closed: Notify,
+    pub(crate) places: Arc<Places>,
     /// What operators say, and how many descriptors are not there for connections.
     marks: Mutex<(config::Overload, u64)>,
 }
 
 impl Default for Overload {
     fn default() -> Self {
-        Self {
-            load: AtomicU8::new(0),
-            open: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            most: AtomicUsize::new(usize::MAX),
-            closed: Notify::new(),
-            marks: Mutex::default(),
-        }
-    }
-}
-
-/// Counts one that waits, for as long as it does.
-#[derive(Debug)]
-pub(crate) struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    pub(crate) fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// One connection among all.
-#[derive(Debug)]
-pub(crate) struct Share(Arc<Overload>);
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
-        self.0.closed.notify_one();
+        Self { load: AtomicU8::new(0), places: Arc::new(Places::new(usize::MAX)), marks: Mutex::default() }
     }
 }
 
@@ -101,46 +60,6 @@ impl Overload {
             0 => Load::Normal,
             1 => Load::High,
             _ => Load::Over,
-        }
-    }
-
-    /// Waits until there is room for a connection that is there. Cancel safe.
-    pub(crate) async fn share(self: &Arc<Self>) -> Share {
-        let _waiting = Waiting::new(&self.waiting);
-        loop {
-            let closed = self.closed.notified();
-            let most = self.most.load(Ordering::Relaxed);
-            let taken =
-                self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |open| (open < most).then_some(open + 1));
-            if taken.is_ok() {
-                // Another one may have been closed meanwhile, with its only word to us.
-                self.closed.notify_one();
-                return Share(Arc::clone(self));
-            }
-            closed.await;
-        }
-    }
-
-    /// Returns when there is room for another connection, beside those that wait for it already: else it would be taken
-    /// from them again and again. Cancel safe.
-    pub(crate) async fn room(&self) {
-        loop {
-            let closed = self.closed.notified();
-            let (open, waiting) = (self.open.load(Ordering::Acquire), self.waiting.load(Ordering::Acquire));
-            let most = self.most.load(Ordering::Relaxed);
-            if open < most {
-                // For whoever waits for it beside this one.
-                self.closed.notify_one();
-            }
-            if open + waiting < most {
-                return;
-            }
-            if open < most {
-                // It is the other one's turn, which may be another thread's.
-                tokio::time::sleep(TURN).await;
-            } else {
-                closed.await;
-            }
         }
     }
 
@@ -163,9 +82,7 @@ impl Overload {
             ticks.tick().await;
             let (marks, own) = *self.marks.lock().unwrap_or_else(PoisonError::into_inner);
             let most = marks.max_connections.unwrap_or(usize::MAX).min(affordable(limit, own));
-            if self.most.swap(most, Ordering::Relaxed) < most {
-                self.closed.notify_one();
-            }
+            self.places.set(most);
             let memory = marks.memory.map(|memory| memory as u64).or(half);
             let memory = memory.and_then(|memory| percent(resident()?, memory));
             let descriptors = open_descriptors().and_then(|open| percent(open, limit));
@@ -225,22 +142,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-
-    #[tokio::test]
-    async fn a_share_is_waited_for() {
-        let overload = Arc::new(Overload::default());
-        overload.most.store(1, Ordering::Relaxed);
-        let first = overload.share().await;
-        let waiting = tokio::spawn({
-            let overload = Arc::clone(&overload);
-            async move { overload.share().await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        drop(first);
-        drop(waiting.await.unwrap());
-        assert_eq!(overload.open.load(Ordering::Relaxed), 0);
-    }
 
     #[test]
     fn what_the_host_tells() {

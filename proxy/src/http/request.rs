@@ -9,8 +9,7 @@ use http::{Method, Uri, Version, request::Parts};
 use super::headers;
 use super::path;
 use crate::config::{Address, Limits, Requests};
-use crate::listener::Taken;
-use crate::overload::Share;
+use crate::overload::Taken;
 use crate::respond::{Failure, Reason};
 use crate::telemetry;
 
@@ -40,14 +39,14 @@ pub(crate) struct Client {
 /// A connection's share of the listener's limit, and its part in the metrics.
 #[derive(Debug)]
 pub(crate) struct Place {
-    _taken: Taken,
-    _share: Share,
+    _of_listener: Taken,
+    _of_all: Taken,
     _counted: telemetry::Connection,
 }
 
 impl Place {
-    pub(crate) fn new(taken: Taken, share: Share, counted: telemetry::Connection) -> Self {
-        Self { _taken: taken, _share: share, _counted: counted }
+    pub(crate) fn new(of_listener: Taken, of_all: Taken, counted: telemetry::Connection) -> Self {
+        Self { _of_listener: of_listener, _of_all: of_all, _counted: counted }
     }
 }
 
