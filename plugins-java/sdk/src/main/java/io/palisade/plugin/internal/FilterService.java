@@ -279,6 +279,11 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     }
 
     void follow(CompletionStage<T> stage) {
+      // As what is no asynchronous filter gives, and one that need not wait.
+      if (stage instanceof CompletableFuture<T> future && future.isDone() && !future.isCompletedExceptionally()) {
+        succeed(future.join());
+        return;
+      }
       stage.whenComplete(
           (verdict, thrown) -> {
             if (thrown != null) {

@@ -8,6 +8,7 @@ import io.grpc.MethodDescriptor;
 import io.grpc.Server;
 import io.grpc.ServerBuilder;
 import io.grpc.ServerCall;
+import io.grpc.ServerCallExecutorSupplier;
 import io.grpc.ServerCallHandler;
 import io.grpc.ServerInterceptor;
 import io.grpc.ServerServiceDefinition;
@@ -20,6 +21,7 @@ import io.palisade.plugin.v1.FilterGrpc;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.Executor;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.TimeUnit;
 
@@ -31,6 +33,18 @@ public final class PluginServices implements AutoCloseable {
 
   /** A header list and a body fit; what a host sends is bounded by its own configuration. */
   private static final int LARGEST_MESSAGE = 16 << 20;
+
+  /**
+   * Batches are taken in by the thread that reads the connection: {@link Batches} hands them to another one by itself,
+   * and to wake one only for that would cost as much again. Everything else runs on a thread for calls.
+   */
+  private static final ServerCallExecutorSupplier ON_THE_CONNECTION =
+      new ServerCallExecutorSupplier() {
+        @Override
+        public <Q, P> Executor getExecutor(ServerCall<Q, P> call, Metadata metadata) {
+          return isBatches(call) ? Runnable::run : null;
+        }
+      };
 
   private final Definition definition;
   private final ExecutorService threads = Threads.forCalls();
@@ -93,6 +107,7 @@ public final class PluginServices implements AutoCloseable {
     health.setStatus(HEALTH_NAME, ServingStatus.SERVING);
     return builder
         .executor(threads)
+        .callExecutor(ON_THE_CONNECTION)
         .intercept(unaryCalls)
         .maxInboundMessageSize(LARGEST_MESSAGE)
         .build();
@@ -156,6 +171,11 @@ public final class PluginServices implements AutoCloseable {
         .build();
   }
 
+  private static boolean isBatches(ServerCall<?, ?> call) {
+    String batches = FilterGrpc.getCheckBatchesMethod().getFullMethodName();
+    return call.getMethodDescriptor().getFullMethodName().equals(batches);
+  }
+
   /** Counts the calls that a graceful stop waits for. */
   private static final class UnaryCalls implements ServerInterceptor {
     private int calls;
@@ -164,9 +184,7 @@ public final class PluginServices implements AutoCloseable {
     public <Q, P> ServerCall.Listener<Q> interceptCall(
         ServerCall<Q, P> call, Metadata headers, ServerCallHandler<Q, P> next) {
       // Streams of calls end by themselves when the last one is answered.
-      MethodDescriptor<Q, P> method = call.getMethodDescriptor();
-      boolean calls = method.getFullMethodName().equals(FilterGrpc.getCheckBatchesMethod().getFullMethodName());
-      if (!calls && !method.getType().serverSendsOneMessage()) {
+      if (!isBatches(call) && !call.getMethodDescriptor().getType().serverSendsOneMessage()) {
         return next.startCall(call, headers);
       }
       begin();

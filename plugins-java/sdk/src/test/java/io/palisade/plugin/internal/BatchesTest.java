@@ -137,6 +137,25 @@ class BatchesTest {
   }
 
   @Test
+  void an_answer_and_what_is_taken_come_in_one_message() throws Exception {
+    start(Plugin.named("test").filter((request, config) -> Decision.allow()));
+    int together = 0;
+    for (int id = 1; id <= 30; id++) {
+      int before = taken;
+      send("1", call(id, "/"));
+      CheckBatchAnswer message = messages.poll(30, TimeUnit.SECONDS);
+      together += message.getAnswersCount() == 1 && message.getTaken() == 1 ? 1 : 0;
+      messages.add(message);
+      answers(1);
+      while (taken == before) {
+        taken += messages.poll(30, TimeUnit.SECONDS).getTaken();
+      }
+    }
+    // Where a thread does not come to run for a millisecond, what is taken is told before.
+    assertTrue(together > 15, together + " of 30");
+  }
+
+  @Test
   void a_call_that_blocks_holds_up_no_other() throws Exception {
     CountDownLatch go = new CountDownLatch(1);
     start(
