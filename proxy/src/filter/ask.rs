@@ -102,18 +102,16 @@ pub(super) async fn ask_response(
     }
 }
 
-/// A second call that was lost like the first.
-type Besides = Option<(Lease, String)>;
-
 /// The answer to `call`, or to a second one that `again` makes of another instance, where the first takes longer than
-/// `after`: that which comes first. The other call goes on without anybody, as those do whose client has left.
+/// `after`: that which comes first. The other call goes on without anybody, as those do whose client has left. With no
+/// answer comes who was lost besides.
 async fn hedged<T, F>(
     (plugin, after): (&Running, Duration),
     first: &Lease,
     id: &str,
     call: impl Future<Output = Result<T, CallError>>,
     again: impl Fn(&Lease) -> Result<F, CallError>,
-) -> (Result<T, CallError>, Besides)
+) -> (Result<T, CallError>, Option<Lease>)
 where
     T: Send + 'static,
     F: Future<Output = Result<T, CallError>> + Send + 'static,
@@ -127,19 +125,22 @@ where
     let second = hedge.and_then(|hedge| Some((again(&hedge.lease).ok()?, hedge)));
     let Some((second, hedge)) = second else { return (call.await, None) };
     let second = pin!(plugin.call_beside(hedge, id, second));
-    match select(call, second).await {
-        Either::Left((Ok(answer), _)) | Either::Right(((_, Ok(answer)), _)) => (Ok(answer), None),
-        // What one of them fails may be answered by the other.
-        Either::Left((Err(error), second)) => match second.await {
-            (_, Ok(answer)) => (Ok(answer), None),
-            (other, Err(CallError::Lost(why))) => (Err(error), Some((other, why))),
-            (_, Err(_)) => (Err(error), None),
-        },
-        Either::Right(((other, Err(why)), call)) => match (call.await, why) {
-            (Err(error), CallError::Lost(why)) => (Err(error), Some((other, why))),
-            (answer, _) => (answer, None),
-        },
+    // What one of them fails may be answered by the other.
+    let (answer, (other, besides)) = match select(call, second).await {
+        Either::Left((answer, _)) | Either::Right(((_, answer), _)) if decides(&answer) => return (answer, None),
+        Either::Left((answer, second)) => (answer, second.await),
+        Either::Right((besides, call)) => (call.await, besides),
+    };
+    match besides {
+        besides if !decides(&answer) && decides(&besides) => (besides, None),
+        Err(CallError::Lost(_)) => (answer, Some(other)),
+        _ => (answer, None),
     }
+}
+
+/// Whether it is the plugin's decision. A refusal is one, whatever its reply is.
+fn decides<T>(answer: &Result<T, CallError>) -> bool {
+    matches!(answer, Ok(_) | Err(CallError::InvalidReply(_)))
 }
 
 /// Calls about one request that found no connection, before it is given up: as many instances as may have ended at once.
@@ -190,15 +191,22 @@ impl<'a> Attempts<'a> {
         // Waited for by the caller, before anything is sent: a call whose client has left is not made.
         let place = client.place(deadline).await?;
         let call = self.plugin.call(&client, id, place, make(&client)?);
-        let (answer, besides) = match self.plugin.hedge_after() {
+        // What may have ended a process is not let near two others at a time.
+        let (answer, besides) = match self.plugin.hedge_after().filter(|_| self.lost.is_none()) {
             None => (call.await, None),
             // Boxed: it is large, and rare.
             Some(after) => Box::pin(hedged((self.plugin, after), &client, id, call, make)).await,
         };
-        match answer {
-            Err(CallError::Lost(error)) => self.lost_besides(client, error, besides, deadline).await.map(|()| None),
-            Err(CallError::Unsent(error)) => self.unsent(client, error).map(|()| None),
-            answer => answer.map(Some),
+        match (answer, besides) {
+            (Err(CallError::Lost(error)), None) => self.lost(client, error, deadline).await.map(|()| None),
+            (Err(CallError::Lost(error)), Some(other)) => {
+                // Of two that ended while it was with both, it is known no more than of one: it is asked about by itself.
+                self.plugin.is_gone(&other, deadline).await;
+                self.lost(client, error, deadline).await.map(|()| None)
+            }
+            (Err(CallError::Unsent(error)), Some(other)) => self.lost(other, error, deadline).await.map(|()| None),
+            (Err(CallError::Unsent(error)), None) => self.unsent(client, error).map(|()| None),
+            (answer, _) => answer.map(Some),
         }
     }
 
@@ -208,21 +216,6 @@ impl<'a> Attempts<'a> {
         self.unsent = Some(client);
         self.failed += 1;
         if self.failed > MOST_UNSENT { Err(CallError::Unsent(error)) } else { Ok(()) }
-    }
-
-    /// As [`Attempts::lost`], of one call or of two that were under way at a time.
-    async fn lost_besides(
-        &mut self,
-        client: Lease,
-        error: String,
-        besides: Besides,
-        deadline: Instant,
-    ) -> Result<(), CallError> {
-        self.lost(client, error, deadline).await?;
-        match besides {
-            Some((other, error)) => self.lost(other, error, deadline).await,
-            None => Ok(()),
-        }
     }
 
     /// The connection broke. `Err`: that was the last attempt.

@@ -22,8 +22,12 @@ use super::{CallError, Client, Contracts, Events, Roles};
 use crate::config;
 use crate::telemetry::Observed;
 
-/// Of so many calls under way, one may be asked twice: an instance that is slow for all is not to get twice the load.
+/// Of so many calls under way, one may be asked twice, and one of fewer: a plugin that is slow for all is not to get twice
+/// the load.
 const CALLS_OF_A_HEDGE: usize = 10;
+
+/// How long calls may take to notice that their process has gone.
+const LAST_CALLS: Duration = Duration::from_secs(2);
 
 /// How long a client whose connection broke may still be its instance's client before it is tried again: the time that
 /// an exit takes to be noticed.
@@ -300,6 +304,14 @@ impl Running {
     /// Of those that serve, the one with the fewest calls under way. One that fails its calls while another does not is
     /// passed over, but for a try now and then.
     fn pick(&self, not: Option<usize>) -> Option<Lease> {
+        match self.least_busy(not) {
+            (Some(_), Some(failing)) if failing.client.record.may_be_tried(self.quarantine) => Some(failing),
+            (sound, failing) => sound.or(failing),
+        }
+    }
+
+    /// Of those that serve, but for one, the one with the fewest calls under way: of the sound ones, and of those that fail.
+    fn least_busy(&self, not: Option<usize>) -> (Option<Lease>, Option<Lease>) {
         let count = self.instances.len();
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         let (mut sound, mut failing): (Option<Lease>, Option<Lease>) = (None, None);
@@ -311,10 +323,7 @@ impl Running {
                 *best = Some(lease);
             }
         }
-        match (sound, failing) {
-            (Some(_), Some(failing)) if failing.client.record.may_be_tried(self.quarantine) => Some(failing),
-            (sound, failing) => sound.or(failing),
-        }
+        (sound, failing)
     }
 
     /// After how long a call is asked of a second instance.
@@ -322,17 +331,17 @@ impl Running {
         self.made_of.hedge_after
     }
 
-    /// Another instance than that of `first`, where one has room at this moment, and not too many calls are asked twice.
+    /// Another instance than that of `first`, where a sound one has room at this moment, and not too many calls are asked
+    /// twice.
     pub(crate) fn hedge(&self, first: &Lease) -> Option<Hedge> {
         let calls: usize = self.instances.iter().map(|it| it.load.in_flight.load(Ordering::Relaxed)).sum();
-        let most = 1 + calls / CALLS_OF_A_HEDGE;
+        let most = (calls / CALLS_OF_A_HEDGE).max(1);
         let begin = |hedges| (hedges < most).then_some(hedges + 1);
         self.hedges.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begin).ok()?;
         let counted = HedgeCount(Arc::clone(&self.hedges));
-        let lease = self.pick(Some(first.index))?;
+        let lease = self.least_busy(Some(first.index)).0?;
         let permit = lease.load.gate.try_enter()?;
         let place = Place { _counted: Counted::new(&lease.load), _permit: permit };
-        lease.load.hedged.fetch_add(1, Ordering::Relaxed);
         Some(Hedge { lease, place, counted })
     }
 
@@ -343,6 +352,7 @@ impl Running {
         F: Future<Output = Result<T, CallError>> + Send + 'static,
     {
         let Hedge { lease, place, counted } = hedge;
+        lease.load.hedged.fetch_add(1, Ordering::Relaxed);
         let call = async move {
             let answer = call.await;
             drop(counted);
@@ -424,11 +434,14 @@ impl Running {
         .await;
     }
 
-    /// Stops every instance for good, and waits for the calls under way.
+    /// Stops every instance for good, and waits for the calls under way, which end with them; but for those of a worker
+    /// that stands still.
     pub(super) async fn shutdown(&self) {
         join_all(self.instances().map(Plugin::shutdown)).await;
         self.calls.close();
-        self.calls.wait().await;
+        if tokio::time::timeout(LAST_CALLS, self.calls.wait()).await.is_err() {
+            tracing::warn!(target: "palisade::plugin", plugin = self.name, "calls under way have not ended with it");
+        }
     }
 }
 

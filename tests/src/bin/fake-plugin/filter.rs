@@ -58,7 +58,7 @@ impl Filter for Fake {
 
 /// Judges a request.
 pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckRequestResponse, Error> {
-    let asked = request.header("x-fake").map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+    let mut asked = request.header("x-fake").map(String::from_utf8_lossy).unwrap_or_default().into_owned();
     let allow = CheckRequestResponse::allow;
     let set = |name: &str, value: &str| Ok(allow().mutate(HeaderMutation::set(name, value.to_owned())));
     let deny = |reply: Reply| {
@@ -68,6 +68,16 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
     let deny_with = |name: &str, value: &str| deny(with_header(name, value));
     if let Some(millis) = asked.strip_prefix("sleep-") {
         tokio::time::sleep(Duration::from_millis(millis.parse()?)).await;
+    }
+    if let Some(millis) = asked.strip_prefix("crash-after-") {
+        tokio::time::sleep(Duration::from_millis(millis.parse()?)).await;
+        crate::crash();
+    }
+    if let Some(then) = asked.strip_prefix("hang-once-") {
+        if std::fs::File::create_new("hung").is_ok() {
+            std::future::pending().await
+        }
+        asked = then.to_owned();
     }
     if let Some(file) = asked.strip_prefix("await-") {
         eprintln!("asked to wait for {file}");

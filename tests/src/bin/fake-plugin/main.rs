@@ -16,7 +16,7 @@
 //! | `ignore-term` | lives on after SIGTERM |
 //! | `child`, `child-apart`, `child-bare`, `child-free` | starts a process that holds stderr, `-apart` in a session of its own, `-bare` without an environment, `-free` both; appends its pid to the file `pids` |
 //! | `escape:WAY` | tries to get out of its sandbox, see `escape.rs` |
-//! | `needs:body`, `needs:response`, `needs:batches` | what it asks for when it describes itself |
+//! | `needs:body`, `needs:response`, `needs:batches`, `needs:one-stream` | what it asks for when it describes itself |
 //! | `calls:N` | how many calls it takes at a time |
 //! | `mute` | listens, says so, and never speaks |
 //! | `serve` | serves the native contract as it should; requests choose what else happens, see `filter.rs` |
@@ -92,6 +92,7 @@ async fn main() -> ExitCode {
                 }
                 "response" => needs.response_phase = true,
                 "batches" => needs.batches = true,
+                "one-stream" => needs.one_stream = true,
                 other => panic!("it can't need {other:?}"),
             },
             "calls" => calls = value.parse().unwrap(),
