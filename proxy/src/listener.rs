@@ -385,18 +385,24 @@ pub(crate) async fn accept(acceptor: Acceptor, slot: Arc<Slot>) {
                 Ok((socket, of_this, of_all)) => slot.begin(socket, of_this, of_all),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) if is_out_of_descriptors(&error) && reserve.take().is_some() => {
-                    // Else it would wait in the queue for nobody knows how long, and wake us up all the while.
-                    drop(poll_fn(|cx| acceptor.poll_next(cx)).await);
+                    // Else it would wait in the queue for nobody knows how long, and wake us up all the while. Another
+                    // worker may have done so already: the next one is not to be refused for it.
+                    let refused = poll_fn(|cx| Poll::Ready(acceptor.poll_next(cx))).await;
+                    if let Poll::Ready(Ok(connection)) = refused {
+                        drop(connection);
+                        let service = slot.service();
+                        service.metrics.closed(&service.name, Closed::Descriptors);
+                        tracing::warn!(target: "palisade::listener", listener = &*service.name, "no descriptor left: a connection is refused");
+                    }
                     reserve = self::reserve();
-                    let service = slot.service();
-                    service.metrics.closed(&service.name, Closed::Descriptors);
-                    tracing::warn!(target: "palisade::listener", listener = &*service.name, "no descriptor left: a connection is refused");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 Err(error) => {
                     let name = &*slot.service().name;
                     tracing::error!(target: "palisade::listener", listener = name, %error, "accepting failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                    // It may be in use: it could not be had back.
+                    reserve = reserve.or_else(self::reserve);
                 }
             }
         }

@@ -25,6 +25,9 @@ const OWN_DESCRIPTORS: u64 = 32;
 /// Descriptors that each worker needs for itself, beside those for listeners and plugins.
 const OF_A_WORKER: u64 = 4;
 
+/// Descriptors of each worker for each listener: the socket, and one in reserve.
+const OF_A_LISTENER: usize = 2;
+
 /// Client connections that there is always room for.
 const FEWEST: usize = 4;
 
@@ -66,7 +69,7 @@ impl Overload {
     /// From the next look on, these hold.
     pub(crate) fn set(&self, config: &Config) {
         let instances: usize = config.plugins.values().map(|plugin| plugin.instances).sum();
-        let of_a_worker = OF_A_WORKER + (config.listeners.len() + instances) as u64;
+        let of_a_worker = OF_A_WORKER + (OF_A_LISTENER * config.listeners.len() + instances) as u64;
         let own = OWN_DESCRIPTORS + config.workers as u64 * of_a_worker;
         *self.marks.lock().unwrap_or_else(PoisonError::into_inner) = (config.overload, own);
     }

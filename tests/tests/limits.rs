@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::Request;
 use palisade_tests::{Client, Options, Proxy, Raw, Upstream, eventually, get, place, process, programs_in, soon};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -313,8 +314,47 @@ async fn with_few_descriptors_what_is_there_goes_on() {
     }
     // Each is served once others have gone.
     for mut raw in crowd {
-        assert_eq!(raw.reply().await.unwrap().status, 200);
+        let reply = raw.reply().await.unwrap();
+        assert_eq!(reply.status, 200, "{reply:?}");
     }
     assert_eq!(proxy.get("/", &[]).await.status, 200);
     assert!(!proxy.log().contains("accepting failed"), "{}", proxy.log());
+}
+
+/// The descriptors of the proxy that there may be from here on are those below `most`.
+fn allow_descriptors(proxy: &Proxy, most: u64) {
+    let pid = rustix::process::Pid::from_raw(proxy.pid());
+    // As the proxy has inherited it.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = prlimit(pid, Resource::Nofile, Rlimit { current: Some(most), maximum });
+    assert!(limit.is_ok(), "{limit:?}");
+}
+
+#[tokio::test]
+async fn without_descriptors_connections_are_refused_and_afterwards_none_is() {
+    let (proxy, _upstream) = start("workers: 2", "", "").await;
+    assert_eq!(proxy.get("/", &[]).await.status, 200);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", proxy.pid())).unwrap().count() as u64;
+    // Not even the one in reserve can be had back.
+    allow_descriptors(&proxy, 3);
+    let mut held = vec![Raw::connect(proxy.address()).await];
+    eventually("nothing can be taken", || proxy.log().contains("accepting failed")).await;
+    allow_descriptors(&proxy, open + 8);
+    let refused = || proxy.log().matches("a connection is refused").count();
+    for _ in 0..200 {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        match raw.reply().await {
+            Some(_) => held.push(raw),
+            None if refused() < 6 => {}
+            None => break,
+        }
+    }
+    assert!(refused() >= 6, "{}", proxy.log());
+    allow_descriptors(&proxy, 1024);
+    for _ in 0..50 {
+        let mut client = Client::http1(proxy.address()).await;
+        assert_eq!(client.get("/", &[]).await.status, 200);
+    }
+    assert!(proxy.metric(CLOSED, &[("reason", "descriptors")]).await >= 6);
 }

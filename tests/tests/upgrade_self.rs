@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use palisade_supervisor::Checksum;
 use palisade_tests::process::{command, descendants, kill, runs};
 use palisade_tests::{
-    ADMIN, Client, Load, Options, Outcome, Proxy, Upstream, eventually, fake, filtered, place, run_to_exit, soon,
+    ADMIN, Client, Load, Options, Outcome, Proxy, Raw, Upstream, eventually, fake, filtered, place, run_to_exit, soon,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -258,6 +258,32 @@ os.environ.update(LISTEN_FDS="2", LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="w
 palisade = os.environ["PALISADE"]
 os.execv(palisade, [palisade] + sys.argv[1:])
 "#;
+
+#[tokio::test]
+async fn whoever_waits_for_a_place_is_served_by_the_successor() {
+    let (upstream, dir) = (Upstream::http1("app").await, Arc::new(place()));
+    let limited = |most: u32| {
+        let listener = format!("{{name: web, address: 127.0.0.1:0, limits: {{max_connections: {most}}}}}");
+        format!("workers: 2\n{}", config(&dir, &upstream).replace("{name: web, address: 127.0.0.1:0}", &listener))
+    };
+    let proxy = Proxy::start_in(Arc::clone(&dir), &limited(10)).await;
+    let mut first = Client::http1(proxy.address()).await;
+    assert_eq!(first.get("/", &[ADMIN]).await.status, 200);
+    fs::write(proxy.dir().join("palisade.yaml"), limited(1)).unwrap();
+    assert_eq!(proxy.cli(&["reload"]).await.code, Some(0));
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send("GET / HTTP/1.1\r\nHost: a\r\nuser: admin\r\nConnection: close\r\n\r\n").await;
+        waiting.push(raw);
+    }
+    assert_eq!(upgrade(&proxy).await.code, Some(0));
+    for mut raw in waiting {
+        assert_eq!(raw.reply().await.unwrap().status, 200);
+    }
+    drop(first);
+    end(&proxy).await;
+}
 
 #[tokio::test]
 async fn sockets_of_a_service_manager_are_taken_over() {
