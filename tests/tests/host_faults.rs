@@ -260,8 +260,18 @@ fn workers(pid: i32) -> Vec<i32> {
 
 #[tokio::test]
 async fn a_worker_that_stands_still_costs_neither_health_nor_new_connections() {
+    a_worker_stands_still(&["serve"]).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_stands_still_holds_up_no_stream_that_others_use() {
+    a_worker_stands_still(&["needs:one-stream", "serve"]).await;
+}
+
+async fn a_worker_stands_still(plugin: &[&str]) {
     let upstream = Upstream::http1("app").await;
-    let yaml = config(&upstream).replace("timeout: 10s", "timeout: 10s, health: {interval: 300ms, timeout: 10s}");
+    let plugin = format!("command: {}, timeout: 10s, health: {{interval: 300ms, timeout: 10s}}", fake(plugin));
+    let yaml = filtered(upstream.address(), &plugin);
     let proxy = Proxy::start(&format!("workers: 3\n{yaml}")).await;
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
     let pid = proxy.plugin_pid("auth").await;
@@ -285,6 +295,31 @@ async fn a_worker_that_stands_still_costs_neither_health_nor_new_connections() {
     }
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
     assert_eq!(proxy.plugin_pid("auth").await, pid);
+}
+
+#[tokio::test]
+async fn a_worker_that_stands_still_does_not_keep_the_proxy_from_its_end() {
+    let upstream = Upstream::http1("app").await;
+    let plugin = format!("command: {}, timeout: 10m, drain_timeout: 100ms", fake(&["serve"]));
+    let yaml = format!("workers: 1\ndrain_timeout: 100ms\n{}", filtered(upstream.address(), &plugin));
+    let mut proxy = Proxy::start(&yaml).await;
+    // A call that goes on without its client.
+    let mut client = Client::http1(proxy.address()).await;
+    let mut asked = client.stream(get("/", &[ADMIN, ("x-fake", "await-go")]).map(drop));
+    asked.end();
+    eventually("it is asked", || proxy.log().contains("asked to wait for go")).await;
+    drop((asked, client));
+    proxy.until_metric("palisade_connections", &[("listener", "web")], 0).await;
+    let Some(held) = Held::new(workers(proxy.pid())[0]) else {
+        eprintln!("skipped: this user can't trace processes");
+        return;
+    };
+    kill(proxy.pid(), Signal::SIGTERM);
+    let admin = proxy.runtime_dir().join("admin.sock");
+    eventually("the plugins are stopped and the admin socket closed", || !admin.exists()).await;
+    // The kernel waits for who traces it.
+    drop(held);
+    assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
 }
 
 #[tokio::test]

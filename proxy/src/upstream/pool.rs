@@ -123,7 +123,7 @@ impl SendError {
 }
 
 impl Pool {
-    /// Each worker keeps its share of `max_idle` connections, and at least one.
+    /// Each worker keeps its share of `max_idle` connections, rounded up.
     pub(super) fn new(endpoint: &config::Endpoint, config: &config::Upstream, house: &House<'_>) -> Self {
         let shared = Shared {
             target: Target::new(endpoint),

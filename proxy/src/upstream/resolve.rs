@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -24,6 +25,8 @@ pub(super) struct Name {
     host: String,
     port: u16,
     known: watch::Sender<Known>,
+    /// That asks. A worker's would not do: whoever asks does so for all of them.
+    runtime: Handle,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -39,8 +42,10 @@ struct Known {
 }
 
 impl Name {
+    /// In the runtime that is to ask.
     pub(super) fn new(host: &str, port: u16) -> Arc<Self> {
-        Arc::new(Self { host: host.to_owned(), port, known: watch::Sender::default() })
+        let runtime = Handle::current();
+        Arc::new(Self { host: host.to_owned(), port, known: watch::Sender::default(), runtime })
     }
 
     /// Its addresses, each time another one first. The caller bounds the time.
@@ -80,7 +85,7 @@ impl Name {
         }
         let name = Arc::clone(self);
         // It ends when the resolver answers, which has deadlines of its own.
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             let found = tokio::net::lookup_host((name.host.as_str(), name.port)).await;
             let found = found.map(|found| found.take(MOST).collect::<Vec<_>>());
             name.known.send_modify(|known| {
@@ -112,6 +117,25 @@ mod tests {
         let asked = futures_util::future::join_all((0..100).map(|_| name.addresses())).await;
         assert!(asked.iter().all(|addresses| addresses.as_ref().unwrap().iter().all(|it| it.port() == 80)));
         assert_eq!(name.known.borrow().round, 1);
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_and_stands_still_is_waited_for_by_nobody() {
+        let name = Name::new("localhost", 80);
+        let asks = {
+            let name = Arc::clone(&name);
+            // Nothing of that runtime goes on when its future has ended.
+            move || {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap()
+                    .block_on(async { name.ask() })
+            }
+        };
+        std::thread::spawn(asks).join().unwrap();
+        let asked = tokio::time::timeout(Duration::from_secs(60), name.addresses()).await;
+        assert!(!asked.unwrap().unwrap().is_empty());
     }
 
     #[tokio::test]

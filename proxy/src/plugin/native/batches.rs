@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use futures_util::Stream;
 use palisade_plugin_proto::v1::{CheckAnswer, CheckBatchAnswer, check_answer};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -64,6 +65,8 @@ pub(super) struct Batches {
     grpc: Grpc<Channel>,
     shared: Arc<Shared>,
     reader: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// That takes answers in; the caller's own where there is none.
+    runtime: Option<Handle>,
 }
 
 #[derive(Debug)]
@@ -129,8 +132,18 @@ impl Shared {
 }
 
 impl Batches {
-    /// `limit`: how many calls the plugin works on at a time; 0: as many as there are.
-    pub(super) fn new(channel: Channel, generation: Generation, limit: u32) -> Self {
+    /// For one worker, whose runtime takes the answers in.
+    pub(super) fn of_worker(channel: Channel, generation: Generation) -> Self {
+        Self::new(channel, generation, 0, None)
+    }
+
+    /// For all workers: this runtime takes the answers in, so that none waits for a worker that stands still. `limit`: how
+    /// many calls the plugin works on at a time; 0: as many as there are.
+    pub(super) fn of_all(channel: Channel, generation: Generation, limit: u32) -> Self {
+        Self::new(channel, generation, limit, Some(Handle::current()))
+    }
+
+    fn new(channel: Channel, generation: Generation, limit: u32, runtime: Option<Handle>) -> Self {
         let limit = match limit {
             0 => usize::MAX,
             limit => limit as usize,
@@ -139,6 +152,7 @@ impl Batches {
             grpc: Grpc::new(channel).max_decoding_message_size(MAX_ANSWERS),
             shared: Arc::new(Shared { generation, limit, state: Mutex::default() }),
             reader: Mutex::new(None),
+            runtime,
         }
     }
 
@@ -175,7 +189,11 @@ impl Batches {
             state.open = true;
             state.stream += 1;
             let outgoing = Outgoing { shared: Arc::clone(&self.shared), stream: state.stream };
-            let reader = tokio::spawn(read(self.grpc.clone(), Arc::clone(&self.shared), outgoing, state.stream));
+            let read = read(self.grpc.clone(), Arc::clone(&self.shared), outgoing, state.stream);
+            let reader = match &self.runtime {
+                Some(runtime) => runtime.spawn(read),
+                None => tokio::spawn(read),
+            };
             *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(reader));
         }
         let sender = if state.may_send(self.shared.limit) { state.sender.take() } else { None };
@@ -430,7 +448,7 @@ mod tests {
     async fn calls_that_are_never_taken_do_not_pile_up() {
         let nobody = tower::service_fn(|_| std::future::pending::<Result<TokioIo<DuplexStream>, std::io::Error>>());
         let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(nobody);
-        let batches = Batches::new(channel, Generation { hash: "hash".into(), may_be_silent: true }, 0);
+        let batches = Batches::of_worker(channel, Generation { hash: "hash".into(), may_be_silent: true });
         let call = |after: u64| {
             let mut message = Message::default();
             message.bytes(1, &[b'x'; 1000]);

@@ -105,8 +105,8 @@ impl Native {
         let lines = Lines::open(first, connector, if batched && one { &[] } else { workers }).await;
         let streams = match (batched, one) {
             (false, _) => Streams::None,
-            (true, false) => Streams::Each(lines.map(|line| Batches::new(line.clone(), generation.clone(), 0))),
-            (true, true) => Streams::One(Box::new(Batches::new(lines.first().clone(), generation.clone(), limit))),
+            (true, false) => Streams::Each(lines.map(|line| Batches::of_worker(line.clone(), generation.clone()))),
+            (true, true) => Streams::One(Box::new(Batches::of_all(lines.first().clone(), generation.clone(), limit))),
         };
         let configure = ConfigureRequest { config: Some(config), hash: generation.hash.to_string() };
         let configured = lifecycle
