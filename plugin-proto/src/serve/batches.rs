@@ -3,6 +3,9 @@
 //! The calls of a batch are begun one after the other. Those that are answered at once, as those of most filters are,
 //! go back together in one message; those that wait for something become tasks of their own, and so does the rest of a
 //! batch that takes long. So no batch waits for a call of the one before it.
+//!
+//! A message costs both sides more than a verdict does, and a task costs about as much as one. So a thread that others
+//! took the core from is not taken for a filter that blocks, after which calls would go by themselves for a while.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -16,6 +19,7 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status, Streaming};
 
 use super::services::{Shared, internal};
+use super::spent::Spent;
 use super::{Config, Filter};
 use crate::v1::{CheckAnswer, CheckBatch, CheckBatchAnswer, CheckCall, CheckError, check_answer, check_call};
 
@@ -132,6 +136,7 @@ impl<F: Filter> Served<F> {
         let config = self.shared.config_by_hash(&batch.config_hash);
         let began = Instant::now();
         let mut last = began;
+        let mut spent = Spent::by_this_thread();
         for call in batch.calls {
             let id = call.id;
             let config = match &config {
@@ -148,7 +153,10 @@ impl<F: Filter> Served<F> {
                 let answer = work.as_mut().now_or_never();
                 let now = Instant::now();
                 if now.duration_since(last) > SLOW {
-                    self.careful = CAREFUL;
+                    let before = std::mem::replace(&mut spent, Spent::by_this_thread());
+                    if spent.held_its_thread(before, SLOW) {
+                        self.careful = CAREFUL;
+                    }
                 }
                 last = now;
                 if let Some(answer) = answer {

@@ -25,6 +25,7 @@ mod config;
 mod key;
 mod listen;
 mod services;
+mod spent;
 
 use std::future::Future;
 use std::process::ExitCode;
