@@ -5,6 +5,7 @@
 //! - [`goplugin`]: the services of HashiCorp go-plugin, package `plugin`.
 //! - [`handshake`]: the line that a plugin prints when it listens.
 //! - [`env`]: names of the variables that a host puts into a plugin's environment.
+//! - [`socket`]: what both talk over.
 //! - [`serve`]: writes a plugin in Rust; start there to make one.
 //!
 //! The messages are generated from the .proto files in `proto/`, which hold their documentation.
@@ -13,6 +14,7 @@ pub mod env;
 pub mod handshake;
 mod request;
 pub mod serve;
+pub mod socket;
 
 /// `palisade.plugin.v1`: what Palisade and its plugins say to each other.
 pub mod v1 {

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use palisade_plugin_proto::handshake::Address;
+use palisade_plugin_proto::socket::UnixSocket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::spawn_blocking;
@@ -179,6 +180,7 @@ impl Endpoint {
                         Alive::Line { trusted, .. } => trusted.check_unix(&stream),
                     }
                     .map_err(not_own)?;
+                    let stream = UnixSocket::new(stream).map_err(|source| self.failed(source))?;
                     Ok(Box::new(stream) as Box<dyn Stream>)
                 }
                 Self::Tcp(address) => {

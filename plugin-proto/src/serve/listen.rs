@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use nix::unistd::{Group, getppid};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +20,7 @@ use super::GRACE;
 use super::services::Shared;
 use crate::env::{APP_VERSION, COOKIE, MAX_SOCKET_PATH, PROTOCOL_VERSIONS, UNIX_SOCKET_DIR, UNIX_SOCKET_GROUP};
 use crate::handshake::{Address, Handshake};
+use crate::socket::UnixSocket;
 
 /// How often the parent is looked at. The host's own means (parent-death signal, process group) are faster; this one
 /// also works behind a wrapper that forks.
@@ -93,7 +95,8 @@ pub(super) async fn run(routes: Routes, shared: &Arc<Shared>) -> Result<(), Serv
                 share(&path, &group).map_err(|error| ServeError::Group(group, error))?;
             }
             announce(Address::Unix(path))?;
-            let serve = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), end);
+            let sockets = UnixListenerStream::new(listener).map(|accepted| UnixSocket::new(accepted?));
+            let serve = server.serve_with_incoming_shutdown(sockets, end);
             bounded(serve, shared).await
         }
         None => {
