@@ -19,8 +19,14 @@ const QUESTIONS: [Question; 2] = [("/", &[("user", "admin")], 200), ("/", &[], 4
 #[derive(Debug)]
 pub struct Load {
     end: Arc<AtomicBool>,
+    clients: Vec<LoadClient>,
+}
+
+#[derive(Debug)]
+struct LoadClient {
+    /// Requests answered.
     count: Arc<AtomicU64>,
-    clients: Vec<JoinHandle<()>>,
+    asks: JoinHandle<()>,
 }
 
 impl Load {
@@ -39,10 +45,11 @@ impl Load {
     }
 
     fn with<const N: usize>(address: SocketAddr, http2: [bool; N], pause: Option<Duration>) -> Self {
-        let (end, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let end = Arc::new(AtomicBool::new(false));
         let client = |http2: bool| {
-            let (end, count) = (Arc::clone(&end), Arc::clone(&count));
-            tokio::spawn(async move {
+            let (end, count) = (Arc::clone(&end), Arc::new(AtomicU64::new(0)));
+            let answered = Arc::clone(&count);
+            let asks = tokio::spawn(async move {
                 let connect = async || if http2 { Client::http2(address).await } else { Client::http1(address).await };
                 let mut client = connect().await;
                 // Late ones are made up for: the rate is a rate.
@@ -68,18 +75,38 @@ impl Load {
                     if reply.header("connection") == "close" {
                         client = connect().await;
                     }
-                    count.fetch_add(1, Ordering::SeqCst);
+                    answered.fetch_add(1, Ordering::SeqCst);
                 }
-            })
+            });
+            LoadClient { count, asks }
         };
         let clients = http2.map(client).into();
-        Self { end, count, clients }
+        Self { end, clients }
     }
 
     /// Requests answered so far.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.count.load(Ordering::SeqCst)
+        self.counts().sum()
+    }
+
+    fn counts(&self) -> impl Iterator<Item = u64> {
+        self.clients.iter().map(|client| client.count.load(Ordering::SeqCst))
+    }
+
+    fn has_ended(&self) -> bool {
+        self.clients.iter().any(|client| client.asks.is_finished())
+    }
+
+    /// Waits until what each client asks now is answered.
+    ///
+    /// # Panics
+    ///
+    /// When it is not within [`crate::LONG`].
+    pub async fn settled(&self) {
+        let before: Vec<_> = self.counts().collect();
+        let settled = || self.counts().zip(&before).all(|(now, before)| now > *before) || self.has_ended();
+        crate::eventually("an answer to each", settled).await;
     }
 
     /// Waits until some more requests have been answered.
@@ -89,10 +116,7 @@ impl Load {
     /// When one was not answered as it should be.
     pub async fn more(&self, requests: u64) {
         let wanted = self.count() + requests;
-        crate::eventually("more requests", || {
-            self.count() >= wanted || self.clients.iter().any(JoinHandle::is_finished)
-        })
-        .await;
+        crate::eventually("more requests", || self.count() >= wanted || self.has_ended()).await;
     }
 
     /// Ends the load; how many requests there were.
@@ -102,9 +126,11 @@ impl Load {
     /// When one of them was not answered as it should be.
     pub async fn end(self) -> u64 {
         self.end.store(true, Ordering::SeqCst);
+        let mut count = 0;
         for client in self.clients {
-            client.await.unwrap();
+            client.asks.await.unwrap();
+            count += client.count.load(Ordering::SeqCst);
         }
-        self.count.load(Ordering::SeqCst)
+        count
     }
 }

@@ -294,7 +294,7 @@ async fn kills_under_load(instances: u32, time: Duration, rate: u32, paced: bool
                 }
             })
             .await;
-            load.more(50).await;
+            load.settled().await;
         }
         serving.retain(|pid| *pid != 0);
         chance = chance * 7 % 11;
