@@ -1,12 +1,12 @@
 //! Listeners: sockets that are bound at start, opened once there is something to serve with, and closed by a drain.
 
-use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::net::{self, IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix;
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -378,10 +378,17 @@ pub(crate) struct Service {
 /// Takes connections until a drain begins; a worker's task. Nothing that goes wrong with one of them ends it.
 pub(crate) async fn accept(acceptor: Acceptor, slot: Arc<Slot>) {
     let all = Arc::clone(&slot.service().connections.overload.places);
-    let mut reserve = reserve();
     let taking = async {
+        let mut reserve = None;
         loop {
-            match slot.next(&acceptor, &all).await {
+            // Nothing is taken without one: of several workers, one would take what another has given up.
+            let next = async {
+                if reserve.is_none() {
+                    reserve = Some(self::reserve()?);
+                }
+                slot.next(&acceptor, &all).await
+            };
+            match next.await {
                 Ok((socket, of_this, of_all)) => slot.begin(socket, of_this, of_all),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) if is_out_of_descriptors(&error) && reserve.take().is_some() => {
@@ -394,15 +401,13 @@ pub(crate) async fn accept(acceptor: Acceptor, slot: Arc<Slot>) {
                         service.metrics.closed(&service.name, Closed::Descriptors);
                         tracing::warn!(target: "palisade::listener", listener = &*service.name, "no descriptor left: a connection is refused");
                     }
-                    reserve = self::reserve();
+                    reserve = self::reserve().ok();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 Err(error) => {
                     let name = &*slot.service().name;
                     tracing::error!(target: "palisade::listener", listener = name, %error, "accepting failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
-                    // It may be in use: it could not be had back.
-                    reserve = reserve.or_else(self::reserve);
                 }
             }
         }
@@ -418,9 +423,9 @@ pub(crate) async fn accept(acceptor: Acceptor, slot: Arc<Slot>) {
     }
 }
 
-/// A descriptor to give up when there are no others.
-fn reserve() -> Option<File> {
-    File::open("/dev/null").ok()
+/// A descriptor to give up when there are no others. It needs nothing but itself: no file that may not be there.
+fn reserve() -> io::Result<UnixDatagram> {
+    UnixDatagram::unbound()
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {
