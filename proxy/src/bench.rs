@@ -114,8 +114,11 @@ impl Table {
         }
         let config = config::parse(Path::new("/bench.yaml"), &text).unwrap();
         let (tasks, end, metrics) = (TaskTracker::new(), CancellationToken::new(), Arc::new(Metrics::default()));
-        let upstreams =
-            Upstreams::new(&config.upstreams, None, House { workers: 1, tasks: &tasks, end: &end, metrics: &metrics });
+        let upstreams = Upstreams::new(
+            &config.upstreams,
+            None,
+            House { workers: 1, tasks: &tasks, end: &end, metrics: &metrics, overload: &Arc::default() },
+        );
         let routes = Routes::new(&config.routes, &upstreams, &Plugins::default(), &metrics);
         let mut request = Hot::new(5).request;
         request.path = format!("/r{}/below", count - 1);

@@ -265,8 +265,11 @@ async fn exchange(sent: Bytes) -> Vec<String> {
     let config = config::parse("palisade.yaml".as_ref(), &text).expect("a configuration");
     let (metrics, plugins, connections) = (Arc::new(Metrics::default()), Plugins::default(), Connections::default());
     let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
-    let upstreams =
-        Upstreams::new(&config.upstreams, None, House { workers: 1, tasks: &tasks, end: &end, metrics: &metrics });
+    let upstreams = Upstreams::new(
+        &config.upstreams,
+        None,
+        House { workers: 1, tasks: &tasks, end: &end, metrics: &metrics, overload: &Arc::default() },
+    );
     let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &metrics).expect("routes"));
     let listener = &config.listeners[0];
     let owned = Arc::default();

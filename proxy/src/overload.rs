@@ -1,5 +1,5 @@
-//! When the proxy has too much to do: first connections end with their next response, then requests are answered 503,
-//! so that what is under way comes to its end.
+//! When the proxy has too much to do: first connections end with their next response, and none to upstreams are kept, then
+//! requests are answered 503, so that what is under way comes to its end.
 //!
 //! Two things run out: memory and file descriptors. One task looks at both; everybody else reads one number.
 
@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 pub(crate) use self::places::{Places, Taken};
 use crate::config::{self, Config};
@@ -36,7 +38,7 @@ const FEWEST: usize = 4;
 pub(crate) enum Load {
     /// Nothing runs out.
     Normal,
-    /// Connections end with their next response.
+    /// Connections end with their next response, and those to upstreams that nobody uses.
     High,
     /// Requests are refused.
     Over,
@@ -47,13 +49,20 @@ pub(crate) enum Load {
 pub(crate) struct Overload {
     load: AtomicU8,
     pub(crate) places: Arc<Places>,
+    /// Whenever it is higher than before.
+    rises: Notify,
     /// What operators say, and how many descriptors are not there for connections.
     marks: Mutex<(config::Overload, u64)>,
 }
 
 impl Default for Overload {
     fn default() -> Self {
-        Self { load: AtomicU8::new(0), places: Arc::new(Places::new(usize::MAX)), marks: Mutex::default() }
+        Self {
+            load: AtomicU8::new(0),
+            places: Arc::new(Places::new(usize::MAX)),
+            rises: Notify::new(),
+            marks: Mutex::default(),
+        }
     }
 }
 
@@ -64,6 +73,11 @@ impl Overload {
             1 => Load::High,
             _ => Load::Over,
         }
+    }
+
+    /// Returns when the load is higher than at the moment of this call.
+    pub(crate) fn rises(&self) -> Notified<'_> {
+        self.rises.notified()
     }
 
     /// From the next look on, these hold.
@@ -100,6 +114,7 @@ impl Overload {
             let before = self.load();
             self.load.store(load as u8, Ordering::Relaxed);
             if load > before {
+                self.rises.notify_waiters();
                 tracing::warn!(target: "palisade", ?memory, ?descriptors, ?load, "load is high (in percent of what there is)");
             } else if load < before {
                 tracing::info!(target: "palisade", ?memory, ?descriptors, ?load, "load is lower again");

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fmt::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -286,6 +288,15 @@ async fn by_default_half_of_what_the_process_may_use_is_what_counts() {
     proxy.get("/", &[]).await.assert_failed(503, "overloaded");
 }
 
+/// The proxy may have 64 of them.
+fn with_few_descriptors(dir: &Path) -> Options {
+    let [palisade, _] = programs_in(dir);
+    let script = dir.join("few");
+    std::fs::write(&script, format!("#!/bin/sh\nulimit -n 64\nexec {} \"$@\"\n", palisade.display())).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    Options { program: Some(script), ..Options::default() }
+}
+
 #[tokio::test]
 async fn with_few_descriptors_what_is_there_goes_on() {
     let upstream = Upstream::http1("app").await;
@@ -294,11 +305,7 @@ async fn with_few_descriptors_what_is_there_goes_on() {
         upstream.address()
     );
     let dir = Arc::new(place());
-    let [palisade, _] = programs_in(dir.path());
-    let script = dir.path().join("few");
-    std::fs::write(&script, format!("#!/bin/sh\nulimit -n 64\nexec {} \"$@\"\n", palisade.display())).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let options = Options { program: Some(script), ..Options::default() };
+    let options = with_few_descriptors(dir.path());
     let proxy = Proxy::start_with(dir, &yaml, &options).await;
     let mut kept = Client::http1(proxy.address()).await;
     assert_eq!(kept.get("/", &[]).await.status, 200);
@@ -319,6 +326,36 @@ async fn with_few_descriptors_what_is_there_goes_on() {
     }
     assert_eq!(proxy.get("/", &[]).await.status, 200);
     assert!(!proxy.log().contains("accepting failed"), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn idle_connections_to_upstreams_keep_no_descriptors_from_requests() {
+    let upstream = Upstream::http1("app").await;
+    let (mut upstreams, mut routes) = (String::new(), String::new());
+    for n in 0..60 {
+        writeln!(upstreams, "  app{n}: {{endpoints: ['{}'], idle_timeout: 10m}}", upstream.address()).unwrap();
+        writeln!(routes, "  - {{path: /{n}, upstream: app{n}}}").unwrap();
+    }
+    let yaml = format!("listeners: [{{address: 127.0.0.1:0}}]\nupstreams:\n{upstreams}routes:\n{routes}");
+    let dir = Arc::new(place());
+    let options = with_few_descriptors(dir.path());
+    let proxy = Proxy::start_with(dir, &yaml, &options).await;
+    // A connection that is refused has no answer.
+    let ask = |n: usize| {
+        let address = proxy.address();
+        async move {
+            let mut raw = Raw::connect(address).await;
+            raw.send(format!("GET /{n} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await;
+            raw.reply().await.map(|reply| reply.status)
+        }
+    };
+    // One for each is kept, as long as there are descriptors.
+    for n in 0..60 {
+        ask(n).await;
+    }
+    for n in 0..60 {
+        soon("an answer", async { while ask(n).await != Some(200) {} }).await;
+    }
 }
 
 /// The descriptors of the proxy that there may be from here on are those below `most`.

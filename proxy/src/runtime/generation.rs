@@ -77,6 +77,7 @@ impl Generation {
             tasks: &house.background,
             end: &house.end_background,
             metrics: &house.metrics,
+            overload: &house.connections.overload,
         };
         let upstreams = Upstreams::new(&config.upstreams, upstreams, around);
         let routes = Arc::new(Routes::new(&config.routes, &upstreams, &plugins, &house.metrics)?);

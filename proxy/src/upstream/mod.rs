@@ -28,6 +28,7 @@ use self::pool::{Connection, Pool, SendError, send_http2};
 use crate::config::{self, Balance};
 use crate::http::wire::Piece;
 use crate::http::{Body, BoxError, Progress, Request, RequestBody, Switched, headers};
+use crate::overload::Overload;
 use crate::respond::{Failure, Reason};
 use crate::telemetry::Metrics;
 
@@ -45,6 +46,7 @@ pub(crate) struct House<'a> {
     /// Cancelled: nobody looks after them any more.
     pub(crate) end: &'a CancellationToken,
     pub(crate) metrics: &'a Arc<Metrics>,
+    pub(crate) overload: &'a Arc<Overload>,
 }
 
 impl Upstreams {
@@ -57,9 +59,9 @@ impl Upstreams {
                 return (name.clone(), Arc::clone(same));
             }
             let upstream = Arc::new(Upstream::new(name, upstream, &house));
-            let weak = Arc::downgrade(&upstream);
+            let (weak, overload) = (Arc::downgrade(&upstream), Arc::clone(house.overload));
             let stop = end.clone();
-            tasks.spawn(async move { stop.run_until_cancelled(evict(weak)).await });
+            tasks.spawn(async move { stop.run_until_cancelled(evict(weak, overload)).await });
             if let Some(checks) = upstream.made_of.checks.clone() {
                 let weak = Arc::downgrade(&upstream);
                 let stop = end.clone();
@@ -79,14 +81,17 @@ impl Upstreams {
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Closes connections that have been idle for too long or ended, while there is somebody to use them.
-async fn evict(upstream: Weak<Upstream>) {
-    while let Some(upstream) = upstream.upgrade() {
+async fn evict(upstream: Weak<Upstream>, overload: Arc<Overload>) {
+    loop {
+        // Before it is looked how high the load is.
+        let rises = overload.rises();
+        let Some(upstream) = upstream.upgrade() else { return };
         for endpoint in &upstream.endpoints {
             endpoint.pool.evict(endpoint.in_flight.load(Ordering::Relaxed) == 0);
         }
         let period = upstream.idle_timeout.clamp(Duration::from_secs(1), LOOK);
         drop(upstream);
-        tokio::time::sleep(period).await;
+        tokio::time::timeout(period, rises).await.ok();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Connections to one endpoint: kept for reuse with HTTP/1.1, shared with HTTP/2.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -18,6 +18,7 @@ use super::http1::Http1;
 use crate::config::{self, UpstreamProtocol};
 use crate::http::wire::{Bounds, Fault};
 use crate::http::{BoxError, RequestBody};
+use crate::overload::{Load, Overload};
 use crate::respond::{Failure, Reason};
 use crate::workers::PerWorker;
 
@@ -56,6 +57,7 @@ struct Shared {
     /// Of responses' heads.
     bounds: Bounds,
     tasks: TaskTracker,
+    overload: Arc<Overload>,
     /// Last in, first out: the connection used last is the least likely to have been closed.
     idle: PerWorker<Mutex<VecDeque<Idle>>>,
 }
@@ -74,6 +76,11 @@ impl Shared {
     /// Nothing in a critical section can panic, and a queue is whole between its calls.
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
         lock(self.idle.here())
+    }
+
+    /// Whether there is too little memory, or too few descriptors, to keep what nobody uses.
+    fn is_short(&self) -> bool {
+        self.overload.load() >= Load::High
     }
 }
 
@@ -133,6 +140,7 @@ impl Pool {
             max_idle: config.max_idle.div_ceil(house.workers),
             bounds: Bounds { bytes: config.max_header_bytes, fields: config.max_headers, target: 0 },
             tasks: house.tasks.clone(),
+            overload: Arc::clone(house.overload),
             idle: PerWorker::new(house.workers, Mutex::default),
         };
         Self { shared, http2: PerWorker::new(house.workers, tokio::sync::Mutex::default) }
@@ -155,9 +163,10 @@ impl Pool {
         }
     }
 
-    /// Closes connections that have been idle for too long; the shared one only if it is `unused`.
+    /// Closes connections that have been idle for too long, or at all where others need their descriptors; the shared one
+    /// only if it is `unused`.
     pub(super) fn evict(&self, unused: bool) {
-        let idle_timeout = self.shared.idle_timeout;
+        let idle_timeout = if self.shared.is_short() { Duration::ZERO } else { self.shared.idle_timeout };
         for idle in self.shared.idle.iter() {
             lock(idle).retain_mut(|idle| idle.since.elapsed() < idle_timeout && idle.connection.is_ready());
         }
@@ -184,6 +193,9 @@ impl Pool {
 
     /// Keeps a connection for another exchange.
     pub(super) fn keep(&self, connection: Http1) {
+        if self.shared.is_short() {
+            return;
+        }
         let mut idle = self.shared.idle();
         idle.push_back(Idle { connection, since: Instant::now() });
         if idle.len() > self.shared.max_idle {
