@@ -238,12 +238,14 @@ class Batches:
         try:
             if begun is None:
                 begun = self._judgement.begin(subject, configured.config)
-            verdict = await self._judgement.finish(subject, begun)
+            verdict = await self._judgement.settle(subject, begun)
             answer = self._judgement.encode(call.id, subject, verdict), configured.hash
         except CallError as error:
             answer = _wire.encode_failure(call.id, error), ""
         except asyncio.CancelledError:
             answer = _wire.encode_failure(call.id, _LATE), ""
+        except Exception as error:
+            answer = _wire.encode_failure(call.id, self._judgement.failed(subject, error)), ""
         self._answers.append(answer)
         self._flush_soon()
 

@@ -159,14 +159,17 @@ class Judgement:
         except BaseException as error:
             raise self._raised(handler, error, _id_of(subject)) from None
 
-    async def finish(self, subject: Subject, begun: Awaitable[Any]) -> Any:
-        """Awaits what `begin` has returned, on the event loop."""
+    def settle(self, subject: Subject, begun: Awaitable[Any]) -> Awaitable[Any]:
+        """What to await for what `begin` has returned, on the event loop."""
         handler = self._handler(subject)
         assert handler is not None
-        try:
-            return await handler.settle(begun)
-        except Exception as error:
-            raise self._raised(handler, error, _id_of(subject)) from None
+        return handler.settle(begun)
+
+    def failed(self, subject: Subject, error: Exception) -> CallError:
+        """What becomes of the call when that raises."""
+        handler = self._handler(subject)
+        assert handler is not None
+        return self._raised(handler, error, _id_of(subject))
 
     def encode(self, id: int, subject: Subject, verdict: Any) -> bytes:
         """Raises CallError if it is no verdict."""

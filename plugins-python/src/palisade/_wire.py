@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 from google.protobuf import struct_pb2
@@ -153,12 +153,8 @@ def encode_check_response(verdict: ResponseVerdict, config_hash: str) -> bytes:
     return answer.SerializeToString()
 
 
-class BatchedCall(Protocol):
-    """One call of a batch. Nothing is decoded of it but what is looked at."""
-
-    id: int
-    timeout_micros: int
-    """From when the batch came."""
+#: One call of a batch: its `id`, and its `timeout_micros` from when the batch came. The rest is `subject_of`'s.
+BatchedCall = filter_pb2.CheckCall
 
 
 def decode_batch(data: bytes) -> tuple[str, Sequence[BatchedCall]]:
@@ -169,7 +165,6 @@ def decode_batch(data: bytes) -> tuple[str, Sequence[BatchedCall]]:
 
 def subject_of(call: BatchedCall) -> Request | Response:
     """What the call asks about. Raises CallError if that is nothing that is known."""
-    assert isinstance(call, filter_pb2.CheckCall)
     kind = call.WhichOneof("call")
     if kind == "request":
         return _request(call.request)
@@ -183,7 +178,7 @@ def encode_answer(id: int, verdict: Verdict | ResponseVerdict) -> bytes:
     if verdict is _PLAIN_ALLOW or verdict == _PLAIN_ALLOW:
         # The most frequent one by far.
         number = _varint(id)
-        return b"\x0a%c\x08%b%b" % (len(number) + 1 + len(_ALLOWED), number, _ALLOWED)
+        return _ALLOWED_HEADS[len(number)] + number + _ALLOWED
     if isinstance(verdict, (Allow, Deny)):
         return _piece(filter_pb2.CheckAnswer(id=id, request=_check_request(verdict)))
     return _piece(filter_pb2.CheckAnswer(id=id, response=_check_response(verdict)))
@@ -239,6 +234,8 @@ _PLAIN_ALLOW = allow()
 _ALLOWED = filter_pb2.CheckAnswer(
     request=filter_pb2.CheckRequestResponse(allow=filter_pb2.Allow())
 ).SerializeToString()
+# What stands before the id of an allowed call, by the id's length.
+_ALLOWED_HEADS = [bytes((0x0A, 1 + length + len(_ALLOWED), 0x08)) for length in range(11)]
 
 
 def _response(message: filter_pb2.CheckResponseRequest) -> Response:
