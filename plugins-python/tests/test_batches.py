@@ -142,6 +142,17 @@ def test_a_call_that_waits_holds_up_no_other() -> None:
             assert [verdict(got[id]) for id in (1, 3, 4)] == ["allow", "allow", "deny"]
 
 
+def test_an_answer_does_not_wait_for_a_call_behind_it() -> None:
+    for program in both():
+        with PluginProcess(program) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send((1, "/no"), (2, "/wait"))
+            assert verdict(host.answers(1)[1]) == "deny"
+            host.send((3, "/go"))
+            assert {verdict(answer) for answer in host.answers(2).values()} == {"allow", "deny"}
+
+
 def test_a_call_of_another_configuration_is_not_judged() -> None:
     for program in both():
         with PluginProcess(program) as plugin:
