@@ -98,8 +98,11 @@ async fn clients_that_leave_break_no_calls_of_others() {
 
 #[tokio::test]
 async fn each_of_many_gets_its_own_verdict_and_waits_for_no_other() {
-    for actions in [&["serve"][..], &["calls:3", "serve"], &["needs:batches", "serve-bare"]] {
-        let (proxy, upstream) = Proxy::behind_fake(actions, ", timeout: 20s").await;
+    let bounded = &["calls:3", "serve"][..];
+    for (workers, actions) in [(2, &["serve"][..]), (1, bounded), (2, bounded), (2, &["needs:batches", "serve-bare"])] {
+        let upstream = Upstream::http1("app").await;
+        let command = format!("command: {}, timeout: 20s", fake(actions));
+        let proxy = Proxy::start(&format!("workers: {workers}\n{}", filtered(upstream.address(), &command))).await;
         let address = proxy.address();
         let mut slow = Client::http1(address).await;
         let slow = tokio::spawn(async move { slow.get("/", &[ADMIN, ("x-fake", "sleep-2000")]).await });

@@ -369,24 +369,28 @@ async fn a_request_waits_for_a_start_under_way_within_its_deadline() {
 
 #[tokio::test]
 async fn more_calls_than_a_plugin_takes_wait_no_longer_than_their_deadline() {
-    let upstream = Upstream::http1("app").await;
-    let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+    // A single worker has a stream of its own, several share one.
+    for workers in [1, 2] {
+        let upstream = Upstream::http1("app").await;
+        let yaml = format!(
+            "workers: {workers}
+listeners: [{{name: web, address: 127.0.0.1:0}}]
 routes:
   - {{path: /long, filters: [{{plugin: auth, timeout: 20s}}], upstream: app}}
   - {{filters: [{{plugin: auth, timeout: 300ms}}], upstream: app}}
 upstreams: {{app: {{endpoints: ['{}']}}}}
 plugins: {{auth: {{command: {}}}}}
 ",
-        upstream.address(),
-        fake(&["calls:1", "serve"])
-    );
-    let proxy = Proxy::start(&yaml).await;
-    eventually_served(&proxy).await;
-    let mut client = Client::http1(proxy.address()).await;
-    let mut hanging = client.stream(get("/long", &[ADMIN, ("x-fake", "hang")]).map(drop));
-    hanging.end();
-    // Once that one is in the plugin, there is no room for others.
-    soon("the plugin is busy", async { while proxy.get("/", &[ADMIN]).await.status == 200 {} }).await;
-    proxy.get("/", &[ADMIN]).await.assert_failed(503, "plugin_overloaded");
+            upstream.address(),
+            fake(&["calls:1", "serve"])
+        );
+        let proxy = Proxy::start(&yaml).await;
+        eventually_served(&proxy).await;
+        let mut client = Client::http1(proxy.address()).await;
+        let mut hanging = client.stream(get("/long", &[ADMIN, ("x-fake", "hang")]).map(drop));
+        hanging.end();
+        // Once that one is in the plugin, there is no room for others.
+        soon("the plugin is busy", async { while proxy.get("/", &[ADMIN]).await.status == 200 {} }).await;
+        proxy.get("/", &[ADMIN]).await.assert_failed(503, "plugin_overloaded");
+    }
 }

@@ -132,13 +132,13 @@ impl Shared {
 }
 
 impl Batches {
-    /// For one worker, whose runtime takes the answers in.
-    pub(super) fn of_worker(channel: Channel, generation: Generation) -> Self {
-        Self::new(channel, generation, 0, None)
+    /// For one worker, whose runtime takes the answers in. `limit`: how many calls the plugin works on at a time; 0: as
+    /// many as there are.
+    pub(super) fn of_worker(channel: Channel, generation: Generation, limit: u32) -> Self {
+        Self::new(channel, generation, limit, None)
     }
 
-    /// For all workers: this runtime takes the answers in, so that none waits for a worker that stands still. `limit`: how
-    /// many calls the plugin works on at a time; 0: as many as there are.
+    /// For all workers: this runtime takes the answers in, so that none waits for a worker that stands still.
     pub(super) fn of_all(channel: Channel, generation: Generation, limit: u32) -> Self {
         Self::new(channel, generation, limit, Some(Handle::current()))
     }
@@ -448,7 +448,7 @@ mod tests {
     async fn calls_that_are_never_taken_do_not_pile_up() {
         let nobody = tower::service_fn(|_| std::future::pending::<Result<TokioIo<DuplexStream>, std::io::Error>>());
         let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(nobody);
-        let batches = Batches::of_worker(channel, Generation { hash: "hash".into(), may_be_silent: true });
+        let batches = Batches::of_worker(channel, Generation { hash: "hash".into(), may_be_silent: true }, 0);
         let call = |after: u64| {
             let mut message = Message::default();
             message.bytes(1, &[b'x'; 1000]);

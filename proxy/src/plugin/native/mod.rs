@@ -75,7 +75,7 @@ pub(crate) struct Native {
 enum Streams {
     /// The plugin does not take them.
     None,
-    /// All over one stream: the plugin works on one core only, where larger batches are cheaper, or bounds how many calls
+    /// All workers over one stream: the plugin works on one core only, where larger batches are cheaper, or bounds how many calls
     /// it works on at a time.
     One(Box<Batches>),
     /// A stream of each worker.
@@ -102,10 +102,14 @@ impl Native {
             .filter
             .as_ref()
             .map_or((false, true), |filter| (filter.batches, filter.one_stream || limit > 0));
-        let lines = Lines::open(first, connector, if batched && one { &[] } else { workers }).await;
-        let streams = match (batched, one) {
+        // What a single worker has for itself is one for all.
+        let shared = one && workers.len() > 1;
+        let lines = Lines::open(first, connector, if batched && shared { &[] } else { workers }).await;
+        let streams = match (batched, shared) {
             (false, _) => Streams::None,
-            (true, false) => Streams::Each(lines.map(|line| Batches::of_worker(line.clone(), generation.clone()))),
+            (true, false) => {
+                Streams::Each(lines.map(|line| Batches::of_worker(line.clone(), generation.clone(), limit)))
+            }
             (true, true) => Streams::One(Box::new(Batches::of_all(lines.first().clone(), generation.clone(), limit))),
         };
         let configure = ConfigureRequest { config: Some(config), hash: generation.hash.to_string() };
