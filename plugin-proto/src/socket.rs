@@ -214,6 +214,21 @@ mod tests {
         tokio::time::timeout(std::time::Duration::from_secs(60), all).await.unwrap();
     }
 
+    #[tokio::test]
+    async fn whoever_waits_to_read_does_so_beside_one_who_waits_to_write() {
+        let (ours, mut theirs) = pair();
+        let (mut reading, mut writing) = tokio::io::split(ours);
+        let read = tokio::spawn(async move { reading.read_u8().await });
+        // It waits from here on.
+        tokio::task::yield_now().await;
+        while let Some(written) = writing.write(&[b'x'; 9_000]).now_or_never() {
+            written.unwrap();
+        }
+        theirs.write_all(b"y").await.unwrap();
+        let read = tokio::time::timeout(std::time::Duration::from_secs(60), read).await;
+        assert_eq!(read.unwrap().unwrap().unwrap(), b'y');
+    }
+
     trait ReadWrite: AsyncRead + AsyncWrite + Send + Unpin {}
     impl<T: AsyncRead + AsyncWrite + Send + Unpin> ReadWrite for T {}
 
