@@ -243,7 +243,8 @@ async fn real(path: &Path) -> Option<PathBuf> {
     spawn_blocking(move || path.canonicalize()).await.ok()?.ok()
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// What a connection is, whatever is below it.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// What a run consists of, for as long as which it may be connected to.
@@ -370,8 +371,25 @@ impl Connector {
     /// As for the first one, within 2 s, or 12 s with AutoMTLS. [`ConnectError::OnlyOne`] where somebody else has started
     /// the plugin.
     pub async fn another(&self) -> Result<Channel, ConnectError> {
+        self.check_several()?;
+        self.channel(None).await
+    }
+
+    /// One more connection, for hosts that speak HTTP/2 over it themselves. Nothing has been sent over it, and nobody makes
+    /// it anew. Cancel safe, as [`Connector::another`] is.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Connector::another`], within the same time, and after the process has gone.
+    pub async fn stream(&self) -> Result<Box<dyn Stream>, ConnectError> {
+        self.check_several()?;
+        self.alive.check(&self.endpoint)?;
+        self.endpoint.open(self.secure.as_ref(), &self.alive).await
+    }
+
+    fn check_several(&self) -> Result<(), ConnectError> {
         match &self.alive {
-            Alive::Process { .. } => self.channel(None).await,
+            Alive::Process { .. } => Ok(()),
             Alive::Line { .. } => Err(ConnectError::OnlyOne(self.endpoint.to_string())),
         }
     }

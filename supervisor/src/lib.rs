@@ -80,7 +80,7 @@ mod sys;
 mod trust;
 
 pub use crate::calls::{Call, Calls, CallsHit};
-pub use crate::connect::{ConnectError, Connector, Endpoint, EndpointError};
+pub use crate::connect::{ConnectError, Connector, Endpoint, EndpointError, Stream};
 pub use crate::handshake::HandshakeFailure;
 pub use crate::init::stand_by_as_pid_1;
 pub use crate::inspect::Facts;

@@ -14,7 +14,6 @@ use serde_json::Value as Json;
 use tokio::runtime::Handle;
 use tonic::transport::Channel;
 
-use super::lines::Lines;
 use super::mosn::Mosn;
 use super::native::{Generation, Native};
 use super::record::Record;
@@ -85,7 +84,7 @@ impl Adapter for Contracts {
                 let attached = Native::attach((channel, connector, workers), self.roles, config, generation);
                 attached.await.map(Speaks::Native).map_err(AttachError::new)?
             }
-            Contract::Mosn => Speaks::Mosn(Mosn::new(Lines::open(channel, connector, workers).await)),
+            Contract::Mosn => Speaks::Mosn(Mosn::attach(channel, connector, workers).await),
         };
         Ok(Client { speaks, record: Record::default(), calls: instance.calls })
     }

@@ -9,6 +9,8 @@ mod mutation;
 mod native;
 mod pool;
 mod record;
+mod status;
+mod unary;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use palisade_plugin_proto::mosn::plugin_client::PluginClient;
+use http::Uri;
+use palisade_supervisor::Connector;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::lines::Lines;
-use super::{CallError, CertificateUpdate, Client, Needs, Speaks, Subject, Verdict};
+use super::unary::{Line, Rpc};
+use super::{CallError, CertificateUpdate, Client, Needs, Speaks, Subject, Verdict, lines};
+use crate::workers::PerWorker;
 
 /// How often certificates are asked for.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -27,15 +30,17 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Largest answer in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 
+static CALL: Rpc = Rpc::new(|| Uri::from_static("http://localhost/proto.Plugin/Call"));
+
 /// One serving instance.
 #[derive(Debug)]
 pub(crate) struct Mosn {
-    lines: Lines,
+    lines: PerWorker<Line>,
 }
 
 impl Mosn {
-    pub(super) fn new(lines: Lines) -> Self {
-        Self { lines }
+    pub(super) async fn attach(first: Channel, connector: &Connector, workers: &[Handle]) -> Self {
+        Self { lines: lines::open(Line::Shared(first), workers, || Line::open(connector.clone())).await }
     }
 
     pub(super) fn needs(&self) -> Needs {
@@ -56,25 +61,14 @@ impl Mosn {
         deadline: Instant,
     ) -> Result<impl Future<Output = Result<Verdict, CallError>> + Send + use<>, CallError> {
         let message = wire::request(&subject.request.headers, &subject.request.authority)?;
-        let mut plugin = client(self.lines.here());
-        // Boxed: it is large, and what it is a part of is moved.
-        Ok(Box::pin(async move {
-            let mut call = tonic::Request::new(message);
-            call.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            let answer = tokio::time::timeout_at(deadline, plugin.call(call)).await;
-            wire::verdict(answer.map_err(|_| CallError::Timeout)?)
-        }))
+        let answer = self.lines.here().call(&CALL, message, MAX_ANSWER, deadline);
+        Ok(async move { wire::verdict(answer.await?) })
     }
 
     async fn load(&self) -> Result<CertificateUpdate, CallError> {
-        let mut plugin = client(self.lines.first());
-        let answer = tokio::time::timeout(LOAD_TIMEOUT, plugin.call(wire::empty())).await;
-        wire::certificates(answer.map_err(|_| CallError::Timeout)?)
+        let deadline = Instant::now() + LOAD_TIMEOUT;
+        wire::certificates(self.lines.rest().call(&CALL, wire::empty(), MAX_ANSWER, deadline).await?)
     }
-}
-
-fn client(channel: &Channel) -> PluginClient<Channel> {
-    PluginClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER)
 }
 
 /// Certificates now and every [`REFRESH`]; ends with the first error.

@@ -1,18 +1,15 @@
 //! Between the proxy's types and MOSN's messages.
 
-use std::collections::HashMap;
-use std::error::Error;
-
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName};
-use palisade_plugin_proto::mosn::{Request, Response};
+use palisade_plugin_proto::mosn::Response;
+use prost::Message as _;
 use serde::Deserialize;
-use tonic::{Code, Status};
 
-use super::super::lines::is_unsent;
 use super::super::mutation::{self, HeaderOp};
-use super::super::{CallError, CertificateBundle, CertificateUpdate, Verdict, clip};
+use super::super::native::Message;
+use super::super::{CallError, CertificateBundle, CertificateUpdate, Verdict};
 use crate::http::headers::is_owned;
 use crate::respond::Reply;
 
@@ -22,42 +19,55 @@ const DENY: i32 = -1;
 /// Name of the one bundle that a loader has.
 const BUNDLE: &str = "mosn";
 
-pub(super) fn empty() -> Request {
-    Request::default()
+/// A call about nothing.
+pub(super) fn empty() -> Vec<u8> {
+    Vec::new()
 }
 
 /// A request in MOSN's words: one value for each header, names as Go writes them (`X-User`).
 ///
 /// Repeated fields are joined as RFC 9110 section 5.3 allows, so that none is hidden from the filter. A value that is
 /// not UTF-8 can't be written, and is refused rather than left out.
-pub(super) fn request(headers: &HeaderMap, authority: &str) -> Result<Request, CallError> {
-    let mut fields = HashMap::with_capacity(headers.keys_len() + 1);
-    for name in headers.keys() {
+pub(super) fn request(headers: &HeaderMap, authority: &str) -> Result<Vec<u8>, CallError> {
+    let mut message = Message::with_capacity(512);
+    // `Request.header`, of which each entry is a message of two fields.
+    let mut field = |name: &str, values: &mut dyn Iterator<Item = &str>, separator: &str| {
+        message.nested(1, |entry| {
+            entry.nested(1, |text| canonical(name).for_each(|byte| text.raw(&[byte])));
+            entry.nested(2, |text| {
+                for (place, value) in values.enumerate() {
+                    text.raw(if place > 0 { separator.as_bytes() } else { b"" });
+                    text.raw(value.as_bytes());
+                }
+            });
+        });
+    };
+    field("host", &mut [authority].into_iter(), "");
+    for name in headers.keys().filter(|name| *name != header::HOST) {
         let separator = if name == header::COOKIE { "; " } else { ", " };
-        let values: Result<Vec<&str>, _> =
-            headers.get_all(name).iter().map(|value| std::str::from_utf8(value.as_bytes())).collect();
-        let values = values.map_err(|_| {
-            CallError::Unrepresentable(format!("header {name} is not UTF-8, which MOSN's contract needs"))
-        })?;
-        fields.insert(canonical(name), values.join(separator));
+        let values = headers.get_all(name).iter().map(|value| std::str::from_utf8(value.as_bytes()));
+        let mut text = true;
+        field(name.as_str(), &mut values.map_while(|value| value.inspect_err(|_| text = false).ok()), separator);
+        if !text {
+            let why = format!("header {name} is not UTF-8, which MOSN's contract needs");
+            return Err(CallError::Unrepresentable(why));
+        }
     }
-    fields.insert("Host".to_owned(), authority.to_owned());
-    Ok(Request { header: fields, ..Request::default() })
+    Ok(message.into_bytes())
 }
 
 /// `x-user` as `X-User` (Go's `textproto.CanonicalMIMEHeaderKey`).
-fn canonical(name: &HeaderName) -> String {
+fn canonical(name: &str) -> impl Iterator<Item = u8> {
     let mut upper = true;
-    let letter = |character: char| {
-        let written = if upper { character.to_ascii_uppercase() } else { character };
-        upper = character == '-';
+    name.bytes().map(move |byte| {
+        let written = if upper { byte.to_ascii_uppercase() } else { byte };
+        upper = byte == b'-';
         written
-    };
-    name.as_str().chars().map(letter).collect()
+    })
 }
 
-pub(super) fn verdict(answer: Result<tonic::Response<Response>, Status>) -> Result<Verdict, CallError> {
-    let answer = answer.map_err(|status| call_error(&status))?.into_inner();
+pub(super) fn verdict(answer: Bytes) -> Result<Verdict, CallError> {
+    let answer = read(answer)?;
     if answer.status == DENY {
         return Ok(Verdict::Deny(Reply {
             status: StatusCode::FORBIDDEN,
@@ -86,8 +96,8 @@ struct Loaded {
     key_pem: String,
 }
 
-pub(super) fn certificates(answer: Result<tonic::Response<Response>, Status>) -> Result<CertificateUpdate, CallError> {
-    let answer = answer.map_err(|status| call_error(&status))?.into_inner();
+pub(super) fn certificates(answer: Bytes) -> Result<CertificateUpdate, CallError> {
+    let answer = read(answer)?;
     // The error's text could quote the key.
     let loaded: Loaded = serde_json::from_slice(&answer.body).map_err(|error| {
         CallError::Invalid(format!("the body is not JSON with cert_pem and key_pem ({:?})", error.classify()))
@@ -101,19 +111,8 @@ pub(super) fn certificates(answer: Result<tonic::Response<Response>, Status>) ->
     Ok(CertificateUpdate { bundles: vec![bundle], removed: Vec::new(), complete: true })
 }
 
-fn call_error(status: &Status) -> CallError {
-    match status.code() {
-        Code::DeadlineExceeded => CallError::Timeout,
-        _ if is_unsent(status) => CallError::Unsent(clip(status.message())),
-        Code::Unavailable => CallError::Lost(clip(status.message())),
-        // What tonic itself makes of a broken connection has a source; what came over the wire has none.
-        _ if status.source().is_some() => CallError::Lost(clip(status.message())),
-        // A server that was told the deadline says that it has passed.
-        Code::Cancelled => CallError::Timeout,
-        Code::ResourceExhausted => CallError::Overloaded,
-        Code::Unimplemented => CallError::Failed("it does not serve proto.Plugin".to_owned()),
-        code => CallError::Failed(format!("{code:?}: {}", clip(status.message()))),
-    }
+fn read(answer: Bytes) -> Result<Response, CallError> {
+    Response::decode(answer).map_err(|error| CallError::Invalid(error.to_string()))
 }
 
 #[cfg(test)]
@@ -121,11 +120,12 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use http::HeaderValue;
+    use palisade_plugin_proto::mosn::Request;
 
     use super::*;
 
     fn answer(response: Response) -> Result<Verdict, CallError> {
-        verdict(Ok(tonic::Response::new(response)))
+        verdict(response.encode_to_vec().into())
     }
 
     #[test]
@@ -134,10 +134,19 @@ mod tests {
         headers.append("x-user-id", HeaderValue::from_static("a"));
         headers.append("x-user-id", HeaderValue::from_static("b"));
         headers.append("user", HeaderValue::from_static("admin"));
-        let request = request(&headers, "h:1").unwrap();
+        headers.append("cookie", HeaderValue::from_static("a=1"));
+        headers.append("cookie", HeaderValue::from_static("b=2"));
+        headers.append("host", HeaderValue::from_static("other"));
+        headers.append("empty", HeaderValue::from_static(""));
+        let long = "x".repeat(300);
+        headers.append("long", HeaderValue::from_str(&long).unwrap());
+        let request = Request::decode(&*request(&headers, "h:1").unwrap()).unwrap();
         assert_eq!(request.header["X-User-Id"], "a, b");
         assert_eq!(request.header["User"], "admin");
         assert_eq!(request.header["Host"], "h:1");
+        assert_eq!((&*request.header["Cookie"], &*request.header["Empty"]), ("a=1; b=2", ""));
+        assert_eq!(request.header["Long"], long);
+        assert_eq!(request.header.len(), 6);
     }
 
     #[test]
@@ -154,13 +163,6 @@ mod tests {
         for allowed in [0, 1, 7] {
             assert!(matches!(status(allowed), Verdict::Allow { .. }), "{allowed}");
         }
-    }
-
-    #[test]
-    fn errors_are_one_line() {
-        let status = Status::unknown(format!("a\n2026 ERROR forged {}", "x".repeat(10_000)));
-        let Err(CallError::Failed(text)) = verdict(Err(status)) else { panic!("no failure") };
-        assert!(!text.contains('\n') && text.len() < 1000, "{text}");
     }
 
     #[test]

@@ -56,10 +56,14 @@ impl<T: Message + Answer + Default> Decoder for Incoming<T> {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
         // In one piece, and not copied for that.
-        let message = buffer.copy_to_bytes(buffer.remaining());
-        if !shape::is_modest::<T>(&message) {
-            return Err(Status::internal("an answer of too many fields"));
-        }
-        T::decode(message).map(Some).map_err(|error| Status::internal(error.to_string()))
+        read(buffer.copy_to_bytes(buffer.remaining())).map(Some).map_err(Status::internal)
+    }
+}
+
+/// A message, looked at before it is read. The error says what is wrong with it.
+pub(super) fn read<T: Message + Answer + Default>(message: Bytes) -> Result<T, String> {
+    match shape::is_modest::<T>(&message) {
+        true => T::decode(message).map_err(|error| error.to_string()),
+        false => Err("an answer of too many fields".to_owned()),
     }
 }

@@ -10,18 +10,18 @@ use crate::http::{Request, TlsFacts};
 
 /// A message under construction. Field numbers are those of plugin-proto/proto.
 #[derive(Debug, Default)]
-pub(super) struct Message(Vec<u8>);
+pub(in crate::plugin) struct Message(Vec<u8>);
 
 /// Wire types.
 const VARINT: u64 = 0;
 const LENGTH: u64 = 2;
 
 impl Message {
-    pub(super) fn with_capacity(capacity: usize) -> Self {
+    pub(in crate::plugin) fn with_capacity(capacity: usize) -> Self {
         Self(Vec::with_capacity(capacity))
     }
 
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    pub(in crate::plugin) fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 
@@ -67,8 +67,13 @@ impl Message {
         self.0.extend_from_slice(value);
     }
 
-    /// A message within this one.
-    pub(super) fn nested(&mut self, field: u64, write: impl FnOnce(&mut Self)) {
+    /// What stands in this one as it is.
+    pub(in crate::plugin) fn raw(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// A message within this one, or bytes that come in pieces.
+    pub(in crate::plugin) fn nested(&mut self, field: u64, write: impl FnOnce(&mut Self)) {
         self.tag(field, LENGTH);
         let at = self.0.len();
         // Most are shorter than 128 bytes.

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::Either;
 use futures_util::stream::BoxStream;
+use http::Uri;
 use palisade_plugin_proto::v1::lifecycle_client::LifecycleClient;
 use palisade_plugin_proto::v1::{
     self, CheckRequestResponse, CheckResponseResponse, ConfigureRequest, DescribeRequest, WatchCertificatesRequest,
@@ -32,12 +33,12 @@ use tonic::transport::Channel;
 
 use self::batches::{Batches, Kind, MAX_CALL};
 use self::codec::Encoded;
-use self::encode::Message;
+pub(in crate::plugin) use self::encode::Message;
 pub(in crate::plugin) use self::generation::Generation;
 use self::shape::Answer;
 use super::adapter::Roles;
-use super::lines::Lines;
-use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict, clip};
+use super::unary::{Line, Rpc};
+use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict, clip, lines};
 use crate::http::Request;
 use crate::workers::PerWorker;
 
@@ -50,8 +51,8 @@ const MAX_CERTIFICATES: usize = 16 << 20;
 /// Largest description, and list of problems in a configuration.
 const MAX_DESCRIPTION: usize = 256 << 10;
 
-const CHECK_REQUEST: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckRequest");
-const CHECK_RESPONSE: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckResponse");
+static CHECK_REQUEST: Rpc = Rpc::new(|| Uri::from_static("http://localhost/palisade.plugin.v1.Filter/CheckRequest"));
+static CHECK_RESPONSE: Rpc = Rpc::new(|| Uri::from_static("http://localhost/palisade.plugin.v1.Filter/CheckResponse"));
 const WATCH: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Certificates/Watch");
 
 #[cfg(feature = "bench")]
@@ -62,8 +63,11 @@ pub(super) fn encoded_size(subject: &Subject<'_>) -> usize {
 /// One serving instance.
 #[derive(Debug)]
 pub(crate) struct Native {
-    lines: Lines,
+    /// That which was checked first: for everything but requests.
+    first: Channel,
     streams: Streams,
+    /// For what does not go in batches.
+    lines: PerWorker<Line>,
     needs: Needs,
     generation: Generation,
     /// As many permits as the plugin takes calls at a time; `None`: no limit.
@@ -103,14 +107,20 @@ impl Native {
             .as_ref()
             .map_or((false, true), |filter| (filter.batches, filter.one_stream || limit > 0));
         // What a single worker has for itself is one for all.
-        let shared = one && workers.len() > 1;
-        let lines = Lines::open(first, connector, if batched && shared { &[] } else { workers }).await;
-        let streams = match (batched, shared) {
-            (false, _) => Streams::None,
+        let one = one && workers.len() > 1;
+        // A worker has one connection: of the kind that most of its calls go over.
+        let shared = Line::Shared(first.clone());
+        let (streams, lines) = match (batched, one) {
+            (false, _) => (Streams::None, lines::open(shared, workers, || Line::open(connector.clone())).await),
             (true, false) => {
-                Streams::Each(lines.map(|line| Batches::of_worker(line.clone(), generation.clone(), limit)))
+                let channels = lines::open(first.clone(), workers, || channel(connector.clone())).await;
+                let streams = channels.map(|channel| Batches::of_worker(channel.clone(), generation.clone(), limit));
+                (Streams::Each(streams), channels.map(|channel| Line::Shared(channel.clone())))
             }
-            (true, true) => Streams::One(Box::new(Batches::of_all(lines.first().clone(), generation.clone(), limit))),
+            (true, true) => {
+                let batches = Batches::of_all(first.clone(), generation.clone(), limit);
+                (Streams::One(Box::new(batches)), PerWorker::of(shared, Vec::new()))
+            }
         };
         let configure = ConfigureRequest { config: Some(config), hash: generation.hash.to_string() };
         let configured = lifecycle
@@ -129,7 +139,7 @@ impl Native {
             0 => None,
             calls => Some(Arc::new(Semaphore::new((calls as usize).min(Semaphore::MAX_PERMITS)))),
         };
-        Ok(Self { lines, streams, needs, generation, permits })
+        Ok(Self { first, streams, lines, needs, generation, permits })
     }
 
     pub(super) fn needs(&self) -> Needs {
@@ -150,7 +160,7 @@ impl Native {
                 }
             }),
             Err(message) => {
-                let answer = self.unary::<CheckRequestResponse>(CHECK_REQUEST, message, deadline);
+                let answer = self.unary::<CheckRequestResponse>(&CHECK_REQUEST, message, deadline);
                 let generation = self.generation.clone();
                 // Boxed: it is large, and rare.
                 Either::Right(Box::pin(async move {
@@ -177,7 +187,7 @@ impl Native {
                 }
             }),
             Err(message) => {
-                let answer = self.unary::<CheckResponseResponse>(CHECK_RESPONSE, message, deadline);
+                let answer = self.unary::<CheckResponseResponse>(&CHECK_RESPONSE, message, deadline);
                 let generation = self.generation.clone();
                 // Boxed: it is large, and rare.
                 Either::Right(Box::pin(async move {
@@ -206,24 +216,18 @@ impl Native {
     }
 
     /// Asks with a call of its own.
-    fn unary<A: Decoded + Answer + Default + 'static>(
+    fn unary<A: Decoded + Answer + Default>(
         &self,
-        path: PathAndQuery,
+        rpc: &'static Rpc,
         mut message: Message,
         deadline: Instant,
     ) -> impl Future<Output = Result<A, CallError>> + Send + use<A> {
         encode::add_config_hash(&mut message, &self.generation.hash);
-        let mut filter = Grpc::new(self.lines.here().clone()).max_decoding_message_size(MAX_ANSWER);
+        let call = self.lines.here().call(rpc, message.into_bytes(), MAX_ANSWER, deadline);
         let permits = self.permits.clone();
         async move {
             let _permit = permit(permits, deadline).await?;
-            let call = async {
-                filter.ready().await.map_err(|error| CallError::Unsent(chain(&error)))?;
-                let request = wire::timed(Bytes::from(message.into_bytes()), deadline);
-                let answer = filter.unary(request, path, Encoded::<A>::default()).await;
-                Ok(answer.map_err(|status| wire::call_error(&status))?.into_inner())
-            };
-            tokio::time::timeout_at(deadline, call).await.unwrap_or(Err(CallError::Timeout))
+            codec::read(call.await?).map_err(CallError::Invalid)
         }
     }
 
@@ -233,7 +237,7 @@ impl Native {
     ) -> Result<BoxStream<'static, Result<CertificateUpdate, CallError>>, CallError> {
         let context = v1::CallContext { config_hash: self.generation.hash.to_string(), ..v1::CallContext::default() };
         let request = WatchCertificatesRequest { context: Some(context), names: names.to_vec() };
-        let mut certificates = Grpc::new(self.lines.first().clone()).max_decoding_message_size(MAX_CERTIFICATES);
+        let mut certificates = Grpc::new(self.first.clone()).max_decoding_message_size(MAX_CERTIFICATES);
         certificates.ready().await.map_err(|error| CallError::Lost(chain(&error)))?;
         let request = tonic::Request::new(Bytes::from(request.encode_to_vec()));
         let codec = Encoded::<WatchCertificatesResponse>::default();
@@ -245,6 +249,11 @@ impl Native {
         });
         Ok(updates.boxed())
     }
+}
+
+/// A connection for batches; the error is for a log line.
+async fn channel(connector: Connector) -> Result<Channel, String> {
+    connector.another().await.map_err(|error| chain(&error))
 }
 
 /// Waits for the plugin to have room for a call.

@@ -1,32 +1,21 @@
 //! Between the proxy's types and the messages of `palisade.plugin.v1`. Everything that comes from a plugin is checked
 //! here, whole, before any of it is used.
 
-use std::error::Error;
-
 use http::StatusCode;
 use palisade_plugin_proto::v1::{
     self, CheckRequestResponse, CheckResponseResponse, ConfigureResponse, Contract, DescribeResponse, FilterNeeds,
     HeaderMutation, RequestPart, WatchCertificatesResponse, check_request_response, check_response_response,
 };
-use palisade_supervisor::chain;
-use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::super::adapter::Roles;
-use super::super::lines::is_unsent;
 use super::super::mutation::{self, HeaderOp};
+pub(super) use super::super::status::{call_error, status_text};
 use super::super::{CallError, CertificateBundle, CertificateUpdate, Needs, ResponseVerdict, Verdict, clip};
 use crate::respond::Reply;
 
 /// Largest body of a reply.
 const MAX_REPLY: usize = 1 << 20;
-
-/// A call whose plugin learns how long it has.
-pub(super) fn timed<T>(message: T, deadline: Instant) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-    request
-}
 
 /// Checks that a plugin serves what the configuration uses it for.
 pub(super) fn check_contracts(description: &DescribeResponse, roles: Roles) -> Result<(), String> {
@@ -197,31 +186,6 @@ pub(super) fn certificates(update: WatchCertificatesResponse) -> Result<Certific
 /// An answer to another call than the one that was made.
 pub(super) fn other_kind() -> CallError {
     CallError::Invalid("the answer is not of the kind that was asked for".to_owned())
-}
-
-/// Whose fault an error of a call is.
-pub(super) fn call_error(status: &Status) -> CallError {
-    // What tonic itself makes of a broken connection has a source; what came over the wire has none.
-    if status.source().is_some() {
-        return match status.code() {
-            Code::DeadlineExceeded => CallError::Timeout,
-            _ if is_unsent(status) => CallError::Unsent(clip(&chain(status))),
-            _ => CallError::Lost(clip(&chain(status))),
-        };
-    }
-    match status.code() {
-        // tonic's server says that the deadline which it was told has passed.
-        Code::DeadlineExceeded | Code::Cancelled => CallError::Timeout,
-        // go-plugin's way to say that it is on its way out.
-        Code::Unavailable => CallError::Lost(status_text(status)),
-        Code::ResourceExhausted => CallError::Overloaded,
-        _ => CallError::Failed(status_text(status)),
-    }
-}
-
-/// Code and message of a status, fit for a log line.
-pub(super) fn status_text(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), clip(status.message()))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@
 //! | `serve-bare` | the same without health, controller and certificates, and deaf to SIGTERM after `ignore-term`; batches as `batches.rs` says |
 //! | `refuse-config:TEXT` | `serve-bare` that refuses its configuration |
 //! | `serve-mosn` | serves MOSN's contract on TCP, without anything else |
+//! | `serve-frames` | the same on a unix socket, with answers that may be no gRPC, see `frames.rs` |
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a fake for tests")]
 
@@ -31,6 +32,7 @@ mod batches;
 mod certificates;
 mod escape;
 mod filter;
+mod frames;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -105,6 +107,7 @@ async fn main() -> ExitCode {
             "serve-at" => bare::serve_at(needs, value).await,
             "refuse-config" => bare::serve(needs, Some(value.to_owned())).await,
             "serve-mosn" => bare::serve_mosn().await,
+            "serve-frames" => frames::serve().await,
             other => panic!("no such action: {other:?}"),
         }
     }

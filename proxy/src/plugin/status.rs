@@ -1,0 +1,57 @@
+//! What the errors of gRPC mean for a call.
+
+use std::error::Error;
+
+use palisade_supervisor::{ConnectError, chain};
+use tonic::{Code, Status};
+
+use super::{CallError, clip};
+
+/// Whose fault an error of a call is.
+pub(super) fn call_error(status: &Status) -> CallError {
+    // What tonic itself makes of a broken connection has a source; what came over the wire has none.
+    if status.source().is_some() {
+        return match status.code() {
+            Code::DeadlineExceeded => CallError::Timeout,
+            _ if is_unsent(status) => CallError::Unsent(clip(&chain(status))),
+            _ => CallError::Lost(clip(&chain(status))),
+        };
+    }
+    match status.code() {
+        // tonic's server says that the deadline which it was told has passed.
+        Code::DeadlineExceeded | Code::Cancelled => CallError::Timeout,
+        // go-plugin's way to say that it is on its way out.
+        Code::Unavailable => CallError::Lost(status_text(status)),
+        Code::ResourceExhausted => CallError::Overloaded,
+        _ => CallError::Failed(status_text(status)),
+    }
+}
+
+/// Code and message of a status, fit for a log line.
+pub(super) fn status_text(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), clip(status.message()))
+}
+
+/// Whether a call came to nothing for want of a connection.
+fn is_unsent(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line() {
+        let status = Status::unknown(format!("a\n2026 ERROR forged {}", "x".repeat(10_000)));
+        let CallError::Failed(text) = call_error(&status) else { panic!("no failure") };
+        assert!(!text.contains('\n') && text.len() < 1000, "{text}");
+    }
+}

@@ -1,0 +1,308 @@
+//! Calls that are made by themselves, each a request of its own: for plugins that take no batches.
+//!
+//! A worker has a connection for itself, and speaks HTTP/2 over it without anything between: what layers in general use
+//! do for a call costs more than the call. A connection that takes no more calls, because it broke, the plugin said
+//! GOAWAY or ran out of streams, is made anew by whoever calls next: one attempt at a time, for all that wait, and with
+//! everything that is checked of the first one.
+//!
+//! A plugin to which there is only one connection is called over that one, which is its supervisor's.
+
+mod answer;
+
+use std::error::Error;
+use std::io::Cursor;
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::buf::Chain;
+use bytes::{Buf, Bytes};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, poll_fn};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{CONTENT_TYPE, TE, USER_AGENT};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http_body::{Body, Frame};
+use http_body_util::Full;
+use palisade_supervisor::{ConnectError, Connector, Stream, chain};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Status;
+use tonic::transport::Channel;
+use tower::{Service, ServiceExt};
+
+use super::lines::PATIENCE;
+use super::status::call_error;
+use super::{CallError, clip};
+
+/// What the plugin may send before it is read: as hyper's default, with which every answer of a call has room.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 5 << 20;
+
+/// Largest headers and trailers of an answer together, in bytes as HTTP/2 counts them.
+const MAX_HEADERS: u32 = 16 << 10;
+
+/// Calls at a time before the plugin has said how many it takes.
+const FIRST_CALLS: usize = 100;
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// What is called.
+#[derive(Debug)]
+pub(super) struct Rpc(LazyLock<Uri>);
+
+impl Rpc {
+    /// `uri`: `http://localhost/SERVICE/METHOD`. The authority is never resolved; servers see it in `:authority`.
+    pub(super) const fn new(uri: fn() -> Uri) -> Self {
+        Self(LazyLock::new(uri))
+    }
+
+    fn service(&self) -> &str {
+        self.0.path().split('/').nth(1).unwrap_or_default()
+    }
+}
+
+/// A connection for calls. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) enum Line {
+    /// For these calls alone.
+    Own(Arc<Own>),
+    /// One that has other users.
+    Shared(Channel),
+}
+
+impl Line {
+    /// Connects. The runtime in which this is called works for it. Cancel safe. The error is for a log line.
+    pub(super) async fn open(connector: Connector) -> Result<Self, Arc<str>> {
+        let dial = move || {
+            let connector = connector.clone();
+            async move { connector.stream().await }.boxed()
+        };
+        Own::open(Box::new(dial)).await.map(|own| Self::Own(Arc::new(own)))
+    }
+
+    /// Asks, and gives the one message of the answer, of at most `most` bytes.
+    pub(super) fn call(
+        &self,
+        rpc: &'static Rpc,
+        message: Vec<u8>,
+        most: usize,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Bytes, CallError>> + Send + use<> {
+        let line = self.clone();
+        async move {
+            let answer = async {
+                match &line {
+                    Self::Own(own) => own.call(rpc, message.into(), most, deadline).await,
+                    // Boxed: it is large, and rare.
+                    Self::Shared(channel) => {
+                        Box::pin(shared(channel.clone(), rpc, message.into(), most, deadline)).await
+                    }
+                }
+            };
+            tokio::time::timeout_at(deadline, answer).await.unwrap_or(Err(CallError::Timeout))
+        }
+    }
+}
+
+/// What is sent for a message: whether it is compressed, how long it is, and itself.
+type Payload = Chain<Cursor<[u8; 5]>, Bytes>;
+
+fn payload(message: Bytes) -> Result<Payload, CallError> {
+    let length = u32::try_from(message.len());
+    let length = length.map_err(|_| CallError::Unrepresentable("a message of more than 4 GiB".to_owned()))?;
+    let mut prefix = [0; 5];
+    prefix[1..].copy_from_slice(&length.to_be_bytes());
+    Ok(Cursor::new(prefix).chain(message))
+}
+
+fn request(rpc: &Rpc, deadline: Instant) -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    request.uri_mut().clone_from(&rpc.0);
+    let headers = request.headers_mut();
+    headers.reserve(4);
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("palisade/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(GRPC_TIMEOUT, timeout(deadline));
+    request
+}
+
+/// How long the plugin has, as gRPC writes it: at most eight digits and a unit.
+fn timeout(deadline: Instant) -> HeaderValue {
+    const MOST: u128 = 99_999_999;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let text = match left.as_micros() {
+        micros @ 0..=MOST => format!("{micros}u"),
+        _ => format!("{}m", left.as_millis().min(MOST)),
+    };
+    let mut value = HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("0u"));
+    // No two are the same: they would only push what is worth it out of the table of header compression.
+    value.set_sensitive(true);
+    value
+}
+
+/// Makes a connection.
+type Dial = Box<dyn Fn() -> BoxFuture<'static, Result<Box<dyn Stream>, ConnectError>> + Send + Sync>;
+
+/// An attempt to connect, that all wait for together; and what has come of it.
+type Attempt = Shared<BoxFuture<'static, Result<Arc<Open>, Arc<str>>>>;
+
+/// A connection of its own, made anew when it takes no more calls.
+pub(super) struct Own {
+    dial: Dial,
+    last: Mutex<Attempt>,
+}
+
+impl std::fmt::Debug for Own {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Own").finish_non_exhaustive()
+    }
+}
+
+impl Own {
+    /// The error is for a log line.
+    async fn open(dial: Dial) -> Result<Self, Arc<str>> {
+        let first = attempt(&dial);
+        first.clone().await?;
+        Ok(Self { dial, last: Mutex::new(first) })
+    }
+
+    async fn call(&self, rpc: &Rpc, message: Bytes, most: usize, deadline: Instant) -> Result<Bytes, CallError> {
+        let payload = payload(message)?;
+        let open = match self.connection() {
+            Ok(open) => open,
+            Err(attempt) => attempt.await.map_err(|why| CallError::Unsent(why.to_string()))?,
+        };
+        let sent = open.send(request(rpc, deadline)).await;
+        let (answer, mut body) = sent.map_err(|error| CallError::Unsent(clip(&error.to_string())))?;
+        body.send_data(payload, true).map_err(|error| unanswered(&error))?;
+        let answer = answer.await.map_err(|error| unanswered(&error))?;
+        answer::read(answer.map(Incoming), most, rpc.service(), |error| lost(&error)).await
+    }
+
+    /// The connection, if there is one that takes calls; else the attempt to make one.
+    fn connection(&self) -> Result<Arc<Open>, Attempt> {
+        // Nothing in here can panic half-way.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match last.clone().now_or_never() {
+            Some(Ok(open)) if open.takes_calls() => return Ok(open),
+            Some(Ok(_) | Err(_)) => *last = attempt(&self.dial),
+            None => {}
+        }
+        Err(last.clone())
+    }
+}
+
+/// Connects, whether or not who asks for it stays: a handshake may take longer than a call.
+fn attempt(dial: &Dial) -> Attempt {
+    let dialled = dial();
+    let opened = tokio::spawn(async move { Open::over(dialled.await?).await });
+    let opened = AbortOnDropHandle::new(opened);
+    async move {
+        match opened.await {
+            Ok(Ok(open)) => Ok(Arc::new(open)),
+            Ok(Err(error)) => Err(clip(&chain(&*error)).into()),
+            Err(error) => Err(error.to_string().into()),
+        }
+    }
+    .boxed()
+    .shared()
+}
+
+/// A connection. It is there for as long as somebody has it, and then not even half.
+struct Open {
+    /// Whose turn it is waits here until the plugin takes one more call. What would wait in h2 is sent in the end, even if
+    /// nobody waits for its answer any more.
+    turn: tokio::sync::Mutex<SendRequest<Payload>>,
+    state: SendRequest<Payload>,
+    _driver: AbortOnDropHandle<()>,
+}
+
+impl Open {
+    async fn over(stream: Box<dyn Stream>) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let handshake = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADERS)
+            .initial_max_send_streams(FIRST_CALLS)
+            .enable_push(false)
+            .handshake(stream);
+        // Nothing is waited for but room for a few bytes.
+        let (send, connection) = tokio::time::timeout(PATIENCE, handshake).await??;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                let error = clip(&error.to_string());
+                tracing::debug!(target: "palisade::plugin", error, "a connection for calls ended");
+            }
+        });
+        Ok(Self { turn: send.clone().into(), state: send, _driver: AbortOnDropHandle::new(driver) })
+    }
+
+    /// Sends a call's head, when its turn has come. Cancel safe.
+    async fn send(&self, request: Request<()>) -> Result<(ResponseFuture, SendStream<Payload>), h2::Error> {
+        let mut turn = self.turn.lock().await;
+        poll_fn(|cx| turn.poll_ready(cx)).await?;
+        turn.send_request(request, false)
+    }
+
+    /// Whether the next call can be sent: there was neither an end nor a GOAWAY, and there are numbers left for streams.
+    fn takes_calls(&self) -> bool {
+        let ready = self.state.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Ok(())))
+    }
+}
+
+/// A call that ended before anything of its answer was there.
+fn unanswered(error: &h2::Error) -> CallError {
+    // What the plugin says it has not looked at. If that is a lie, the verdict that counts is its own all the same.
+    let refused = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
+    match error.is_remote() && refused {
+        true => CallError::Unsent(clip(&error.to_string())),
+        false => lost(error),
+    }
+}
+
+fn lost(error: &h2::Error) -> CallError {
+    CallError::Lost(clip(&error.to_string()))
+}
+
+/// The body of an answer. What is read makes room for more.
+struct Incoming(RecvStream);
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if let Some(data) = ready!(self.0.poll_data(cx)) {
+            let data = data?;
+            self.0.flow_control().release_capacity(data.len())?;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let trailers = ready!(self.0.poll_trailers(cx))?;
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}
+
+/// Asks over a connection of tonic's.
+async fn shared(
+    mut channel: Channel,
+    rpc: &Rpc,
+    message: Bytes,
+    most: usize,
+    deadline: Instant,
+) -> Result<Bytes, CallError> {
+    let mut payload = payload(message)?;
+    let body = tonic::body::Body::new(Full::new(payload.copy_to_bytes(payload.remaining())));
+    let ready = channel.ready().await.map_err(|error| CallError::Unsent(clip(&chain(&error))))?;
+    let answer = ready.call(request(rpc, deadline).map(|()| body)).await;
+    let answer = answer.map_err(|error| call_error(&Status::from_error(Box::new(error))))?;
+    answer::read(answer, most, rpc.service(), |status| call_error(&status)).await
+}
+
+#[cfg(test)]
+mod tests;
