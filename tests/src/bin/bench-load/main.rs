@@ -1,5 +1,4 @@
-//! Loads that neither wrk nor h2load can make, for the benchmark. Blocking threads, so that what is measured is waited
-//! for by nobody else.
+//! Loads that neither wrk nor h2load can make, for the benchmark.
 //!
 //! ```text
 //! bench-load full|resumed PORT CERTIFICATE CONNECTIONS SECONDS    # TLS 1.3 handshakes, and nothing more
@@ -32,14 +31,14 @@ fn main() {
     let (tallies, took) = match words.as_slice() {
         [kind @ ("full" | "resumed"), port, certificate, connections, seconds] => {
             let load = handshakes::Load::new(*kind == "resumed", number(port), certificate.as_ref());
-            together(number(connections), seconds, |_, _, end| load.run(end))
+            together(number(connections), seconds, |_, end| load.run(end))
         }
         ["rate", port, path, user, status, connections, seconds, rate] => {
             let head = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nuser: {user}\r\n\r\n");
             let load = rate::Load { port: number(port), head, status: (*status).to_owned() };
             let (connections, rate): (u32, f64) = (number(connections), rate.parse().unwrap());
             let each = Duration::from_secs_f64(f64::from(connections) / rate);
-            together(connections, seconds, |index, start, end| load.run(start + each * index / connections, each, end))
+            together(1, seconds, |start, end| load.run(connections, start, each, end))
         }
         _ => panic!("see the comment at the top of bench-load"),
     };
@@ -51,19 +50,14 @@ fn number<N: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> N {
 }
 
 /// Runs `work` in as many threads, which all begin and end at the same instants.
-fn together(count: u32, seconds: &str, work: impl Fn(u32, Instant, Instant) -> Tally + Sync) -> (Vec<Tally>, Duration) {
+fn together(count: u32, seconds: &str, work: impl Fn(Instant, Instant) -> Tally + Sync) -> (Vec<Tally>, Duration) {
     // How late a sleeping thread may be woken, in nanoseconds; 50 us if nobody says otherwise. Threads inherit it.
     std::fs::write("/proc/self/timerslack_ns", "1000").unwrap();
     // Time to get all threads going.
     let start = Instant::now() + Duration::from_millis(20);
     let end = start + Duration::from_secs_f64(number(seconds));
     let tallies = thread::scope(|scope| {
-        let threads: Vec<_> = (0..count)
-            .map(|index| {
-                let work = &work;
-                scope.spawn(move || work(index, start, end))
-            })
-            .collect();
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(|| work(start, end))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     (tallies, start.elapsed())
