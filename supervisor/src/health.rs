@@ -11,6 +11,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::answers::answers;
 use crate::connect::Progress;
 use crate::logs::escape_text;
 use crate::spec::HealthPolicy;
@@ -37,7 +38,7 @@ pub(crate) enum Health {
 /// One check. Cancel safe.
 pub(crate) async fn check(channel: Channel, policy: &HealthPolicy) -> Health {
     let request = HealthCheckRequest { service: policy.service.clone() };
-    let mut client = HealthClient::new(channel);
+    let mut client = HealthClient::new(answers(channel));
     let Ok(answer) = timeout(policy.timeout, client.check(request)).await else {
         return Health::Missed(format!("no answer within {:?}", policy.timeout));
     };

@@ -42,6 +42,8 @@
 #![deny(unsafe_code)]
 
 #[forbid(unsafe_code)]
+mod answers;
+#[forbid(unsafe_code)]
 mod calls;
 #[forbid(unsafe_code)]
 mod connect;
@@ -79,6 +81,7 @@ mod sys;
 #[forbid(unsafe_code)]
 mod trust;
 
+pub use crate::answers::{Answers, answers};
 pub use crate::calls::{Call, Calls, CallsHit};
 pub use crate::connect::{ConnectError, Connector, Endpoint, EndpointError, Stream};
 pub use crate::handshake::HandshakeFailure;

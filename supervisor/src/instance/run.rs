@@ -23,6 +23,7 @@ use tracing::debug;
 
 use super::peer::{Ended, Peer};
 use super::{Adapter, InstanceInfo};
+use crate::answers::answers;
 use crate::calls::{Calls, CallsHit};
 use crate::connect::{Alive, Connector, Progress, await_listener};
 use crate::handshake::{self, Accepted, HandshakeFailure, Heard};
@@ -473,7 +474,7 @@ async fn prepare<A: Adapter>(
 /// Data is sent once, so this is called once for each process.
 async fn read_remote(channel: Channel, mut out: Sink, mut err: Sink) {
     // UNIMPLEMENTED or UNAVAILABLE: it has none, and prints to its own stdout and stderr.
-    let Ok(answer) = GrpcStdioClient::new(channel).stream_stdio(()).await else { return };
+    let Ok(answer) = GrpcStdioClient::new(answers(channel)).stream_stdio(()).await else { return };
     let mut stream = answer.into_inner();
     while let Ok(Some(StdioData { channel, data })) = stream.message().await {
         match StdioChannel::try_from(channel) {
@@ -486,7 +487,7 @@ async fn read_remote(channel: Channel, mut out: Sink, mut err: Sink) {
 /// The host's side of go-plugin's broker, by which a plugin announces further services of its own. Nothing here calls
 /// them, but a plugin's `Accept` blocks until somebody takes its announcement. The host announces none.
 async fn take_announcements(channel: Channel) {
-    let mut broker = GrpcBrokerClient::new(channel).max_decoding_message_size(MAX_ANNOUNCEMENT);
+    let mut broker = GrpcBrokerClient::new(answers(channel)).max_decoding_message_size(MAX_ANNOUNCEMENT);
     // UNIMPLEMENTED: it has none.
     let Ok(answer) = broker.start_stream(tokio_stream::pending()).await else { return };
     let mut announced = answer.into_inner();
@@ -498,7 +499,7 @@ async fn take_announcements(channel: Channel) {
 /// Whether the plugin takes the request to end. The lifecycle's deadline ends the wait.
 async fn shutdown_taken(channel: Option<Channel>) -> bool {
     let Some(channel) = channel else { return false };
-    match GrpcControllerClient::new(channel).shutdown(Empty {}).await {
+    match GrpcControllerClient::new(answers(channel)).shutdown(Empty {}).await {
         Ok(_) => true,
         // Go plugins drop the connection while they answer.
         Err(status) => dropped_connection(&status),

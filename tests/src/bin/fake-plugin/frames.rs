@@ -38,7 +38,8 @@ async fn connection(stream: UnixStream) {
                 let Some(Ok((request, to))) = accepted else { return };
                 match request.uri().path() {
                     "/proto.Plugin/Call" => drop(tokio::spawn(call(request.into_body(), to, Arc::clone(&end)))),
-                    _ => fail(to, &[("grpc-status", "12")]),
+                    // Not base64.
+                    _ => fail(to, &[("grpc-status", "12"), ("grpc-status-details-bin", "!")]),
                 }
             }
             () = end.goaway.notified() => connection.abrupt_shutdown(Reason::NO_ERROR),
