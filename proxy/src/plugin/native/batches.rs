@@ -1,6 +1,6 @@
 //! Calls to one instance, gathered into batches on one stream that stays open (`Filter.CheckBatches`).
 //!
-//! A call is sent at once while fewer than [`UNTAKEN`] batches wait for the plugin; those that come meanwhile make the
+//! A call is sent at once while few batches wait for the plugin, see [`Bounds`]; those that come meanwhile make the
 //! next batch. So a single call never waits for company, and batches grow with the load by themselves.
 //!
 //! Everything that the plugin says is checked against what it was asked. An answer to a call that is not open is no
@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use futures_util::Stream;
 use palisade_plugin_proto::v1::{CheckAnswer, CheckBatchAnswer, check_answer};
+use palisade_supervisor::Answers;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -29,10 +30,6 @@ use super::codec::Encoded;
 use super::encode::Message;
 use super::generation::Generation;
 use super::wire;
-
-/// Batches on their way that the plugin has not taken on: one that it works on, and one that is there when it has done
-/// so. With more, batches would stay small, and cost a slow plugin more than they save.
-const UNTAKEN: u32 = 2;
 
 /// A batch is full with this many calls, or this many bytes.
 const MOST_CALLS: usize = 256;
@@ -59,10 +56,32 @@ pub(super) enum Kind {
     Response = 4,
 }
 
+/// What a stream may have under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Calls that the plugin works on at a time.
+    calls: usize,
+    /// Batches on their way that the plugin has not taken on. With more than two, they would stay small, and cost a slow
+    /// plugin more than they save.
+    batches: u32,
+}
+
+impl Bounds {
+    /// `calls`: how many the plugin works on at a time; 0: as many as there are. `on_one_core`: whether a message costs it
+    /// so much that it is better off waiting for a larger one than with one that is there when it has done its work.
+    pub(super) fn new(calls: u32, on_one_core: bool) -> Self {
+        let calls = match calls {
+            0 => usize::MAX,
+            calls => calls as usize,
+        };
+        Self { calls, batches: if on_one_core { 1 } else { 2 } }
+    }
+}
+
 /// The stream to one instance, opened by the first call and again after it broke.
 #[derive(Debug)]
 pub(super) struct Batches {
-    grpc: Grpc<Channel>,
+    grpc: Grpc<Answers>,
     shared: Arc<Shared>,
     reader: Mutex<Option<AbortOnDropHandle<()>>>,
     /// That takes answers in; the caller's own where there is none.
@@ -72,8 +91,7 @@ pub(super) struct Batches {
 #[derive(Debug)]
 struct Shared {
     generation: Generation,
-    /// Calls that the plugin works on at a time.
-    limit: usize,
+    bounds: Bounds,
     state: Mutex<State>,
 }
 
@@ -132,25 +150,20 @@ impl Shared {
 }
 
 impl Batches {
-    /// For one worker, whose runtime takes the answers in. `limit`: how many calls the plugin works on at a time; 0: as
-    /// many as there are.
-    pub(super) fn of_worker(channel: Channel, generation: Generation, limit: u32) -> Self {
-        Self::new(channel, generation, limit, None)
+    /// For one worker, whose runtime takes the answers in.
+    pub(super) fn of_worker(channel: Channel, generation: Generation, bounds: Bounds) -> Self {
+        Self::new(channel, generation, bounds, None)
     }
 
     /// For all workers: this runtime takes the answers in, so that none waits for a worker that stands still.
-    pub(super) fn of_all(channel: Channel, generation: Generation, limit: u32) -> Self {
-        Self::new(channel, generation, limit, Some(Handle::current()))
+    pub(super) fn of_all(channel: Channel, generation: Generation, bounds: Bounds) -> Self {
+        Self::new(channel, generation, bounds, Some(Handle::current()))
     }
 
-    fn new(channel: Channel, generation: Generation, limit: u32, runtime: Option<Handle>) -> Self {
-        let limit = match limit {
-            0 => usize::MAX,
-            limit => limit as usize,
-        };
+    fn new(channel: Channel, generation: Generation, bounds: Bounds, runtime: Option<Handle>) -> Self {
         Self {
-            grpc: Grpc::new(channel).max_decoding_message_size(MAX_ANSWERS),
-            shared: Arc::new(Shared { generation, limit, state: Mutex::default() }),
+            grpc: Grpc::new(palisade_supervisor::answers(channel)).max_decoding_message_size(MAX_ANSWERS),
+            shared: Arc::new(Shared { generation, bounds, state: Mutex::default() }),
             reader: Mutex::new(None),
             runtime,
         }
@@ -196,7 +209,7 @@ impl Batches {
             };
             *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(reader));
         }
-        let sender = if state.may_send(self.shared.limit) { state.sender.take() } else { None };
+        let sender = if state.may_send(self.shared.bounds) { state.sender.take() } else { None };
         drop(state);
         if let Some(sender) = sender {
             sender.wake();
@@ -242,20 +255,20 @@ impl State {
         }
     }
 
-    fn may_send(&self, limit: usize) -> bool {
-        self.untaken < UNTAKEN && self.sent < limit && !self.pending.is_empty()
+    fn may_send(&self, bounds: Bounds) -> bool {
+        self.untaken < bounds.batches && self.sent < bounds.calls && !self.pending.is_empty()
     }
 
     /// The next batch, if one may be sent.
     fn batch(&mut self, shared: &Shared) -> Option<Bytes> {
-        if !self.may_send(shared.limit) {
+        if !self.may_send(shared.bounds) {
             return None;
         }
         let mut batch = Message::with_capacity(1024);
         batch.bytes(1, shared.generation.hash.as_bytes());
         let now = Instant::now();
         let mut calls = 0;
-        while calls < MOST_CALLS && self.sent < shared.limit && batch.len() < MOST_BYTES {
+        while calls < MOST_CALLS && self.sent < shared.bounds.calls && batch.len() < MOST_BYTES {
             let Some(pending) = self.pending.pop_front() else { break };
             let Some(slot) = self.slot(pending.id) else { continue };
             slot.sent = true;
@@ -336,7 +349,7 @@ impl Open {
     fn is_held_back(&self) -> bool {
         let mut state = self.shared.state();
         let sent = state.slot(self.id).is_none_or(|slot| slot.sent);
-        !sent && state.sent >= self.shared.limit
+        !sent && state.sent >= self.shared.bounds.calls
     }
 }
 
@@ -385,7 +398,7 @@ impl Stream for Outgoing {
 }
 
 /// The receiving half. The response's head may come only with the first answer, so nothing waits for it.
-async fn read(mut grpc: Grpc<Channel>, shared: Arc<Shared>, outgoing: Outgoing, stream: u64) {
+async fn read(mut grpc: Grpc<Answers>, shared: Arc<Shared>, outgoing: Outgoing, stream: u64) {
     let error = match answers(&mut grpc, &shared, outgoing, stream).await {
         Ok(()) => CallError::Lost("the plugin ended the stream".to_owned()),
         Err(error) => error,
@@ -398,7 +411,7 @@ async fn read(mut grpc: Grpc<Channel>, shared: Arc<Shared>, outgoing: Outgoing, 
 }
 
 /// Takes answers in until the stream ends.
-async fn answers(grpc: &mut Grpc<Channel>, shared: &Shared, outgoing: Outgoing, stream: u64) -> Result<(), CallError> {
+async fn answers(grpc: &mut Grpc<Answers>, shared: &Shared, outgoing: Outgoing, stream: u64) -> Result<(), CallError> {
     let failed = |status: Status| wire::call_error(&status);
     grpc.ready().await.map_err(|error| CallError::Lost(palisade_supervisor::chain(&error)))?;
     let request = tonic::Request::new(outgoing);
@@ -418,7 +431,7 @@ async fn answers(grpc: &mut Grpc<Channel>, shared: &Shared, outgoing: Outgoing, 
         for answer in message.answers {
             state.answer(answer).map_err(CallError::Invalid)?;
         }
-        let sender = if state.may_send(shared.limit) { state.sender.take() } else { None };
+        let sender = if state.may_send(shared.bounds) { state.sender.take() } else { None };
         drop(state);
         if let Some(sender) = sender {
             sender.wake();
@@ -448,7 +461,8 @@ mod tests {
     async fn calls_that_are_never_taken_do_not_pile_up() {
         let nobody = tower::service_fn(|_| std::future::pending::<Result<TokioIo<DuplexStream>, std::io::Error>>());
         let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(nobody);
-        let batches = Batches::of_worker(channel, Generation { hash: "hash".into(), may_be_silent: true }, 0);
+        let batches =
+            Batches::of_worker(channel, Generation { hash: "hash".into(), may_be_silent: true }, Bounds::new(0, false));
         let call = |after: u64| {
             let mut message = Message::default();
             message.bytes(1, &[b'x'; 1000]);

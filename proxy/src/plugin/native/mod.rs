@@ -22,7 +22,7 @@ use palisade_plugin_proto::v1::{
     self, CheckRequestResponse, CheckResponseResponse, ConfigureRequest, DescribeRequest, WatchCertificatesRequest,
     WatchCertificatesResponse, check_answer,
 };
-use palisade_supervisor::{Connector, chain};
+use palisade_supervisor::{Connector, answers, chain};
 use prost::Message as Decoded;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -31,7 +31,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
-use self::batches::{Batches, Kind, MAX_CALL};
+use self::batches::{Batches, Bounds, Kind, MAX_CALL};
 use self::codec::Encoded;
 pub(in crate::plugin) use self::encode::Message;
 pub(in crate::plugin) use self::generation::Generation;
@@ -94,31 +94,30 @@ impl Native {
         config: prost_types::Struct,
         generation: Generation,
     ) -> Result<Self, String> {
-        let mut lifecycle = LifecycleClient::new(first.clone()).max_decoding_message_size(MAX_DESCRIPTION);
+        let mut lifecycle = LifecycleClient::new(answers(first.clone())).max_decoding_message_size(MAX_DESCRIPTION);
         let host = concat!("palisade/", env!("CARGO_PKG_VERSION")).to_owned();
         let described =
             lifecycle.describe(DescribeRequest { host }).await.map_err(|status| wire::describe_failed(&status))?;
         let description = described.into_inner();
         wire::check_contracts(&description, roles)?;
         let needs = wire::needs(description.filter.as_ref());
-        let limit = description.max_concurrent_calls;
-        let (batched, one) = description
-            .filter
-            .as_ref()
-            .map_or((false, true), |filter| (filter.batches, filter.one_stream || limit > 0));
+        // Without a filter, nothing is asked for a request.
+        let workers = if description.filter.is_some() { workers } else { &[] };
+        let filter = description.filter.unwrap_or_default();
+        let bounds = Bounds::new(description.max_concurrent_calls, filter.one_stream);
         // What a single worker has for itself is one for all.
-        let one = one && workers.len() > 1;
+        let one = (filter.one_stream || description.max_concurrent_calls > 0) && workers.len() > 1;
         // A worker has one connection: of the kind that most of its calls go over.
         let shared = Line::Shared(first.clone());
-        let (streams, lines) = match (batched, one) {
+        let (streams, lines) = match (filter.batches, one) {
             (false, _) => (Streams::None, lines::open(shared, workers, || Line::open(connector.clone())).await),
             (true, false) => {
                 let channels = lines::open(first.clone(), workers, || channel(connector.clone())).await;
-                let streams = channels.map(|channel| Batches::of_worker(channel.clone(), generation.clone(), limit));
+                let streams = channels.map(|channel| Batches::of_worker(channel.clone(), generation.clone(), bounds));
                 (Streams::Each(streams), channels.map(|channel| Line::Shared(channel.clone())))
             }
             (true, true) => {
-                let batches = Batches::of_all(first.clone(), generation.clone(), limit);
+                let batches = Batches::of_all(first.clone(), generation.clone(), bounds);
                 (Streams::One(Box::new(batches)), PerWorker::of(shared, Vec::new()))
             }
         };
@@ -237,7 +236,7 @@ impl Native {
     ) -> Result<BoxStream<'static, Result<CertificateUpdate, CallError>>, CallError> {
         let context = v1::CallContext { config_hash: self.generation.hash.to_string(), ..v1::CallContext::default() };
         let request = WatchCertificatesRequest { context: Some(context), names: names.to_vec() };
-        let mut certificates = Grpc::new(self.first.clone()).max_decoding_message_size(MAX_CERTIFICATES);
+        let mut certificates = Grpc::new(answers(self.first.clone())).max_decoding_message_size(MAX_CERTIFICATES);
         certificates.ready().await.map_err(|error| CallError::Lost(chain(&error)))?;
         let request = tonic::Request::new(Bytes::from(request.encode_to_vec()));
         let codec = Encoded::<WatchCertificatesResponse>::default();
