@@ -62,7 +62,8 @@ impl Mosn {
     ) -> Result<impl Future<Output = Result<Verdict, CallError>> + Send + use<>, CallError> {
         let message = wire::request(&subject.request.headers, &subject.request.authority)?;
         let answer = self.lines.here().call(&CALL, message, MAX_ANSWER, deadline);
-        Ok(async move { wire::verdict(answer.await?) })
+        // Boxed: every request has room for what is asked about it, whatever asks.
+        Ok(Box::pin(async move { wire::verdict(answer.await?) }))
     }
 
     async fn load(&self) -> Result<CertificateUpdate, CallError> {
