@@ -79,8 +79,8 @@ pub(crate) struct Native {
 enum Streams {
     /// The plugin does not take them.
     None,
-    /// All workers over one stream: the plugin works on one core only, where larger batches are cheaper, or bounds how many calls
-    /// it works on at a time.
+    /// All workers over one stream: the plugin works on one core only, where larger batches are cheaper, or bounds how
+    /// many calls it works on at a time.
     One(Box<Batches>),
     /// A stream of each worker.
     Each(PerWorker<Batches>),
