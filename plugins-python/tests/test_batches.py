@@ -229,6 +229,32 @@ def test_a_coroutine_that_is_late_is_cancelled() -> None:
         assert host.answers(1)[1].error.code == 4
 
 
+LATE = """
+    import gc, types
+    from palisade import Plugin, deny
+
+    plugin = Plugin("test")
+
+    @plugin.filter
+    def check(request, config):
+        gc.collect()
+        traces = [each for each in gc.get_objects() if isinstance(each, types.TracebackType)]
+        return deny(403, str(sum(trace.tb_frame.f_code.co_name == "_answer" for trace in traces)))
+
+    plugin.serve()
+"""
+
+
+def test_calls_that_are_late_leave_nothing_behind() -> None:
+    with PluginProcess(LATE) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        host.send(*((id, "/") for id in range(1, 101)), timeout=0)
+        assert {answer.error.code for answer in host.answers(100).values()} == {4}
+        host.send((101, "/"))
+        assert int(host.answers(1)[101].request.deny.body) < 10
+
+
 def test_a_plugin_that_stops_answers_what_it_has() -> None:
     for program in both():
         with PluginProcess(program) as plugin:

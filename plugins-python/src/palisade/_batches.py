@@ -160,7 +160,7 @@ class Batches:
         configured = batch.configured
         try:
             if time.monotonic() > _deadline(call, batch.came):
-                raise _LATE
+                raise _late()
             subject = _wire.subject_of(call)
             verdict = self._judgement.begin(subject, configured.config)
             if not isinstance(verdict, _VERDICTS) and inspect.isawaitable(verdict):
@@ -243,7 +243,7 @@ class Batches:
         except CallError as error:
             answer = _wire.encode_failure(call.id, error), ""
         except asyncio.CancelledError:
-            answer = _wire.encode_failure(call.id, _LATE), ""
+            answer = _wire.encode_failure(call.id, _late()), ""
         except Exception as error:
             answer = _wire.encode_failure(call.id, self._judgement.failed(subject, error)), ""
         self._answers.append(answer)
@@ -313,8 +313,12 @@ class Batches:
 
 
 _VERDICTS = (Allow, Deny, Keep, Replace)
-_LATE = CallError("DEADLINE_EXCEEDED", "the host waits no longer")
 
 
 def _deadline(call: _wire.BatchedCall, came: float) -> float:
     return came + call.timeout_micros / 1_000_000
+
+
+def _late() -> CallError:
+    # One of its own each time: an error that is raised again keeps the frames of every time before.
+    return CallError("DEADLINE_EXCEEDED", "the host waits no longer")
