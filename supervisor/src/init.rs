@@ -47,7 +47,7 @@ fn stand_by() -> io::Result<Infallible> {
         match SigSet::all().wait()? {
             Signal::SIGCHLD => {
                 if let Some(status) = reap(pid) {
-                    if let Some(next) = successor("1") {
+                    if let Some(next) = of_parents(&["1"]).first().copied() {
                         pid = next;
                         continue;
                     }
@@ -55,9 +55,10 @@ fn stand_by() -> io::Result<Infallible> {
                     std::process::exit(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()));
                 }
             }
-            // One that takes over is told as well. Where they have just gone, SIGCHLD comes next.
+            // One that takes over is told as well, also where the one before has just ended and SIGCHLD comes next.
             signal => {
-                for pid in [pid].into_iter().chain(successor(&pid.to_string())) {
+                let others = of_parents(&["1", &pid.to_string()]).into_iter().filter(|other| *other != pid);
+                for pid in [pid].into_iter().chain(others) {
                     kill(pid, signal).ok();
                 }
             }
@@ -65,20 +66,22 @@ fn stand_by() -> io::Result<Infallible> {
     }
 }
 
-/// A process that the one before has started with the same command, to take over from it. That one is its parent, then
-/// pid 1.
-fn successor(of: &str) -> Option<Pid> {
-    let command = fs::read("/proc/self/cmdline").ok()?;
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find_map(|pid: i32| {
+/// The processes that run the same command and have one of these parents: the one that this process has started, and
+/// one that takes over from it. That one's parent is who started it, then pid 1.
+fn of_parents(parents: &[&str]) -> Vec<Pid> {
+    let (Ok(command), Ok(processes)) = (fs::read("/proc/self/cmdline"), fs::read_dir("/proc")) else {
+        return Vec::new();
+    };
+    let is_one = |pid: i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (name, fields) = stat.split_once('(')?.1.rsplit_once(") ")?;
         let mut fields = fields.split(' ');
         let (state, parent) = (fields.next()?, fields.next()?);
         // The guard is a copy of its host.
-        let same = parent == of && state != "Z" && name != "palisade-guard";
+        let same = parents.contains(&parent) && state != "Z" && name != "palisade-guard";
         (same && fs::read(format!("/proc/{pid}/cmdline")).ok()? == command).then_some(Pid::from_raw(pid))
-    })
+    };
+    processes.flatten().filter_map(|entry| is_one(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
 /// Reaps all that have ended; the status of `main` if it was among them.

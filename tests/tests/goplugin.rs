@@ -12,7 +12,9 @@ use nix::sys::signal::Signal;
 use palisade_supervisor::{Adapter, AttachError, InstanceInfo, Plugin, PluginSpec, State};
 use palisade_tests::process::{self, kill};
 use palisade_tests::tls::Authority;
-use palisade_tests::{GoPlugin, LONG, Options, Proxy, Upstream, fake, filtered, place, programs_in, run_to_exit, soon};
+use palisade_tests::{
+    GoPlugin, LONG, Options, Proxy, Upstream, eventually, fake, filtered, place, programs_in, run_to_exit, soon,
+};
 
 /// A proxy that logs everything, with this program as its filter.
 async fn start(program: &Path, flags: &[&str], keys: &str) -> (Proxy, Upstream) {
@@ -243,6 +245,25 @@ async fn a_plugin_made_with_mosn_s_own_sdk_runs_unmodified() {
     let (mut proxy, _upstream) = start_as(Some(palisade), &program, &[], "").await;
     assert_eq!(proxy.get("/", &[("user", "admin")]).await.status, 200);
     kill(process::descendants(proxy.pid())[0], Signal::SIGTERM);
+    assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
+    proxy.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_signal_that_comes_as_one_proxy_follows_another_reaches_it() {
+    let dir = place();
+    let Some(palisade) = as_pid_1(dir.path()) else { return };
+    let Some(program) = GoPlugin::MosnSdk.program() else { return };
+    let (mut proxy, _upstream) = start_as(Some(palisade), &program, &[], "").await;
+    let init = process::descendants(proxy.pid())[0];
+    let first = process::descendants(init)[0];
+    // It learns of both at once: that the first one has ended, and that it is to end.
+    process::freeze(init).await;
+    let upgraded = proxy.cli(&["upgrade-self"]).await;
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}\n{}", proxy.log());
+    eventually("the end of the first process", || !process::runs(first)).await;
+    kill(init, Signal::SIGTERM);
+    kill(init, Signal::SIGCONT);
     assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
     proxy.nothing_is_left().await;
 }
