@@ -121,20 +121,24 @@ def nginx() -> str:
 
 
 def palisade(place: Place, upstream: int, plugin: str | None, label: str = "", *, filters: int = 1, routes: int = 1,
-             idle_plugins: int = 0, headers: int = 0, connections: int = 0) -> Proxy:
+             idle_plugins: int = 0, headers: int = 0, connections: int = 0, instances: int = 1,
+             max_idle: int = 0) -> Proxy:
     """With a plugin that it starts, once for each filter: see `plugin_settings`.
 
-    Routes are so many, of which the last takes the request; idle plugins are those that no route names.
+    Routes are so many, of which the last takes the request; idle plugins are those that no route names. Instances are
+    of each filter; `max_idle` is the upstream's, where it is written.
     """
     name = label or (f"palisade-{plugin}" if plugin else "palisade")
     port = free_port()
     used = [f"auth{index}" for index in range(filters)] if plugin else []
-    plugins = {one: plugin_settings(place, plugin) for one in used} if plugin else {}
+    settings = plugin_settings(place, plugin) if plugin else {}
+    plugins = {one: settings | ({"instances": instances} if instances > 1 else {}) for one in used}
     plugins |= {f"idle{index}": plugin_settings(place, "rust") for index in range(idle_plugins)}
     if place.certificate:
         loader = [str(place.python), str(ROOT / "plugins-python/samples/cert_loader.py")]
         plugins["certs"] = {"command": loader, "config": {"dir": str(place.certificate)}}
-    app = f"http://127.0.0.1:{upstream}"
+    app = "app" if max_idle else f"http://127.0.0.1:{upstream}"
+    upstreams = {"app": {"endpoints": [f"127.0.0.1:{upstream}"], "max_idle": max_idle}} if max_idle else {}
     # Of hosts and of paths; all that a request does not match.
     other = [{"host": f"h{index}.example", "path": "/x", "upstream": app} if index % 2 else
              {"path": f"/p{index}", "upstream": app} for index in range(routes - 1)]
@@ -143,15 +147,19 @@ def palisade(place: Place, upstream: int, plugin: str | None, label: str = "", *
     config = place.file(f"{name.replace(' ', '-')}.yaml", json.dumps({
         "listeners": [listener], "routes": [*other, {"upstream": app, "filters": used}], "plugins": plugins,
         "runtime_dir": str(place.scratch / f"run{port}"), "workers": place.workers,
+        "upstreams": upstreams,
     }))
     pid = place.start_proxy([place.programs / "palisade", "run", "-c", config], config.stem)
     wait_for_port(port, pid)
-    return Proxy(name, port, pid, tls=place.certificate is not None, judged=bool(plugin), headers=headers,
+    # Those of bench-auth decide by the path.
+    judged = bool(plugin) and plugin not in ("rust-whole", "rust-line")
+    return Proxy(name, port, pid, tls=place.certificate is not None, judged=judged, headers=headers,
                  connections=connections)
 
 
 def plugin_settings(place: Place, plugin: str) -> dict[str, Any]:
-    """Of rust, python, python-async, java; with MOSN's contract, mosn-python and mosn-go."""
+    """Of rust, python, python-async, java; with MOSN's contract, mosn-python and mosn-go; for what is said about tuning,
+    rust-whole, rust-line, python-works, python-waits and python-awaits."""
     # On a busy machine a JVM takes long to start.
     settings: dict[str, Any] = {"timeout": VERDICT, "handshake_timeout": "60s", "ready_timeout": "60s"}
     mosn = ROOT / "examples/mosn-compat"
@@ -160,6 +168,9 @@ def plugin_settings(place: Place, plugin: str) -> dict[str, Any]:
         "python": [place.python, ROOT / "plugins-python/samples/header_auth.py"],
         "python-async": [place.python, HERE / "header_auth_async.py"],
         "java": ["java", "-jar", place.jar],
+        "rust-whole": [place.programs / "bench-auth", "whole"],
+        "rust-line": [place.programs / "bench-auth", "line"],
+        **{f"python-{kind}": [place.python, HERE / "filters.py", kind] for kind in ("works", "waits", "awaits")},
         "mosn-python": [place.python, mosn / "checker.py", "-c", mosn / "checkconf.json", "-p", str(free_port())],
         "mosn-go": [GO_PLUGINS / "header-auth", "-quiet"],
     }

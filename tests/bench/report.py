@@ -96,6 +96,7 @@ def overview(machine: dict[str, Any], results: Results) -> str:
         "Memory:\n\n" + memory(results),
         "## How cost grows\n\nCPU of Palisade, and of its plugins, for each request, in microseconds:\n\n"
         + growth(results),
+        "## Tuning\n\nRequests per second, and CPU of Palisade and of its plugins for each:\n\n" + tuning(results),
     ]
     return "\n".join(parts)
 
@@ -215,6 +216,13 @@ def growth(results: Results) -> str:
             lines += [["a decision by a Rust process", *decided.values()]] if decided else []
             tables.append(_table([title, *plain], lines))
     return "\n".join(tables) or _table([], [])
+
+
+def tuning(results: Results) -> str:
+    lines = [[result["title"], name.removeprefix("palisade "), rate(row), cpu(row)]
+             for scenario, result in results.items() if scenario.startswith("tuning-")
+             for name, row in result["proxies"].items()]
+    return _table(["work", "with", "requests/s", "CPU, us"], lines)
 
 
 def goals(machine: dict[str, Any], results: Results) -> str:

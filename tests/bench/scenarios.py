@@ -104,6 +104,26 @@ def by_connections(place: Place, upstream: int) -> list[Proxy]:
             for count in (1, 8, 64, 512, 2_048)]
 
 
+def by_parts(place: Place, upstream: int) -> list[Proxy]:
+    return [peers.palisade(place, upstream, plugin, label, headers=48)
+            for plugin, label in (("rust-whole", "palisade all parts of them"), ("rust-line", "palisade the request line"))]
+
+
+def by_instances(place: Place, upstream: int) -> list[Proxy]:
+    return [peers.palisade(place, upstream, "python-works", f"palisade instances {count}", instances=count)
+            for count in (1, 2)]
+
+
+def by_waits(place: Place, upstream: int) -> list[Proxy]:
+    return [peers.palisade(place, upstream, plugin, label)
+            for plugin, label in (("python-waits", "palisade def"),
+                                  ("python-awaits", "palisade async def"))]
+
+
+def by_max_idle(place: Place, upstream: int) -> list[Proxy]:
+    return [peers.palisade(place, upstream, None, f"palisade max_idle {count}", max_idle=count) for count in (64, 1024)]
+
+
 MIB = 1024 * 1024
 
 SCENARIOS = [
@@ -136,4 +156,10 @@ SCENARIOS = [
     Scenario("idle-plugins", "Growth with plugins that no route names", by_idle_plugins, seconds=1),
     Scenario("filters", "Growth with filters, a Rust process each", by_filters, seconds=1, smoke=True),
     Scenario("connections", "Growth with connections", by_connections, seconds=1),
+    Scenario("tuning-parts", "A decision about requests of 50 header fields", by_parts, seconds=1),
+    Scenario("tuning-instances", "A Python filter that works for 0.2 ms", by_instances, pinned=False,
+             settles=(2, 4), seconds=1),
+    Scenario("tuning-waits", "A Python filter that waits for 10 ms", by_waits, settles=(2, 4), seconds=1,
+             smoke=True),
+    Scenario("tuning-idle", "Plain, 512 connections", by_max_idle, connections=512, seconds=1),
 ]

@@ -1,8 +1,15 @@
-//! What peers ask in the benchmark: a server that lets a request with `user: admin` pass and answers 403 to others.
+//! What is asked in the benchmark: a server that lets a request with `user: admin` pass and answers 403 to others.
 //!
 //! ```text
 //! bench-auth http SOCKET    # nginx's auth_request
 //! bench-auth grpc SOCKET    # Envoy's ext_authz
+//! ```
+//!
+//! And two plugins that let all pass but requests of `/guest`:
+//!
+//! ```text
+//! bench-auth whole          # is sent what filters are sent that ask for nothing in particular
+//! bench-auth line           # is sent the request line and the route
 //! ```
 //!
 //! One thread, like the plugins that it is compared with.
@@ -17,6 +24,8 @@ use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use palisade_plugin_proto::serve::{Config, Error, Filter, Plugin};
+use palisade_plugin_proto::v1::{self, CheckRequestResponse, FilterNeeds, RequestPart};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Status, async_trait};
@@ -42,12 +51,32 @@ const DENIAL: &str = "forbidden\n";
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [kind, socket] = arguments.as_slice() else { panic!("bench-auth http|grpc SOCKET") };
-    let listener = UnixListener::bind(socket).unwrap();
-    match kind.as_str() {
-        "http" => http(listener).await,
-        "grpc" => grpc(listener).await,
-        other => panic!("{other}: http or grpc"),
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["http", socket] => http(UnixListener::bind(socket).unwrap()).await,
+        ["grpc", socket] => grpc(UnixListener::bind(socket).unwrap()).await,
+        ["whole"] => plugin(FilterNeeds::default()).await,
+        ["line"] => {
+            plugin(FilterNeeds { request_parts: vec![RequestPart::Route.into()], ..FilterNeeds::default() }).await
+        }
+        _ => panic!("bench-auth http|grpc SOCKET, or bench-auth whole|line"),
+    }
+}
+
+/// One that judges by the path.
+async fn plugin(needs: FilterNeeds) {
+    Plugin::new("bench-auth").filter(ByPath(needs)).serve().await;
+}
+
+struct ByPath(FilterNeeds);
+
+impl Filter for ByPath {
+    fn needs(&self) -> FilterNeeds {
+        self.0.clone()
+    }
+
+    async fn check_request(&self, request: &v1::Request, _: &Config) -> Result<CheckRequestResponse, Error> {
+        let denied = request.path == "/guest";
+        Ok(if denied { CheckRequestResponse::deny(403, DENIAL) } else { CheckRequestResponse::allow() })
     }
 }
 
