@@ -363,24 +363,13 @@ impl Connector {
     }
 
     /// One more connection, beside that of [`crate::Adapter::attach`]: for hosts with several runtimes, each of which
-    /// does best with a connection of its own. It is made anew where it breaks while the process runs. The runtime in
-    /// which this is called works for it. Cancel safe: a connection under way is closed.
+    /// does best with a connection of its own, and speaks HTTP/2 over it itself. Nothing has been sent over it, and nobody
+    /// makes it anew. The runtime in which this is called works for it. Cancel safe: a connection under way is closed.
     ///
     /// # Errors
     ///
-    /// As for the first one, within 2 s, or 12 s with AutoMTLS. [`ConnectError::OnlyOne`] where somebody else has started
-    /// the plugin.
-    pub async fn another(&self) -> Result<Channel, ConnectError> {
-        self.check_several()?;
-        self.channel(None).await
-    }
-
-    /// One more connection, for hosts that speak HTTP/2 over it themselves. Nothing has been sent over it, and nobody makes
-    /// it anew. Cancel safe, as [`Connector::another`] is.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Connector::another`], within the same time, and after the process has gone.
+    /// As for the first one, within 2 s, or 12 s with AutoMTLS, and after the process has gone.
+    /// [`ConnectError::OnlyOne`] where somebody else has started the plugin.
     pub async fn stream(&self) -> Result<Box<dyn Stream>, ConnectError> {
         self.check_several()?;
         self.alive.check(&self.endpoint)?;

@@ -21,20 +21,22 @@ where
     E: Display + Send + 'static,
     F: Future<Output = Result<T, E>> + Send + 'static,
 {
-    // Whoever makes it works for it.
-    let opened =
-        workers.iter().map(|worker| tokio::time::timeout(PATIENCE, AbortOnDropHandle::new(worker.spawn(open()))));
-    let opened = join_all(opened).await;
-    let each = opened.into_iter().map(|opened| {
-        let why = match opened {
-            Ok(Ok(Ok(line))) => return line,
-            Ok(Ok(Err(why))) => why.to_string(),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("it was not made within {PATIENCE:?}"),
-        };
-        tracing::debug!(target: "palisade::plugin", why, "a worker has no connection of its own");
-        first.clone()
+    let each = workers.iter().map(|worker| {
+        // Whoever makes it works for it.
+        let opening = AbortOnDropHandle::new(worker.spawn(open()));
+        one(first.clone(), async { opening.await.map_err(|error| error.to_string())?.map_err(|why| why.to_string()) })
     });
-    let each = each.collect();
+    let each = join_all(each).await;
     PerWorker::of(first, each)
+}
+
+/// What `open` makes, or `first` where that can't be had.
+pub(super) async fn one<T, E: Display>(first: T, open: impl Future<Output = Result<T, E>>) -> T {
+    let why = match tokio::time::timeout(PATIENCE, open).await {
+        Ok(Ok(line)) => return line,
+        Ok(Err(why)) => why.to_string(),
+        Err(_) => format!("it was not made within {PATIENCE:?}"),
+    };
+    tracing::debug!(target: "palisade::plugin", why, "calls go over the first connection");
+    first
 }

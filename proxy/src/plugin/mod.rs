@@ -3,6 +3,7 @@
 mod adapter;
 mod events;
 mod gate;
+mod grpc;
 mod lines;
 mod mosn;
 mod mutation;
@@ -10,7 +11,6 @@ mod native;
 mod pool;
 mod record;
 mod status;
-mod unary;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

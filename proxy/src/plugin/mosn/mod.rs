@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::unary::{Line, Rpc};
+use super::grpc::{Line, Rpc};
 use super::{CallError, CertificateUpdate, Client, Needs, Speaks, Subject, Verdict, lines};
 use crate::workers::PerWorker;
 

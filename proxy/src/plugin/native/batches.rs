@@ -8,25 +8,23 @@
 //! that nobody waits for any more keeps its place until it is answered, so a late answer is none of those.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 use bytes::Bytes;
-use futures_util::Stream;
+use http::Uri;
 use palisade_plugin_proto::v1::{CheckAnswer, CheckBatchAnswer, check_answer};
-use palisade_supervisor::Answers;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::super::CallError;
-use super::codec::Encoded;
+use super::super::grpc::{Incoming, Line, Outgoing, Rpc};
+use super::codec;
 use super::encode::Message;
 use super::generation::Generation;
 use super::wire;
@@ -47,7 +45,7 @@ const MAX_ANSWERS: usize = 2 << 20;
 /// The larger a message, the less a batch saves, and others would wait for it. Larger ones go by themselves.
 pub(super) const MAX_CALL: usize = 16 << 10;
 
-const PATH: PathAndQuery = PathAndQuery::from_static("/palisade.plugin.v1.Filter/CheckBatches");
+static CHECK_BATCHES: Rpc = Rpc::new(|| Uri::from_static("http://localhost/palisade.plugin.v1.Filter/CheckBatches"));
 
 /// What is asked; the field of `CheckCall` that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,10 +79,10 @@ impl Bounds {
 /// The stream to one instance, opened by the first call and again after it broke.
 #[derive(Debug)]
 pub(super) struct Batches {
-    grpc: Grpc<Answers>,
+    line: Line,
     shared: Arc<Shared>,
-    reader: Mutex<Option<AbortOnDropHandle<()>>>,
-    /// That takes answers in; the caller's own where there is none.
+    task: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// That works for the stream; the caller's own where there is none.
     runtime: Option<Handle>,
 }
 
@@ -92,6 +90,8 @@ pub(super) struct Batches {
 struct Shared {
     generation: Generation,
     bounds: Bounds,
+    /// Held while a batch is handed to HTTP/2, whose locks are taken within this one, never around it: of what is here,
+    /// HTTP/2 has nothing but bytes and the wakers of tasks.
     state: Mutex<State>,
 }
 
@@ -109,7 +109,9 @@ struct State {
     sent: usize,
     abandoned: usize,
     untaken: u32,
-    /// Of the stream's sending half, which waits for something to send.
+    /// The stream's sending half, once it is open.
+    outgoing: Option<Outgoing>,
+    /// Of the stream's task, where it waits for something to send.
     sender: Option<Waker>,
 }
 
@@ -147,24 +149,29 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// `None`: the stream of this number is over.
+    fn state_of(&self, stream: u64) -> Option<MutexGuard<'_, State>> {
+        Some(self.state()).filter(|state| state.open && state.stream == stream)
+    }
 }
 
 impl Batches {
     /// For one worker, whose runtime takes the answers in.
-    pub(super) fn of_worker(channel: Channel, generation: Generation, bounds: Bounds) -> Self {
-        Self::new(channel, generation, bounds, None)
+    pub(super) fn of_worker(line: Line, generation: Generation, bounds: Bounds) -> Self {
+        Self::new(line, generation, bounds, None)
     }
 
     /// For all workers: this runtime takes the answers in, so that none waits for a worker that stands still.
-    pub(super) fn of_all(channel: Channel, generation: Generation, bounds: Bounds) -> Self {
-        Self::new(channel, generation, bounds, Some(Handle::current()))
+    pub(super) fn of_all(line: Line, generation: Generation, bounds: Bounds) -> Self {
+        Self::new(line, generation, bounds, Some(Handle::current()))
     }
 
-    fn new(channel: Channel, generation: Generation, bounds: Bounds, runtime: Option<Handle>) -> Self {
+    fn new(line: Line, generation: Generation, bounds: Bounds, runtime: Option<Handle>) -> Self {
         Self {
-            grpc: Grpc::new(palisade_supervisor::answers(channel)).max_decoding_message_size(MAX_ANSWERS),
+            line,
             shared: Arc::new(Shared { generation, bounds, state: Mutex::default() }),
-            reader: Mutex::new(None),
+            task: Mutex::new(None),
             runtime,
         }
     }
@@ -201,15 +208,14 @@ impl Batches {
         if !state.open {
             state.open = true;
             state.stream += 1;
-            let outgoing = Outgoing { shared: Arc::clone(&self.shared), stream: state.stream };
-            let read = read(self.grpc.clone(), Arc::clone(&self.shared), outgoing, state.stream);
-            let reader = match &self.runtime {
-                Some(runtime) => runtime.spawn(read),
-                None => tokio::spawn(read),
+            let work = work(self.line.clone(), Arc::clone(&self.shared), state.stream);
+            let task = match &self.runtime {
+                Some(runtime) => runtime.spawn(work),
+                None => tokio::spawn(work),
             };
-            *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(reader));
+            *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(task));
         }
-        let sender = if state.may_send(self.shared.bounds) { state.sender.take() } else { None };
+        let sender = state.send_first(&self.shared);
         drop(state);
         if let Some(sender) = sender {
             sender.wake();
@@ -259,11 +265,52 @@ impl State {
         self.untaken < bounds.batches && self.sent < bounds.calls && !self.pending.is_empty()
     }
 
-    /// The next batch, if one may be sent.
-    fn batch(&mut self, shared: &Shared) -> Option<Bytes> {
-        if !self.may_send(shared.bounds) {
-            return None;
+    /// For who has put a call among those to be sent. Where the plugin has nothing to do, it is sent at once. Otherwise by
+    /// the stream's task, which is to be woken: what comes in the same turn goes with it.
+    fn send_first(&mut self, shared: &Shared) -> Option<Waker> {
+        if self.untaken == 0 {
+            return self.send(shared);
         }
+        if self.may_send(shared.bounds) { self.sender.take() } else { None }
+    }
+
+    /// Sends what may be sent. Where there is no room for it, the stream's task has to wait for some: it is to be woken.
+    fn send(&mut self, shared: &Shared) -> Option<Waker> {
+        while self.may_send(shared.bounds) {
+            if !self.outgoing.as_mut().is_some_and(Outgoing::has_room) {
+                return self.sender.take();
+            }
+            self.send_batch(shared);
+        }
+        None
+    }
+
+    /// Sends what may be sent, and has the stream's task woken for more.
+    fn poll_send(&mut self, shared: &Shared, cx: &mut Context<'_>) {
+        while self.may_send(shared.bounds) {
+            if !self.outgoing.as_mut().is_some_and(|outgoing| outgoing.poll_room(cx).is_ready()) {
+                // It waits for room.
+                self.sender = None;
+                return;
+            }
+            self.send_batch(shared);
+        }
+        if !self.sender.as_ref().is_some_and(|sender| sender.will_wake(cx.waker())) {
+            self.sender = Some(cx.waker().clone());
+        }
+    }
+
+    /// What HTTP/2 has not sent yet is less than two batches: there was room when the last one was made, so nothing of the
+    /// one before was left. A batch is at most [`MOST_BYTES`] and one call.
+    fn send_batch(&mut self, shared: &Shared) {
+        let batch = self.batch(shared);
+        if let (Some(batch), Some(outgoing)) = (batch, &mut self.outgoing) {
+            outgoing.send(batch);
+        }
+    }
+
+    /// The next batch.
+    fn batch(&mut self, shared: &Shared) -> Option<Bytes> {
         let mut batch = Message::with_capacity(1024);
         batch.bytes(1, shared.generation.hash.as_bytes());
         let now = Instant::now();
@@ -331,7 +378,8 @@ impl State {
         self.sent = 0;
         self.abandoned = 0;
         self.untaken = 0;
-        // Its stream sees that it is not the one any more.
+        self.outgoing = None;
+        // Its task sees that the stream is not the one any more.
         if let Some(sender) = self.sender.take() {
             sender.wake();
         }
@@ -373,55 +421,57 @@ impl Drop for Open {
     }
 }
 
-/// The sending half, polled by the connection.
-struct Outgoing {
+/// Works for a stream until it ends, and then ends all calls on it.
+async fn work(line: Line, shared: Arc<Shared>, stream: u64) {
+    let mut end = End { shared, stream, error: CallError::Lost("the stream's task ended".to_owned()) };
+    end.error = exchange(&line, &end.shared, stream).await;
+}
+
+/// Ends the calls of a stream, however its task ends.
+struct End {
     shared: Arc<Shared>,
     stream: u64,
+    error: CallError,
 }
 
-impl Stream for Outgoing {
-    type Item = Bytes;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let mut state = self.shared.state();
-        if !state.open || state.stream != self.stream {
-            return Poll::Ready(None);
-        }
-        match state.batch(&self.shared) {
-            Some(batch) => Poll::Ready(Some(batch)),
-            None => {
-                state.sender = Some(cx.waker().clone());
-                Poll::Pending
-            }
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Some(mut state) = self.shared.state_of(self.stream) {
+            let Self { error, .. } = self;
+            tracing::debug!(target: "palisade::plugin", %error, calls = state.sent, "a stream of calls ended");
+            state.broken(error);
         }
     }
 }
 
-/// The receiving half. The response's head may come only with the first answer, so nothing waits for it.
-async fn read(mut grpc: Grpc<Answers>, shared: Arc<Shared>, outgoing: Outgoing, stream: u64) {
-    let error = match answers(&mut grpc, &shared, outgoing, stream).await {
+/// Opens the stream, sends what no caller can, and takes answers in. Returns why that ends.
+async fn exchange(line: &Line, shared: &Shared, stream: u64) -> CallError {
+    let (outgoing, incoming) = match line.stream(&CHECK_BATCHES, MAX_ANSWERS).await {
+        Ok(opened) => opened,
+        Err(error) => return error,
+    };
+    if let Some(mut state) = shared.state_of(stream) {
+        state.outgoing = Some(outgoing);
+    }
+    let mut answers = pin!(answers(shared, incoming, stream));
+    let ended = poll_fn(|cx| {
+        if let Some(mut state) = shared.state_of(stream) {
+            state.poll_send(shared, cx);
+        }
+        answers.as_mut().poll(cx)
+    });
+    match ended.await {
         Ok(()) => CallError::Lost("the plugin ended the stream".to_owned()),
         Err(error) => error,
-    };
-    let mut state = shared.state();
-    if state.open && state.stream == stream {
-        tracing::debug!(target: "palisade::plugin", %error, calls = state.sent, "a stream of calls ended");
-        state.broken(&error);
     }
 }
 
-/// Takes answers in until the stream ends.
-async fn answers(grpc: &mut Grpc<Answers>, shared: &Shared, outgoing: Outgoing, stream: u64) -> Result<(), CallError> {
-    let failed = |status: Status| wire::call_error(&status);
-    grpc.ready().await.map_err(|error| CallError::Lost(palisade_supervisor::chain(&error)))?;
-    let request = tonic::Request::new(outgoing);
-    let codec = Encoded::<CheckBatchAnswer>::default();
-    let mut received = grpc.streaming(request, PATH, codec).await.map_err(failed)?.into_inner();
-    while let Some(message) = received.message().await.map_err(failed)? {
-        let mut state = shared.state();
-        if !state.open || state.stream != stream {
-            return Ok(());
-        }
+/// Takes answers in until the stream ends. The head of the response may come only with the first one.
+async fn answers(shared: &Shared, incoming: Incoming, stream: u64) -> Result<(), CallError> {
+    let mut messages = incoming.await?;
+    while let Some(message) = messages.next().await? {
+        let message: CheckBatchAnswer = codec::read(message).map_err(CallError::Invalid)?;
+        let Some(mut state) = shared.state_of(stream) else { return Ok(()) };
         let untaken = state.untaken.checked_sub(message.taken);
         state.untaken = untaken.ok_or_else(|| CallError::Invalid("it takes batches that were not sent".to_owned()))?;
         let verdicts = message.answers.iter().any(|answer| !is_error(answer));
@@ -431,7 +481,7 @@ async fn answers(grpc: &mut Grpc<Answers>, shared: &Shared, outgoing: Outgoing, 
         for answer in message.answers {
             state.answer(answer).map_err(CallError::Invalid)?;
         }
-        let sender = if state.may_send(shared.bounds) { state.sender.take() } else { None };
+        let sender = state.send(shared);
         drop(state);
         if let Some(sender) = sender {
             sender.wake();
@@ -446,40 +496,4 @@ fn is_error(answer: &CheckAnswer) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use std::time::Duration;
-
-    use hyper_util::rt::TokioIo;
-    use tokio::io::DuplexStream;
-    use tonic::transport::Endpoint;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn calls_that_are_never_taken_do_not_pile_up() {
-        let nobody = tower::service_fn(|_| std::future::pending::<Result<TokioIo<DuplexStream>, std::io::Error>>());
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(nobody);
-        let batches =
-            Batches::of_worker(channel, Generation { hash: "hash".into(), may_be_silent: true }, Bounds::new(0, false));
-        let call = |after: u64| {
-            let mut message = Message::default();
-            message.bytes(1, &[b'x'; 1000]);
-            batches.call(Kind::Request, message, Instant::now() + Duration::from_millis(after))
-        };
-        let last = call(30_000);
-        for round in 0..10 {
-            let calls = (0..100).map(|number| call(1 + (number * 7 + round) % 50));
-            let answers = futures_util::future::join_all(calls).await;
-            assert!(answers.iter().all(|answer| *answer == Err(CallError::Timeout)));
-        }
-        let (pending, free, slots) = {
-            let state = batches.shared.state();
-            (state.pending.len(), state.free.len(), state.slots.len())
-        };
-        assert_eq!((pending, slots - free), (1, 1));
-        drop(last);
-        assert_eq!(batches.shared.state().pending.len(), 0);
-    }
-}
+mod tests;

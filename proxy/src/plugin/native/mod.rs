@@ -37,7 +37,7 @@ pub(in crate::plugin) use self::encode::Message;
 pub(in crate::plugin) use self::generation::Generation;
 use self::shape::Answer;
 use super::adapter::Roles;
-use super::unary::{Line, Rpc};
+use super::grpc::{Line, Rpc};
 use super::{CallError, CertificateUpdate, Needs, ResponseHead, ResponseVerdict, Subject, Verdict, clip, lines};
 use crate::http::Request;
 use crate::workers::PerWorker;
@@ -107,17 +107,18 @@ impl Native {
         let bounds = Bounds::new(description.max_concurrent_calls, filter.one_stream);
         // What a single worker has for itself is one for all.
         let one = (filter.one_stream || description.max_concurrent_calls > 0) && workers.len() > 1;
-        // A worker has one connection: of the kind that most of its calls go over.
         let shared = Line::Shared(first.clone());
+        let open = || Line::open(connector.clone());
         let (streams, lines) = match (filter.batches, one) {
-            (false, _) => (Streams::None, lines::open(shared, workers, || Line::open(connector.clone())).await),
+            (false, _) => (Streams::None, lines::open(shared, workers, open).await),
             (true, false) => {
-                let channels = lines::open(first.clone(), workers, || channel(connector.clone())).await;
-                let streams = channels.map(|channel| Batches::of_worker(channel.clone(), generation.clone(), bounds));
-                (Streams::Each(streams), channels.map(|channel| Line::Shared(channel.clone())))
+                let lines = lines::open(shared, workers, open).await;
+                let streams = lines.map(|line| Batches::of_worker(line.clone(), generation.clone(), bounds));
+                (Streams::Each(streams), lines)
             }
             (true, true) => {
-                let batches = Batches::of_all(first.clone(), generation.clone(), bounds);
+                let line = lines::one(shared.clone(), open()).await;
+                let batches = Batches::of_all(line, generation.clone(), bounds);
                 (Streams::One(Box::new(batches)), PerWorker::of(shared, Vec::new()))
             }
         };
@@ -248,11 +249,6 @@ impl Native {
         });
         Ok(updates.boxed())
     }
-}
-
-/// A connection for batches; the error is for a log line.
-async fn channel(connector: Connector) -> Result<Channel, String> {
-    connector.another().await.map_err(|error| chain(&error))
 }
 
 /// Waits for the plugin to have room for a call.

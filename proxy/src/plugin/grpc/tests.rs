@@ -5,40 +5,18 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use h2::server::{Connection, SendResponse};
-use http::{HeaderMap, Response};
+use h2::server::SendResponse;
+use http::Response;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, mpsc};
 
+use super::scripted::*;
 use super::*;
 
 static CALL: Rpc = Rpc::new(|| Uri::from_static("http://localhost/test.Service/Call"));
 
 /// Largest message.
 const MOST: usize = 100_000;
-
-/// Calls whose plugin gives each of its connections to `serve`, with its number from 0.
-fn dial<F>(serve: impl Fn(usize, DuplexStream) -> F + Send + Sync + 'static) -> (Dial, Arc<AtomicUsize>)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let dials = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&dials);
-    let dial = move || {
-        let (near, far) = tokio::io::duplex(1 << 16);
-        tokio::spawn(serve(counted.fetch_add(1, Ordering::SeqCst), far));
-        async move { Ok(Box::new(near) as Box<dyn Stream>) }.boxed()
-    };
-    (Box::new(dial), dials)
-}
-
-async fn line<F>(serve: impl Fn(usize, DuplexStream) -> F + Send + Sync + 'static) -> (Line, Arc<AtomicUsize>)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let (dial, dials) = dial(serve);
-    (Line::Own(Arc::new(Own::open(dial).await.unwrap())), dials)
-}
 
 /// Asks with all the time there is; what hangs fails the test.
 async fn ask(line: &Line) -> Result<Bytes, CallError> {
@@ -47,35 +25,6 @@ async fn ask(line: &Line) -> Result<Bytes, CallError> {
 
 async fn ask_within(line: &Line, time: Duration) -> Result<Bytes, CallError> {
     line.call(&CALL, b"asked".to_vec(), MOST, Instant::now() + time).await
-}
-
-async fn handshake(stream: DuplexStream) -> Connection<DuplexStream, Bytes> {
-    h2::server::handshake(stream).await.unwrap()
-}
-
-fn framed(message: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-    [&[0][..], &length, message].concat()
-}
-
-fn head() -> Response<()> {
-    Response::builder().header(CONTENT_TYPE, "application/grpc+proto").body(()).unwrap()
-}
-
-fn said(fields: &[(&'static str, &str)]) -> HeaderMap {
-    fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
-}
-
-/// An answer that comes in these pieces, with these trailers.
-fn answer(mut to: SendResponse<Bytes>, pieces: &[&[u8]], trailers: Option<&[(&'static str, &str)]>) {
-    let mut body = to.send_response(head(), false).unwrap();
-    for piece in pieces {
-        body.send_data(Bytes::copy_from_slice(piece), false).unwrap();
-    }
-    match trailers {
-        Some(fields) => body.send_trailers(said(fields)).unwrap(),
-        None => body.send_data(Bytes::new(), true).unwrap(),
-    }
 }
 
 fn answer_well(to: SendResponse<Bytes>) {
@@ -283,37 +232,6 @@ async fn what_may_have_been_seen_is_lost_and_what_was_refused_is_unsent() {
         let answer = always(what).await;
         assert!(matches!(answer, Err(CallError::Lost(_))), "{name}: {answer:?}");
     }
-}
-
-/// A frame of HTTP/2.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-fn goaway(last: u32) -> Vec<u8> {
-    frame(7, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
-}
-
-const SETTINGS: u8 = 4;
-const HEADERS: u8 = 1;
-
-/// Reads frames until one is the head of a call, and returns its stream.
-async fn await_call(stream: &mut DuplexStream) -> u32 {
-    loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head).await.unwrap();
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-        stream.read_exact(&mut vec![0; length]).await.unwrap();
-        if head[3] == HEADERS {
-            return u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        }
-    }
-}
-
-async fn begin(stream: &mut DuplexStream) {
-    stream.read_exact(&mut [0; 24]).await.unwrap();
-    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
 }
 
 #[tokio::test]
@@ -598,13 +516,7 @@ async fn answers_over_a_shared_connection_are_read_the_same_way() {
             }
         }
     };
-    let connector = tower::service_fn(move |_| {
-        let (near, far) = tokio::io::duplex(1 << 16);
-        tokio::spawn(served(far));
-        async move { Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(near)) }
-    });
-    let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
-    let line = Line::Shared(endpoint.connect_with_connector(connector).await.unwrap());
+    let line = shared_line(served).await;
     assert_eq!(ask(&line).await.unwrap(), "answered");
     assert!(matches!(ask(&line).await, Err(CallError::Invalid(_))));
     assert_eq!(ask(&line).await, Err(CallError::Overloaded));

@@ -1,4 +1,4 @@
-//! Calls that are made by themselves, each a request of its own: for plugins that take no batches.
+//! gRPC to plugins: calls that are made by themselves, each a request of its own, and streams that stay open.
 //!
 //! A worker has a connection for itself, and speaks HTTP/2 over it without anything between: what layers in general use
 //! do for a call costs more than the call. A connection that takes no more calls, because it broke, the plugin said
@@ -8,6 +8,7 @@
 //! A plugin to which there is only one connection is called over that one, which is its supervisor's.
 
 mod answer;
+mod stream;
 
 use std::error::Error;
 use std::io::Cursor;
@@ -24,7 +25,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_TYPE, TE, USER_AGENT};
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
 use http_body::{Body, Frame};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use palisade_supervisor::{ConnectError, Connector, Stream, chain};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -32,6 +33,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
+pub(super) use self::stream::{Incoming, Outgoing};
 use super::lines::PATIENCE;
 use super::status::call_error;
 use super::{CallError, clip};
@@ -58,7 +60,7 @@ impl Rpc {
         Self(LazyLock::new(uri))
     }
 
-    fn service(&self) -> &str {
+    fn service(&'static self) -> &'static str {
         self.0.path().split('/').nth(1).unwrap_or_default()
     }
 }
@@ -117,7 +119,7 @@ fn payload(message: Bytes) -> Result<Payload, CallError> {
     Ok(Cursor::new(prefix).chain(message))
 }
 
-fn request(rpc: &Rpc, deadline: Instant) -> Request<()> {
+fn request(rpc: &Rpc) -> Request<()> {
     let mut request = Request::new(());
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -127,7 +129,13 @@ fn request(rpc: &Rpc, deadline: Instant) -> Request<()> {
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("palisade/", env!("CARGO_PKG_VERSION"))));
-    headers.insert(GRPC_TIMEOUT, timeout(deadline));
+    request
+}
+
+/// A request of which the plugin is told how long it has.
+fn request_until(rpc: &Rpc, deadline: Instant) -> Request<()> {
+    let mut request = request(rpc);
+    request.headers_mut().insert(GRPC_TIMEOUT, timeout(deadline));
     request
 }
 
@@ -171,17 +179,26 @@ impl Own {
         Ok(Self { dial, last: Mutex::new(first) })
     }
 
-    async fn call(&self, rpc: &Rpc, message: Bytes, most: usize, deadline: Instant) -> Result<Bytes, CallError> {
+    async fn call(
+        &self,
+        rpc: &'static Rpc,
+        message: Bytes,
+        most: usize,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
         let payload = payload(message)?;
-        let open = match self.connection() {
-            Ok(open) => open,
-            Err(attempt) => attempt.await.map_err(|why| CallError::Unsent(why.to_string()))?,
-        };
-        let sent = open.send(request(rpc, deadline)).await;
-        let (answer, mut body) = sent.map_err(|error| CallError::Unsent(clip(&error.to_string())))?;
+        let open = self.open_connection().await?;
+        let (answer, mut body) = open.send(request_until(rpc, deadline)).await?;
         body.send_data(payload, true).map_err(|error| unanswered(&error))?;
         let answer = answer.await.map_err(|error| unanswered(&error))?;
-        answer::read(answer.map(Incoming), most, rpc.service(), |error| lost(&error)).await
+        answer::read(answer.map(Received), most, rpc.service()).await
+    }
+
+    async fn open_connection(&self) -> Result<Arc<Open>, CallError> {
+        match self.connection() {
+            Ok(open) => Ok(open),
+            Err(attempt) => attempt.await.map_err(|why| CallError::Unsent(why.to_string())),
+        }
     }
 
     /// The connection, if there is one that takes calls; else the attempt to make one.
@@ -214,7 +231,8 @@ fn attempt(dial: &Dial) -> Attempt {
 }
 
 /// A connection. It is there for as long as somebody has it, and then not even half.
-struct Open {
+#[derive(Debug)]
+pub(super) struct Open {
     /// Whose turn it is waits here until the plugin takes one more call. What would wait in h2 is sent in the end, even if
     /// nobody waits for its answer any more.
     turn: tokio::sync::Mutex<SendRequest<Payload>>,
@@ -243,10 +261,11 @@ impl Open {
     }
 
     /// Sends a call's head, when its turn has come. Cancel safe.
-    async fn send(&self, request: Request<()>) -> Result<(ResponseFuture, SendStream<Payload>), h2::Error> {
+    async fn send(&self, request: Request<()>) -> Result<(ResponseFuture, SendStream<Payload>), CallError> {
+        let unsent = |error: h2::Error| CallError::Unsent(clip(&error.to_string()));
         let mut turn = self.turn.lock().await;
-        poll_fn(|cx| turn.poll_ready(cx)).await?;
-        turn.send_request(request, false)
+        poll_fn(|cx| turn.poll_ready(cx)).await.map_err(unsent)?;
+        turn.send_request(request, false).map_err(unsent)
     }
 
     /// Whether the next call can be sent: there was neither an end nor a GOAWAY, and there are numbers left for streams.
@@ -271,27 +290,32 @@ fn lost(error: &h2::Error) -> CallError {
 }
 
 /// The body of an answer. What is read makes room for more.
-struct Incoming(RecvStream);
+struct Received(RecvStream);
 
-impl Body for Incoming {
+impl Body for Received {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = CallError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CallError>>> {
+        let lost = |error| lost(&error);
         if let Some(data) = ready!(self.0.poll_data(cx)) {
-            let data = data?;
-            self.0.flow_control().release_capacity(data.len())?;
+            let data = data.map_err(lost)?;
+            self.0.flow_control().release_capacity(data.len()).map_err(lost)?;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        let trailers = ready!(self.0.poll_trailers(cx))?;
+        let trailers = ready!(self.0.poll_trailers(cx)).map_err(lost)?;
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
     }
 }
 
 /// Asks over a connection of tonic's.
 async fn shared(
     mut channel: Channel,
-    rpc: &Rpc,
+    rpc: &'static Rpc,
     message: Bytes,
     most: usize,
     deadline: Instant,
@@ -299,10 +323,15 @@ async fn shared(
     let mut payload = payload(message)?;
     let body = tonic::body::Body::new(Full::new(payload.copy_to_bytes(payload.remaining())));
     let ready = channel.ready().await.map_err(|error| CallError::Unsent(clip(&chain(&error))))?;
-    let answer = ready.call(request(rpc, deadline).map(|()| body)).await;
-    let answer = answer.map_err(|error| call_error(&Status::from_error(Box::new(error))))?;
-    answer::read(answer, most, rpc.service(), |status| call_error(&status)).await
+    let answer = ready.call(request_until(rpc, deadline).map(|()| body)).await.map_err(of_tonic)?;
+    answer::read(answer.map(|body| body.map_err(|status| call_error(&status))), most, rpc.service()).await
 }
 
+fn of_tonic(error: tonic::transport::Error) -> CallError {
+    call_error(&Status::from_error(Box::new(error)))
+}
+
+#[cfg(test)]
+pub(super) mod scripted;
 #[cfg(test)]
 mod tests;
