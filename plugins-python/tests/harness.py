@@ -73,6 +73,7 @@ class PluginProcess:
         self._log_reader = threading.Thread(target=self._read_log)
         self._log_reader.start()
         self._channel: grpc.Channel | None = None
+        self._other_channels: list[grpc.Channel] = []
 
     def __enter__(self) -> PluginProcess:
         return self
@@ -80,8 +81,9 @@ class PluginProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._channel is not None:
-            self._channel.close()
+        for channel in (self._channel, *self._other_channels):
+            if channel is not None:
+                channel.close()
         self.process.kill()
         self.process.wait(DEADLINE)
         self._log_reader.join(DEADLINE)
@@ -118,7 +120,8 @@ class PluginProcess:
         """Reads the handshake."""
         line = self.read_line().decode()
         assert line.startswith("1|1|"), self.log
-        network, address = line.rstrip("\n").split("|")[2:4]
+        network, self.address = line.rstrip("\n").split("|")[2:4]
+        address = self.address
         self._channel = grpc.insecure_channel(f"unix:{quote(address)}" if network == "unix" else address)
         return self
 
@@ -131,6 +134,16 @@ class PluginProcess:
     def configure(self, config: Mapping[str, Any], hash: str) -> None:
         answer = self.call(f"{LIFECYCLE}/Configure", _host_wire.encode_configure(dict(config), hash))
         assert lifecycle_pb2.ConfigureResponse.FromString(answer).hash == hash
+
+    def also(self, channel: grpc.Channel) -> grpc.Channel:
+        """To be closed with this."""
+        self._other_channels.append(channel)
+        return channel
+
+    def stream_socket(self) -> Path:
+        """What the plugin says of it."""
+        described = lifecycle_pb2.DescribeResponse.FromString(self.call(f"{LIFECYCLE}/Describe"))
+        return Path(self.address).with_name(described.filter.stream_socket)
 
     def call(self, method: str, message: bytes = b"") -> bytes:
         answer: bytes = self.future(method, message).result()

@@ -6,6 +6,8 @@ import queue
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
+import pytest
 from harness import FILTER, PluginProcess
 from palisade._generated import filter_pb2
 
@@ -54,12 +56,17 @@ PROGRAM = """
 
 
 class Host:
-    """A stream to a plugin."""
+    """A stream to a plugin, over the socket that it has for that, or over the one that it has announced."""
+
+    beside = True
 
     def __init__(self, plugin: PluginProcess) -> None:
         self._batches: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        assert plugin._channel is not None
-        method: Any = plugin._channel.stream_stream(f"/{FILTER}/CheckBatches")
+        channel = plugin._channel
+        if self.beside:
+            channel = plugin.also(grpc.insecure_channel(f"unix:{plugin.stream_socket()}"))
+        assert channel is not None
+        method: Any = channel.stream_stream(f"/{FILTER}/CheckBatches")
         self._answers = method(iter(self._batches.get, None), timeout=60)
         self.taken = 0
         self.hashes: set[str] = set()
@@ -96,6 +103,11 @@ class Host:
         self._batches.put(None)
 
 
+@pytest.fixture(params=["beside", "announced"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Host, "beside", request.param == "beside")
+
+
 def verdict(answer: Any) -> object:
     kind = answer.WhichOneof("answer")
     if kind == "error":
@@ -108,6 +120,7 @@ def both() -> Iterator[str]:
         yield PROGRAM.replace("ASYNC", str(is_async))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_every_call_is_answered_once() -> None:
     for program in both():
         with PluginProcess(program) as plugin:
@@ -142,6 +155,7 @@ def test_a_call_that_waits_holds_up_no_other() -> None:
             assert [verdict(got[id]) for id in (1, 3, 4)] == ["allow", "allow", "deny"]
 
 
+@pytest.mark.usefixtures("either_way")
 def test_an_answer_does_not_wait_for_a_call_behind_it() -> None:
     for program in both():
         with PluginProcess(program) as plugin:
@@ -221,6 +235,7 @@ def test_an_answer_names_the_configuration_that_it_comes_of() -> None:
             assert got == {1: ("1", b"first"), 4: ("2", b"second")}
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_coroutine_that_is_late_is_cancelled() -> None:
     with PluginProcess(PROGRAM.replace("ASYNC", "True")) as plugin:
         plugin.connect()
@@ -255,6 +270,7 @@ def test_calls_that_are_late_leave_nothing_behind() -> None:
         assert int(host.answers(1)[101].request.deny.body) < 10
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_plugin_that_stops_answers_what_it_has() -> None:
     for program in both():
         with PluginProcess(program) as plugin:

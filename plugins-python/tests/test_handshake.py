@@ -11,9 +11,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness import FILTER_PROGRAM, PluginProcess, environment
+from harness import FILTER_PROGRAM, LIFECYCLE, PluginProcess, environment
 
 from palisade import Headers
+from palisade._generated import lifecycle_pb2
 
 
 def test_explains_itself_when_started_by_hand() -> None:
@@ -102,7 +103,8 @@ def test_a_directory_may_have_any_name(tmp_path_factory: pytest.TempPathFactory)
         directory.mkdir()
         with PluginProcess(FILTER_PROGRAM, PLUGIN_UNIX_SOCKET_DIR=str(directory)) as plugin:
             assert plugin.connect().check("/").allowed
-            assert len(list(directory.iterdir())) == 1
+            assert len(list(directory.glob("*.sock"))) == 1
+            assert plugin.stream_socket().is_socket()
 
 
 def test_gives_the_socket_to_a_group() -> None:
@@ -110,6 +112,8 @@ def test_gives_the_socket_to_a_group() -> None:
         path = Path(os.fsdecode(plugin.read_line().split(b"|")[3]))
         assert path.stat().st_mode & 0o777 == 0o660
         assert path.stat().st_gid == os.getgid()
+        for each in path.parent.glob("plugin-*"):
+            assert each.is_socket() and (each.stat().st_mode & 0o777, each.stat().st_gid) == (0o660, os.getgid())
 
 
 def test_refuses_a_group_that_is_not_there() -> None:
@@ -171,3 +175,17 @@ def test_another_process_cannot_take_the_port() -> None:
         server = grpc.server(ThreadPoolExecutor(1))
         with pytest.raises(RuntimeError):
             server.add_insecure_port(port)
+
+
+def test_has_a_second_socket_only_where_it_may_choose_a_name() -> None:
+    def name(plugin: PluginProcess) -> str:
+        answer = plugin.connect_unconfigured().call(f"{LIFECYCLE}/Describe")
+        return lifecycle_pb2.DescribeResponse.FromString(answer).filter.stream_socket
+
+    with PluginProcess(FILTER_PROGRAM) as plugin:
+        assert plugin.directory.joinpath(name(plugin)).is_socket()
+        plugin.terminate()
+        assert plugin.wait() == 0
+        assert list(plugin.directory.glob("*.many")) == []
+    with PluginProcess(FILTER_PROGRAM, PLUGIN_UNIX_SOCKET_DIR=None) as plugin:
+        assert name(plugin) == ""

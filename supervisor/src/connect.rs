@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use palisade_plugin_proto::env::MAX_SOCKET_PATH;
 use palisade_plugin_proto::handshake::Address;
 use palisade_plugin_proto::socket::UnixSocket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -121,6 +122,12 @@ pub enum ConnectError {
     /// was checked and configured.
     #[error("{0} was started by somebody else: there is one connection to it")]
     OnlyOne(String),
+    /// A second socket by something that is more, or less, than a name.
+    #[error("{0:?} is not the name of a socket in the directory of the first one")]
+    NotAName(String),
+    /// A second socket beside a port.
+    #[error("a second socket can only be beside a unix socket, and the plugin listens on {0}")]
+    NotBeside(String),
     /// HTTP/2.
     #[error("HTTP/2 to {endpoint}")]
     Http2 {
@@ -376,11 +383,34 @@ impl Connector {
         self.endpoint.open(self.secure.as_ref(), &self.alive).await
     }
 
-    fn check_several(&self) -> Result<(), ConnectError> {
-        match &self.alive {
-            Alive::Process { .. } => Ok(()),
-            Alive::Line { .. } => Err(ConnectError::OnlyOne(self.endpoint.to_string())),
+    /// To a second socket of the plugin, by its name in the directory of the first. Connects once, so that what will never
+    /// be connected to is found now, and for its own reason.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Connector::stream`], and where `name` is anything but a name, or the first address is a port.
+    pub async fn beside(&self, name: &str) -> Result<Self, ConnectError> {
+        self.check_several()?;
+        let Endpoint::Unix(first) = &self.endpoint else {
+            return Err(ConnectError::NotBeside(self.endpoint.to_string()));
+        };
+        let mut components = Path::new(name).components();
+        let is_name = components.next() == Some(Component::Normal(name.as_ref())) && components.next().is_none();
+        if !is_name || name.len() > MAX_SOCKET_PATH || name.contains(char::is_control) {
+            return Err(ConnectError::NotAName(name.chars().take(MAX_SOCKET_PATH).collect()));
         }
+        let beside = Self { endpoint: Endpoint::Unix(first.with_file_name(name)), ..self.clone() };
+        drop(beside.stream().await?);
+        Ok(beside)
+    }
+
+    /// Whether more connections than the first may be made: not to a plugin that somebody else has started.
+    pub fn has_several(&self) -> bool {
+        matches!(self.alive, Alive::Process { .. })
+    }
+
+    fn check_several(&self) -> Result<(), ConnectError> {
+        if self.has_several() { Ok(()) } else { Err(ConnectError::OnlyOne(self.endpoint.to_string())) }
     }
 
     /// Connects, waiting for a socket that is not there yet or has no listener yet. Has no deadline of its own: the
@@ -462,6 +492,8 @@ fn may_pass(error: &ConnectError) -> bool {
         | ConnectError::Slow(_)
         | ConnectError::Tls { .. }
         | ConnectError::OnlyOne(_)
+        | ConnectError::NotAName(_)
+        | ConnectError::NotBeside(_)
         | ConnectError::Http2 { .. } => false,
     }
 }
@@ -532,6 +564,41 @@ mod tests {
                 .unwrap_err();
             assert!(matches!(error, ConnectError::NotASocket(_)), "{name}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_second_socket_is_as_good_as_the_first_and_beside_it() {
+        let root = tempfile::tempdir().unwrap();
+        let own = root.path().join("own");
+        fs::create_dir(&own).unwrap();
+        let listen = |path: PathBuf| std::os::unix::net::UnixListener::bind(path).unwrap();
+        let _listeners = [listen(own.join("first")), listen(own.join("second")), listen(root.path().join("other"))];
+        fs::write(own.join("file"), "").unwrap();
+        symlink(own.join("second"), own.join("link")).unwrap();
+        let first = Connector::new(Endpoint::Unix(own.join("first")), None, this_process());
+        let second = first.beside("second").await.unwrap();
+        assert_eq!(second.endpoint, Endpoint::Unix(own.join("second")));
+        for name in ["", ".", "..", "/", "second/", "./second", "../other", "x/../second", "/etc/x", "a\0", "\x1b[m"] {
+            let error = first.beside(name).await.unwrap_err();
+            assert!(matches!(error, ConnectError::NotAName(_)), "{name:?}: {error}");
+        }
+        assert!(
+            matches!(first.beside(&"x".repeat(1 << 18)).await, Err(ConnectError::NotAName(name)) if name.len() < 200)
+        );
+        for name in ["file", "link"] {
+            assert!(matches!(first.beside(name).await, Err(ConnectError::NotASocket(_))), "{name}");
+        }
+        assert!(matches!(first.beside("none").await, Err(ConnectError::Dial { .. })));
+        let port = Connector::new(Endpoint::Tcp("127.0.0.1:1".parse().unwrap()), None, this_process());
+        assert!(matches!(port.beside("second").await, Err(ConnectError::NotBeside(_))));
+        let gone = this_process();
+        gone.end();
+        let gone = Connector::new(Endpoint::Unix(own.join("first")), None, gone);
+        assert!(matches!(gone.beside("second").await, Err(ConnectError::Dial { .. })));
+        let Alive::Process { owner, .. } = this_process() else { unreachable!() };
+        let other = Alive::process(Owner { pid: 1, uid: owner.uid + 1 });
+        let others = Connector::new(Endpoint::Unix(own.join("first")), None, other);
+        assert!(matches!(others.beside("second").await, Err(ConnectError::NotOwn { .. })));
     }
 
     #[tokio::test]

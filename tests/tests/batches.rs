@@ -21,6 +21,21 @@ async fn stream_of(proxy: &Proxy) -> String {
 }
 
 #[tokio::test]
+async fn batches_go_over_the_socket_that_they_have_for_themselves() {
+    for (workers, actions) in [(1, &[][..]), (2, &[][..]), (2, &["needs:one-stream"])] {
+        let upstream = Upstream::http1("app").await;
+        let actions = [&["needs:batches", "beside:batches"], actions, &["serve-bare"]].concat();
+        let command = format!("command: {}, timeout: 20s", fake(&actions));
+        let proxy = Proxy::start(&format!("workers: {workers}\n{}", filtered(upstream.address(), &command))).await;
+        assert!(stream_of(&proxy).await.parse::<u32>().unwrap() > 1000, "{workers} {actions:?}");
+        // One that is too large for a batch is asked about where the plugin has announced itself.
+        let large = "x".repeat(17 << 10);
+        let reply = proxy.get("/", &[ADMIN, ("x-large", &large)]).await;
+        assert_eq!((reply.status, reply.headers.get("x-stream")), (200, None), "{reply:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_was_not_asked_for_judges_nothing_and_costs_the_stream() {
     let (proxy, upstream) = bare(", timeout: 20s").await;
     let mut seen = 0;

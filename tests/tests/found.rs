@@ -33,7 +33,12 @@ impl Stranger {
     }
 
     fn at(dir: TempDir, place: &str, address: String) -> Self {
-        let command: Vec<String> = serde_json::from_str(&fake(&[&format!("serve-at:{place}")])).unwrap();
+        Self::after(&[], dir, place, address)
+    }
+
+    fn after(actions: &[&str], dir: TempDir, place: &str, address: String) -> Self {
+        let serve = format!("serve-at:{place}");
+        let command: Vec<String> = serde_json::from_str(&fake(&[actions, &[&serve]].concat())).unwrap();
         Self { child: spawn(&command), dir, command, address }
     }
 
@@ -61,6 +66,17 @@ impl Drop for Stranger {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+#[tokio::test]
+async fn a_second_socket_at_an_address_is_not_looked_for() {
+    let (upstream, dir) = (Upstream::http1("app").await, place());
+    let socket = dir.path().join("s").display().to_string();
+    let actions = ["needs:batches", "stream-socket:none"];
+    let stranger = Stranger::after(&actions, dir, &socket, format!("unix:{socket}"));
+    let proxy = Proxy::start(&stranger.yaml(&upstream, ", timeout: 20s")).await;
+    let reply = proxy.get("/", &[palisade_tests::ADMIN]).await;
+    assert_eq!((reply.status, reply.header("x-stream").as_str()), (200, "1"), "{reply:?}");
 }
 
 /// One made with the Rust SDK, which needs what a host would tell it.

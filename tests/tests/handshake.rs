@@ -78,6 +78,32 @@ async fn every_malformed_line_ends_the_start_with_its_cause() {
 }
 
 #[tokio::test]
+async fn a_second_socket_that_is_not_the_plugins_own_ends_the_start_with_its_cause() {
+    // On the file system of the sockets' directory, as a hard link asks for.
+    let place = place();
+    let others = place.path().join("others");
+    let _others = std::os::unix::net::UnixListener::bind(&others).unwrap();
+    let others = others.display();
+    let cases: &[(&[&str], &str)] = &[
+        (&["stream-socket:x/y"], r#""x/y" is not the name of a socket"#),
+        (&["stream-socket:/run/x"], r#""/run/x" is not the name of a socket"#),
+        (&["stream-socket:.."], r#"".." is not the name of a socket"#),
+        (&["stream-socket:none"], "No such file"),
+        (&["touch:file", "stream-socket:file"], "is not a socket"),
+        (&[&format!("link:link:{others}"), "stream-socket:link"], "is not a socket"),
+        (&[&format!("hard-link:hard:{others}"), "stream-socket:hard"], "is not the plugin's own"),
+    ];
+    for serve in [&["serve-bare"][..], &["needs:one-stream", "serve-bare"]] {
+        for (actions, cause) in cases {
+            let actions = [&["needs:batches"], *actions, serve].concat();
+            let outcome = refusal(&actions, "").await;
+            let causes = ["its `stream_socket` is no good", cause];
+            assert!(causes.iter().all(|cause| outcome.stderr.contains(cause)), "{actions:?}: {}", outcome.stderr);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_line_that_never_ends_is_cut_short() {
     let long = format!("raw:{}", "y".repeat(9_000));
     let outcome = refusal(&[&long, "stay"], "").await;

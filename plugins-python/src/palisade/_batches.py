@@ -7,6 +7,8 @@ longer than `_PATIENCE`.
 
 What is done for each call is kept small: nothing of it is decoded but what its function looks at, and its answer is
 bytes at once. Coroutines that come to their end at their first step cost a task, and no timer.
+
+Where a stream's messages come from and go to is somebody else's: `_stream`'s, or grpcio's, see `serve`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -44,15 +46,26 @@ class _Batch:
     """The last one that a thread begins."""
 
 
+class Outlet(Protocol):
+    """Where the answers of a stream go."""
+
+    def ready(self) -> bool:
+        """Whether it takes a message now. Where it does not, it calls `Batches.go_on` once it does."""
+
+    def send(self, message: bytes) -> None: ...
+
+    def finish(self) -> None:
+        """Everything is answered: no message comes behind the last one."""
+
+
 class Batches:
     """One stream of a host. Lives on the event loop; `_work` alone runs on threads."""
 
-    def __init__(self, judgement: Judgement, pool: Executor, workers: int, context: Any, stopping: asyncio.Event) -> None:
+    def __init__(self, judgement: Judgement, pool: Executor, workers: int, outlet: Outlet) -> None:
         self._judgement = judgement
         self._pool = pool
         self._workers = workers
-        self._context = context
-        self._stopping = stopping
+        self._outlet = outlet
         self._loop = asyncio.get_running_loop()
         # Read and changed by threads too, each time with one operation that no other can come between.
         self._queue: deque[tuple[_wire.BatchedCall, _Batch]] = deque()
@@ -69,37 +82,30 @@ class Batches:
         # Those that have not come to their end with their first step.
         self._tasks: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         self._watching: asyncio.TimerHandle | None = None
-        self._answered = asyncio.Event()
         self._stopped = False
         self._ended = False
         # Whether the loop is about to look at answers. Set twice by a race, it looks twice.
         self._woken = False
 
-    async def serve(self) -> None:
-        """Until the host ends the stream, or until the plugin stops and has answered."""
-        reading = asyncio.create_task(self._read())
-        writing = asyncio.create_task(self._write())
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait((reading, stopping, writing), return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-            reading.cancel()
-            self._stopped = True
-            self._answered.set()
-            await writing
-        finally:
-            self._ended = True
-            for task in (reading, writing, stopping, *self._tasks):
-                task.cancel()
-            self._watch_off()
-            self._queue.clear()
+    def finish(self) -> None:
+        """No batch comes any more; what there is gets its answers."""
+        self._stopped = True
+        self._flush()
 
-    async def _read(self) -> None:
-        while (data := await self._context.read()) is not grpc.aio.EOF:
-            self._take(data)
+    def go_on(self) -> None:
+        """The outlet is ready again."""
+        self._flush()
 
-    def _take(self, data: bytes) -> None:
+    def end(self) -> None:
+        """Nobody waits for an answer any more."""
+        self._ended = True
+        for task in self._tasks:
+            task.cancel()
+        self._watch_off()
+        self._queue.clear()
+
+    def take(self, data: bytes) -> None:
+        """A batch has come. Raises CallError if it is none."""
         config_hash, calls = _wire.decode_batch(data)
         self._open += len(calls)
         try:
@@ -279,22 +285,19 @@ class Batches:
     def _flush(self) -> None:
         # First: an answer that comes from here on wakes anew.
         self._woken = False
-        self._answered.set()
+        if self._ended:
+            return
         if not self._working:
             self._watch_off()
-
-    async def _write(self) -> None:
-        while True:
-            await self._answered.wait()
-            self._answered.clear()
-            while self._answers or self._taken:
-                with self._lock:
-                    taken, self._taken = self._taken, 0
-                answers, config_hash = self._next_answers()
-                self._open -= len(answers)
-                await self._context.write(_wire.encode_answers(answers, taken, config_hash))
-            if self._stopped and self._open == 0:
-                return
+        while (self._answers or self._taken) and self._outlet.ready():
+            with self._lock:
+                taken, self._taken = self._taken, 0
+            answers, config_hash = self._next_answers()
+            self._open -= len(answers)
+            self._outlet.send(_wire.encode_answers(answers, taken, config_hash))
+        if self._stopped and not (self._open or self._taken or self._ended):
+            self._ended = True
+            self._outlet.finish()
 
     def _next_answers(self) -> tuple[list[bytes], str]:
         """What fits into one message, which has one configuration only, and the hash of that."""
@@ -310,6 +313,54 @@ class Batches:
             self._answers.popleft()
             size += len(answer)
         return answers, config_hash
+
+
+async def serve(make: Callable[[Outlet], Batches], context: Any, stopping: asyncio.Event) -> None:
+    """Over a call of grpcio's: until the host ends it, or until the plugin stops and has answered."""
+    outlet = _Queue()
+    batches = make(outlet)
+
+    async def read() -> None:
+        while (data := await context.read()) is not grpc.aio.EOF:
+            batches.take(data)
+
+    async def write() -> None:
+        while (message := await outlet.messages.get()) is not None:
+            await context.write(message)
+            outlet.is_ready = True
+            batches.go_on()
+
+    reading, writing = asyncio.create_task(read()), asyncio.create_task(write())
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((reading, stopped, writing), return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            reading.result()
+        reading.cancel()
+        batches.finish()
+        await writing
+    finally:
+        batches.end()
+        for task in (reading, writing, stopped):
+            task.cancel()
+
+
+class _Queue:
+    """An outlet of one message at a time."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.is_ready = True
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def send(self, message: bytes) -> None:
+        self.is_ready = False
+        self.messages.put_nowait(message)
+
+    def finish(self) -> None:
+        self.messages.put_nowait(None)
 
 
 _VERDICTS = (Allow, Deny, Keep, Replace)

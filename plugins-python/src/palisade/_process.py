@@ -139,6 +139,7 @@ async def _serve(registrations: Registrations, host: Host | None, endpoint: Endp
             if host is not None:
                 watch_host(host, host_gone)
                 if not endpoint.known:
+                    await endpoint.listen_for_streams(server)
                     write_handshake(host.stdout, endpoint.handshake(port))
             if endpoint.known:
                 logger.info("listening on %s", endpoint.grpc_address)
@@ -200,14 +201,34 @@ class Endpoint:
             port = await server.start(self.grpc_address)
         except RuntimeError as error:
             raise StartError(f"cannot listen on {self.grpc_address}: {error}") from error
-        group = os.environ.get("PLUGIN_UNIX_SOCKET_GROUP")
-        if self.socket and group:
-            try:
-                shutil.chown(self.socket, group=int(group) if group.isdigit() else group)
-                self.socket.chmod(0o660)
-            except (OSError, LookupError) as error:
-                raise StartError(f"cannot give the socket to PLUGIN_UNIX_SOCKET_GROUP {group!r}: {error}") from error
+        if self.socket:
+            _give_to_group(self.socket)
         return port
+
+    async def listen_for_streams(self, server: Server) -> None:
+        """Starts a faster server for batches beside the socket, where there is one and the path is not too long for it."""
+        if self.socket is None:
+            return
+        beside = self.socket.with_suffix(".many")
+        if len(os.fsencode(beside)) > MAX_SOCKET_PATH:
+            return
+        try:
+            await server.start_streams(beside)
+        except OSError as error:
+            raise StartError(f"cannot listen on {beside}: {error}") from error
+        if beside.exists():
+            _give_to_group(beside)
+
+
+def _give_to_group(socket: Path) -> None:
+    group = os.environ.get("PLUGIN_UNIX_SOCKET_GROUP")
+    if not group:
+        return
+    try:
+        shutil.chown(socket, group=int(group) if group.isdigit() else group)
+        socket.chmod(0o660)
+    except (OSError, LookupError) as error:
+        raise StartError(f"cannot give the socket to PLUGIN_UNIX_SOCKET_GROUP {group!r}: {error}") from error
 
 
 def _short_enough(path: Path, advice: str = "") -> Path:

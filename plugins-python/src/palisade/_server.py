@@ -13,17 +13,21 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from . import _wire
-from ._batches import Batches
+from ._batches import Batches, Outlet, serve
 from ._certificates import CertificateRequest, CertificateStore
 from ._errors import CallError, ConfigError
 from ._judgement import Handler, Judgement, failure, text_of
 from ._wire import Config, Configured
+
+if TYPE_CHECKING:
+    from ._stream import StreamServer
 
 logger = logging.getLogger("palisade")
 
@@ -58,7 +62,7 @@ class Registrations:
     max_body: int = 0
     peer_certificates: bool = False
 
-    def describe(self) -> _wire.Description:
+    def describe(self, stream_socket: str = "") -> _wire.Description:
         on_threads = any(handler and not handler.is_async for handler in (self.check, self.respond))
         return _wire.Description(
             name=self.name,
@@ -71,6 +75,7 @@ class Registrations:
             peer_certificates=self.peer_certificates,
             # More calls than threads would wait here, unseen; the host queues better.
             max_concurrent_calls=self.workers if on_threads else 0,
+            stream_socket=stream_socket,
         )
 
 
@@ -92,6 +97,8 @@ class Server:
         self._loading: asyncio.Task[None] | None = None
         if registrations.load is not None:
             self._store = CertificateStore(self._load_certificates, registrations.refresh)
+        self._streams: StreamServer | None = None
+        self._stream_socket = ""
         self._grpc = grpc.aio.server(options=_OPTIONS)
         self._grpc.add_generic_rpc_handlers(self._services())
 
@@ -103,12 +110,28 @@ class Server:
             self._loading = asyncio.create_task(self._store.run())
         return port
 
+    async def start_streams(self, socket: Path) -> None:
+        """Serves batches there too, and says so from now on. Does nothing for a plugin that has none.
+
+        Raises OSError when it can't listen.
+        """
+        # Only now: whoever tests, or listens on TCP, has no use for all that h2 brings.
+        from ._stream import StreamServer
+
+        if self._registrations.describe().filter:
+            self._streams = StreamServer(self._batches)
+            await self._streams.start(socket)
+            self._stream_socket = socket.name
+
     async def stop(self, grace: float) -> None:
         """Takes no more calls, ends the streams, and gives other calls ``grace`` seconds to finish."""
         self._stopping.set()
         if self._store is not None:
             await self._store.close()
-        await self._grpc.stop(grace)
+        ends = [self._grpc.stop(grace)]
+        if self._streams is not None:
+            ends.append(self._streams.stop(grace))
+        await asyncio.gather(*ends)
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
@@ -157,7 +180,7 @@ class Server:
 
     async def _describe(self, host: str, context: Context) -> bytes:
         logger.debug("described to %s", host)
-        return _wire.encode_describe(self._registrations.describe())
+        return _wire.encode_describe(self._registrations.describe(self._stream_socket))
 
     async def _configure(self, call: Configured, context: Context) -> bytes:
         async with self._configuring:
@@ -204,7 +227,10 @@ class Server:
             await _refuse(context, error)
 
     async def _check_batches(self, requests: object, context: Context) -> None:
-        await Batches(self._judgement, self._pool, self._registrations.workers, context, self._stopping).serve()
+        await serve(self._batches, context, self._stopping)
+
+    def _batches(self, outlet: Outlet) -> Batches:
+        return Batches(self._judgement, self._pool, self._registrations.workers, outlet)
 
     def _configured(self, hash: str) -> Configured:
         """The configuration in force, if it is the one that the caller means."""

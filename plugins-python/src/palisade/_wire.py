@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import struct_pb2
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from ._certificates import Certificate
@@ -37,6 +38,8 @@ class Description:
     max_body: int
     peer_certificates: bool
     max_concurrent_calls: int
+    stream_socket: str
+    """Name of the socket of batches; empty without one."""
 
 
 def decode_describe(data: bytes) -> str:
@@ -71,6 +74,7 @@ def encode_describe(description: Description) -> bytes:
                 response_phase=description.response_phase,
                 batches=True,
                 one_stream=True,
+                stream_socket=description.stream_socket,
             )
         )
     if description.certificates:
@@ -158,8 +162,11 @@ BatchedCall = filter_pb2.CheckCall
 
 
 def decode_batch(data: bytes) -> tuple[str, Sequence[BatchedCall]]:
-    """Returns the hash of the configuration that the calls are for, and the calls."""
-    batch = filter_pb2.CheckBatch.FromString(data)
+    """Returns the hash of the configuration that the calls are for, and the calls. Raises CallError if it is no batch."""
+    try:
+        batch = filter_pb2.CheckBatch.FromString(data)
+    except DecodeError as error:
+        raise CallError("INTERNAL", f"not a batch: {error}") from None
     return batch.config_hash, list(batch.calls)
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"palisade/plugin/v1/lifecycle.proto\x12\x12palisade.plugin.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x1f\n\x0f\x44\x65scribeRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"\xb1\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\tcontracts\x18\x03 \x03(\x0e\x32\x1c.palisade.plugin.v1.Contract\x12/\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x1f.palisade.plugin.v1.FilterNeeds\x12\x1c\n\x14max_concurrent_calls\x18\x05 \x01(\r\"\x9a\x01\n\x0b\x46ilterNeeds\x12\x36\n\rrequest_parts\x18\x01 \x03(\x0e\x32\x1f.palisade.plugin.v1.RequestPart\x12\x16\n\x0emax_body_bytes\x18\x02 \x01(\x04\x12\x16\n\x0eresponse_phase\x18\x03 \x01(\x08\x12\x0f\n\x07\x62\x61tches\x18\x04 \x01(\x08\x12\x12\n\none_stream\x18\x05 \x01(\x08\"I\n\x10\x43onfigureRequest\x12\'\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04hash\x18\x02 \x01(\t\"V\n\x11\x43onfigureResponse\x12\x33\n\x08problems\x18\x01 \x03(\x0b\x32!.palisade.plugin.v1.ConfigProblem\x12\x0c\n\x04hash\x18\x02 \x01(\t\".\n\rConfigProblem\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*T\n\x08\x43ontract\x12\x18\n\x14\x43ONTRACT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ONTRACT_FILTER\x10\x01\x12\x19\n\x15\x43ONTRACT_CERTIFICATES\x10\x02*\xc9\x01\n\x0bRequestPart\x12\x1c\n\x18REQUEST_PART_UNSPECIFIED\x10\x00\x12\x18\n\x14REQUEST_PART_HEADERS\x10\x01\x12\x1a\n\x16REQUEST_PART_ADDRESSES\x10\x02\x12\x14\n\x10REQUEST_PART_TLS\x10\x03\x12!\n\x1dREQUEST_PART_PEER_CERTIFICATE\x10\x04\x12\x16\n\x12REQUEST_PART_ROUTE\x10\x05\x12\x15\n\x11REQUEST_PART_BODY\x10\x06\x32\xbc\x01\n\tLifecycle\x12U\n\x08\x44\x65scribe\x12#.palisade.plugin.v1.DescribeRequest\x1a$.palisade.plugin.v1.DescribeResponse\x12X\n\tConfigure\x12$.palisade.plugin.v1.ConfigureRequest\x1a%.palisade.plugin.v1.ConfigureResponseB\x19\n\x15io.palisade.plugin.v1P\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"palisade/plugin/v1/lifecycle.proto\x12\x12palisade.plugin.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x1f\n\x0f\x44\x65scribeRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"\xb1\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\tcontracts\x18\x03 \x03(\x0e\x32\x1c.palisade.plugin.v1.Contract\x12/\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x1f.palisade.plugin.v1.FilterNeeds\x12\x1c\n\x14max_concurrent_calls\x18\x05 \x01(\r\"\xb1\x01\n\x0b\x46ilterNeeds\x12\x36\n\rrequest_parts\x18\x01 \x03(\x0e\x32\x1f.palisade.plugin.v1.RequestPart\x12\x16\n\x0emax_body_bytes\x18\x02 \x01(\x04\x12\x16\n\x0eresponse_phase\x18\x03 \x01(\x08\x12\x0f\n\x07\x62\x61tches\x18\x04 \x01(\x08\x12\x12\n\none_stream\x18\x05 \x01(\x08\x12\x15\n\rstream_socket\x18\x06 \x01(\t\"I\n\x10\x43onfigureRequest\x12\'\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04hash\x18\x02 \x01(\t\"V\n\x11\x43onfigureResponse\x12\x33\n\x08problems\x18\x01 \x03(\x0b\x32!.palisade.plugin.v1.ConfigProblem\x12\x0c\n\x04hash\x18\x02 \x01(\t\".\n\rConfigProblem\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*T\n\x08\x43ontract\x12\x18\n\x14\x43ONTRACT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ONTRACT_FILTER\x10\x01\x12\x19\n\x15\x43ONTRACT_CERTIFICATES\x10\x02*\xc9\x01\n\x0bRequestPart\x12\x1c\n\x18REQUEST_PART_UNSPECIFIED\x10\x00\x12\x18\n\x14REQUEST_PART_HEADERS\x10\x01\x12\x1a\n\x16REQUEST_PART_ADDRESSES\x10\x02\x12\x14\n\x10REQUEST_PART_TLS\x10\x03\x12!\n\x1dREQUEST_PART_PEER_CERTIFICATE\x10\x04\x12\x16\n\x12REQUEST_PART_ROUTE\x10\x05\x12\x15\n\x11REQUEST_PART_BODY\x10\x06\x32\xbc\x01\n\tLifecycle\x12U\n\x08\x44\x65scribe\x12#.palisade.plugin.v1.DescribeRequest\x1a$.palisade.plugin.v1.DescribeResponse\x12X\n\tConfigure\x12$.palisade.plugin.v1.ConfigureRequest\x1a%.palisade.plugin.v1.ConfigureResponseB\x19\n\x15io.palisade.plugin.v1P\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +33,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'palisade.plugin.v1.lifecycl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025io.palisade.plugin.v1P\001'
-  _globals['_CONTRACT']._serialized_start=669
-  _globals['_CONTRACT']._serialized_end=753
-  _globals['_REQUESTPART']._serialized_start=756
-  _globals['_REQUESTPART']._serialized_end=957
+  _globals['_CONTRACT']._serialized_start=692
+  _globals['_CONTRACT']._serialized_end=776
+  _globals['_REQUESTPART']._serialized_start=779
+  _globals['_REQUESTPART']._serialized_end=980
   _globals['_DESCRIBEREQUEST']._serialized_start=88
   _globals['_DESCRIBEREQUEST']._serialized_end=119
   _globals['_DESCRIBERESPONSE']._serialized_start=122
   _globals['_DESCRIBERESPONSE']._serialized_end=299
   _globals['_FILTERNEEDS']._serialized_start=302
-  _globals['_FILTERNEEDS']._serialized_end=456
-  _globals['_CONFIGUREREQUEST']._serialized_start=458
-  _globals['_CONFIGUREREQUEST']._serialized_end=531
-  _globals['_CONFIGURERESPONSE']._serialized_start=533
-  _globals['_CONFIGURERESPONSE']._serialized_end=619
-  _globals['_CONFIGPROBLEM']._serialized_start=621
-  _globals['_CONFIGPROBLEM']._serialized_end=667
-  _globals['_LIFECYCLE']._serialized_start=960
-  _globals['_LIFECYCLE']._serialized_end=1148
+  _globals['_FILTERNEEDS']._serialized_end=479
+  _globals['_CONFIGUREREQUEST']._serialized_start=481
+  _globals['_CONFIGUREREQUEST']._serialized_end=554
+  _globals['_CONFIGURERESPONSE']._serialized_start=556
+  _globals['_CONFIGURERESPONSE']._serialized_end=642
+  _globals['_CONFIGPROBLEM']._serialized_start=644
+  _globals['_CONFIGPROBLEM']._serialized_end=690
+  _globals['_LIFECYCLE']._serialized_start=983
+  _globals['_LIFECYCLE']._serialized_end=1171
 # @@protoc_insertion_point(module_scope)

@@ -55,18 +55,20 @@ class DescribeResponse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., contracts: _Optional[_Iterable[_Union[Contract, str]]] = ..., filter: _Optional[_Union[FilterNeeds, _Mapping]] = ..., max_concurrent_calls: _Optional[int] = ...) -> None: ...
 
 class FilterNeeds(_message.Message):
-    __slots__ = ("request_parts", "max_body_bytes", "response_phase", "batches", "one_stream")
+    __slots__ = ("request_parts", "max_body_bytes", "response_phase", "batches", "one_stream", "stream_socket")
     REQUEST_PARTS_FIELD_NUMBER: _ClassVar[int]
     MAX_BODY_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_PHASE_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     ONE_STREAM_FIELD_NUMBER: _ClassVar[int]
+    STREAM_SOCKET_FIELD_NUMBER: _ClassVar[int]
     request_parts: _containers.RepeatedScalarFieldContainer[RequestPart]
     max_body_bytes: int
     response_phase: bool
     batches: bool
     one_stream: bool
-    def __init__(self, request_parts: _Optional[_Iterable[_Union[RequestPart, str]]] = ..., max_body_bytes: _Optional[int] = ..., response_phase: bool = ..., batches: bool = ..., one_stream: bool = ...) -> None: ...
+    stream_socket: str
+    def __init__(self, request_parts: _Optional[_Iterable[_Union[RequestPart, str]]] = ..., max_body_bytes: _Optional[int] = ..., response_phase: bool = ..., batches: bool = ..., one_stream: bool = ..., stream_socket: _Optional[str] = ...) -> None: ...
 
 class ConfigureRequest(_message.Message):
     __slots__ = ("config", "hash")

@@ -109,15 +109,29 @@ impl Native {
         let one = (filter.one_stream || description.max_concurrent_calls > 0) && workers.len() > 1;
         let shared = Line::Shared(first.clone());
         let open = || Line::open(connector.clone());
-        let (streams, lines) = match (filter.batches, one) {
-            (false, _) => (Streams::None, lines::open(shared, workers, open).await),
-            (true, false) => {
+        let beside = match filter.batches {
+            true => beside(connector, &filter.stream_socket).await?,
+            false => None,
+        };
+        let of_workers = |lines: &PerWorker<Line>| {
+            Streams::Each(lines.map(|line| Batches::of_worker(line.clone(), generation.clone(), bounds)))
+        };
+        let (streams, lines) = match (filter.batches, one, beside) {
+            (false, ..) => (Streams::None, lines::open(shared, workers, open).await),
+            (true, false, None) => {
                 let lines = lines::open(shared, workers, open).await;
-                let streams = lines.map(|line| Batches::of_worker(line.clone(), generation.clone(), bounds));
-                (Streams::Each(streams), lines)
+                (of_workers(&lines), lines)
             }
-            (true, true) => {
-                let line = lines::one(shared.clone(), open()).await;
+            (true, false, Some(beside)) => {
+                let first = Line::open(beside.clone()).await.map_err(|why| why.to_string())?;
+                let streams = lines::open(first, workers, || Line::open(beside.clone())).await;
+                (of_workers(&streams), lines::open(shared, workers, open).await)
+            }
+            (true, true, beside) => {
+                let line = match beside {
+                    None => lines::one(shared.clone(), open()).await,
+                    Some(beside) => Line::open(beside).await.map_err(|why| why.to_string())?,
+                };
                 let batches = Batches::of_all(line, generation.clone(), bounds);
                 (Streams::One(Box::new(batches)), PerWorker::of(shared, Vec::new()))
             }
@@ -249,6 +263,15 @@ impl Native {
         });
         Ok(updates.boxed())
     }
+}
+
+/// To the socket that batches have for themselves, if they have one that may be connected to. The error is for the operator.
+async fn beside(connector: &Connector, stream_socket: &str) -> Result<Option<Connector>, String> {
+    if stream_socket.is_empty() || !connector.has_several() {
+        return Ok(None);
+    }
+    let beside = connector.beside(stream_socket).await;
+    beside.map(Some).map_err(|error| format!("its `stream_socket` is no good: {}", chain(&error)))
 }
 
 /// Waits for the plugin to have room for a call.

@@ -44,6 +44,18 @@ pub(crate) async fn serve_at(needs: FilterNeeds, place: &str) -> ! {
     unreachable!("nobody asks it to end")
 }
 
+/// Serves batches on a second socket, in the background.
+pub(crate) fn serve_beside(name: &str) {
+    let listener = UnixListener::bind(crate::socket_dir().join(name)).unwrap();
+    let filter = FilterServer::new(Bare {
+        needs: FilterNeeds::default(),
+        refusal: None,
+        hash: Arc::default(),
+        streams: AtomicU32::new(1000),
+    });
+    tokio::spawn(Server::builder().add_service(filter).serve_with_incoming(UnixListenerStream::new(listener)));
+}
+
 fn router(needs: FilterNeeds, refusal: Option<String>) -> Router {
     let bare = Arc::new(Bare { needs, refusal, hash: Arc::default(), streams: AtomicU32::default() });
     Server::builder()

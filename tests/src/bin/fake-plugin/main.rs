@@ -17,6 +17,9 @@
 //! | `child`, `child-apart`, `child-bare`, `child-free` | starts a process that holds stderr, `-apart` in a session of its own, `-bare` without an environment, `-free` both; appends its pid to the file `pids` |
 //! | `escape:WAY` | tries to get out of its sandbox, see `escape.rs` |
 //! | `needs:body`, `needs:response`, `needs:batches`, `needs:one-stream` | what it asks for when it describes itself |
+//! | `stream-socket:NAME` | what it says of a second socket for batches |
+//! | `beside:NAME` | the same, and serves batches there, their streams counted from 1001 |
+//! | `link:NAME:PATH`, `hard-link:NAME:PATH` | makes a link in the socket directory |
 //! | `calls:N` | how many calls it takes at a time |
 //! | `mute` | listens, says so, and never speaks |
 //! | `serve` | serves the native contract as it should; requests choose what else happens, see `filter.rs` |
@@ -97,6 +100,19 @@ async fn main() -> ExitCode {
                 "one-stream" => needs.one_stream = true,
                 other => panic!("it can't need {other:?}"),
             },
+            "stream-socket" => value.clone_into(&mut needs.stream_socket),
+            "beside" => {
+                value.clone_into(&mut needs.stream_socket);
+                bare::serve_beside(value);
+            }
+            "link" | "hard-link" => {
+                let (link, path) = value.split_once(':').unwrap();
+                let link = socket_dir().join(link);
+                match name {
+                    "link" => std::os::unix::fs::symlink(path, link).unwrap(),
+                    _ => std::fs::hard_link(path, link).unwrap(),
+                }
+            }
             "calls" => calls = value.parse().unwrap(),
             "mute" => mute().await,
             "serve" => {
