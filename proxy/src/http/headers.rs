@@ -21,7 +21,7 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Fields that concern one connection or its framing (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2): neither passed
 /// on nor settable by filters. `te` is dealt with apart.
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     KEEP_ALIVE,
     PROXY_CONNECTION,
@@ -31,6 +31,20 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     HTTP2_SETTINGS,
+];
+
+/// What else a filter may not change: framing, and what the proxy itself vouches for.
+static VOUCHED: [HeaderName; 10] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::TRAILER,
+    header::EXPECT,
+    header::VIA,
+    X_REQUEST_ID,
+    X_PALISADE_REASON,
+    X_FORWARDED_FOR,
+    X_FORWARDED_HOST,
+    X_FORWARDED_PROTO,
 ];
 
 /// What else proxies say about a client, and what some frameworks take for the request's own target.
@@ -50,7 +64,7 @@ const CLAIMS: [&str; 12] = [
 ];
 
 /// Fields that can be there once; of two, each server takes another one (RFC 9110 section 5.3).
-const SINGLE: [HeaderName; 17] = [
+static SINGLE: [HeaderName; 17] = [
     header::AUTHORIZATION,
     header::CONTENT_ENCODING,
     header::CONTENT_LOCATION,
@@ -77,6 +91,43 @@ const OPTIONS: [&str; 8] =
 /// By what this process is known to itself when a request comes back to it.
 static NAME: LazyLock<String> = LazyLock::new(|| format!("palisade-{:08x}", fastrand::u32(..)));
 
+/// Fields that are about to be set beside those of a client: its address, scheme and host, and the request's id.
+const SET: usize = 4;
+
+/// Which of the fields that the proxy reads itself are there. Most are not, and to look for one of them takes longer
+/// than to look at the names of all fields once.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct There {
+    pub(crate) connection: bool,
+    pub(crate) content_length: bool,
+    pub(crate) cookie: bool,
+    pub(crate) expect: bool,
+    pub(crate) te: bool,
+    pub(crate) trailer: bool,
+    pub(crate) transfer_encoding: bool,
+    pub(crate) via: bool,
+}
+
+impl There {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut there = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "connection" => there.connection = true,
+                "content-length" => there.content_length = true,
+                "cookie" => there.cookie = true,
+                "expect" => there.expect = true,
+                "te" => there.te = true,
+                "trailer" => there.trailer = true,
+                "transfer-encoding" => there.transfer_encoding = true,
+                "via" => there.via = true,
+                _ => {}
+            }
+        }
+        there
+    }
+}
+
 /// What goes into a request's `Via` here (RFC 9110 section 7.6.3).
 pub(crate) fn via(received: Version) -> &'static str {
     static VALUES: LazyLock<[String; 3]> = LazyLock::new(|| ["1.0", "1.1", "2.0"].map(|it| format!("{it} {}", *NAME)));
@@ -102,8 +153,8 @@ fn is_claim(name: &HeaderName) -> bool {
 
 /// Refuses fields that two servers could read in two ways, or that take others away; takes out names with underscores
 /// where `underscores` says so.
-pub(crate) fn check(headers: &mut HeaderMap, underscores: Underscores) -> Result<(), String> {
-    let underscored = |name: &HeaderName| name.as_str().contains('_');
+pub(crate) fn check(headers: &mut HeaderMap, there: There, underscores: Underscores) -> Result<(), String> {
+    let underscored = |name: &HeaderName| name.as_str().bytes().any(|byte| byte == b'_');
     match underscores {
         Underscores::Keep => {}
         Underscores::Drop => remove(headers, underscored),
@@ -120,6 +171,9 @@ pub(crate) fn check(headers: &mut HeaderMap, underscores: Underscores) -> Result
             return Err(format!("`{name}` is there more than once"));
         }
     }
+    if !there.connection {
+        return Ok(());
+    }
     for value in headers.get_all(header::CONNECTION) {
         let Ok(value) = value.to_str() else { return Err("`connection` is not text".to_owned()) };
         for option in value.split(',').map(str::trim) {
@@ -134,56 +188,50 @@ pub(crate) fn check(headers: &mut HeaderMap, underscores: Underscores) -> Result
 
 /// Fields that a filter may not change: framing, hop-by-hop, and what the proxy itself vouches for.
 pub(crate) fn is_owned(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name)
-        || [
-            header::HOST,
-            header::CONTENT_LENGTH,
-            header::TRAILER,
-            header::EXPECT,
-            header::VIA,
-            X_REQUEST_ID,
-            X_PALISADE_REASON,
-            X_FORWARDED_FOR,
-            X_FORWARDED_HOST,
-            X_FORWARDED_PROTO,
-        ]
-        .contains(name)
+    HOP_BY_HOP.contains(name) || VOUCHED.contains(name)
 }
 
 /// Removes what concerns one connection only, including what its `Connection` field names, and keeps `te: trailers`,
 /// which gRPC needs.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    remove_with_hop_by_hop(headers, |_| false);
+    let there = There::of(headers);
+    remove_with_hop_by_hop(headers, there, 0, |_| false);
 }
 
 /// Removes from a client's request what goes no further: what concerns its connection, what the proxy has read and says
 /// itself, what `owned` names for plugins to say, and, unless the client is `trusted`, its claims.
-pub(crate) fn clean_request(headers: &mut HeaderMap, owned: &[HeaderName], trusted: bool) {
+pub(crate) fn clean_request(headers: &mut HeaderMap, there: There, owned: &[HeaderName], trusted: bool) {
     // In HTTP/1.1 the proxy answers `100-continue` itself, when a filter or the upstream begins to read the body.
-    remove_with_hop_by_hop(headers, |name| {
+    remove_with_hop_by_hop(headers, there, SET, |name| {
         name == header::HOST || name == header::EXPECT || owned.contains(name) || (!trusted && is_claim(name))
     });
 }
 
-fn remove_with_hop_by_hop(headers: &mut HeaderMap, others: impl Fn(&HeaderName) -> bool) {
-    let nominated: Vec<HeaderName> = list(headers, &header::CONNECTION)
-        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+fn remove_with_hop_by_hop(headers: &mut HeaderMap, there: There, room: usize, others: impl Fn(&HeaderName) -> bool) {
+    let mut nominated: Vec<HeaderName> = Vec::new();
+    if there.connection {
+        let names = list(headers, &header::CONNECTION).filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
         // Framing and addressing can't be talked away by a peer.
-        .filter(|name| ![header::HOST, header::CONTENT_LENGTH].contains(name))
-        .collect();
-    let trailers = list(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
-    remove(headers, |name| HOP_BY_HOP.contains(name) || nominated.contains(name) || others(name));
+        nominated.extend(names.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH));
+    }
+    let trailers = there.te && list(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
+    remove_for(headers, room, |name| HOP_BY_HOP.contains(name) || nominated.contains(name) || others(name));
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
 }
 
 /// Removes fields and keeps the order of the others, which `HeaderMap::remove` does not.
-pub(crate) fn remove(headers: &mut HeaderMap, mut removed: impl FnMut(&HeaderName) -> bool) {
+pub(crate) fn remove(headers: &mut HeaderMap, removed: impl FnMut(&HeaderName) -> bool) {
+    remove_for(headers, 0, removed);
+}
+
+/// The same where so many fields are about to be set.
+fn remove_for(headers: &mut HeaderMap, room: usize, mut removed: impl FnMut(&HeaderName) -> bool) {
     if !headers.keys().any(&mut removed) {
         return;
     }
-    let mut kept = HeaderMap::with_capacity(headers.len());
+    let mut kept = HeaderMap::with_capacity(headers.len() + room);
     let mut last: Option<HeaderName> = None;
     for (name, value) in std::mem::take(headers) {
         // Only the first of several values comes with its name.
@@ -215,9 +263,6 @@ pub(crate) fn without_trailers<D>(frame: Frame<D>, removed: impl FnMut(&HeaderNa
 
 /// Announces only trailers that are passed on.
 pub(crate) fn keep_trailer_names(headers: &mut HeaderMap, kept: &[HeaderName]) {
-    if !headers.contains_key(header::TRAILER) {
-        return;
-    }
     let announced: Vec<&str> = list(headers, &header::TRAILER)
         .filter(|member| kept.iter().any(|name| member.eq_ignore_ascii_case(name.as_str())))
         .collect();
@@ -267,13 +312,9 @@ pub(crate) fn set_forwarded(
         }
         headers.insert(X_FORWARDED_FOR, chain);
     }
-    if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    }
-    if let Some(host) = host
-        && !headers.contains_key(X_FORWARDED_HOST)
-    {
-        headers.insert(X_FORWARDED_HOST, host);
+    headers.entry(X_FORWARDED_PROTO).or_insert_with(|| HeaderValue::from_static(scheme));
+    if let Some(host) = host {
+        headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
 }
 
@@ -285,17 +326,17 @@ pub(crate) fn forwarded_for(peer: SocketAddr) -> Option<HeaderValue> {
 /// The request's id: the one that a trusted proxy sent, else a new one of 32 hexadecimal digits.
 pub(crate) fn request_id(headers: &HeaderMap, trusted: bool) -> String {
     const LONGEST: usize = 128;
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let sent = headers.get(X_REQUEST_ID).filter(|_| trusted).and_then(|id| id.to_str().ok());
     match sent {
         Some(id) if !id.is_empty() && id.len() <= LONGEST => id.to_owned(),
         _ => {
-            let mut id = String::with_capacity(32);
-            for byte in fastrand::u128(..).to_be_bytes() {
-                for digit in [byte >> 4, byte & 15] {
-                    id.push(char::from(if digit < 10 { b'0' + digit } else { b'a' - 10 + digit }));
-                }
+            let mut digits = [0; 32];
+            for (pair, byte) in digits.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
+                pair[0] = DIGITS[usize::from(byte >> 4)];
+                pair[1] = DIGITS[usize::from(byte & 15)];
             }
-            id
+            String::from_utf8_lossy(&digits).into_owned()
         }
     }
 }
@@ -372,7 +413,7 @@ mod tests {
         let peer = forwarded_for("10.0.0.9:55".parse().unwrap());
         let host = Some(HeaderValue::from_static("a.example"));
         let mut fields = headers(&claims);
-        clean_request(&mut fields, &[], false);
+        clean_request(&mut fields, There::default(), &[], false);
         set_forwarded(&mut fields, peer.as_ref(), "http", host.clone());
         assert_eq!(fields["x-forwarded-for"], "10.0.0.9");
         assert_eq!(fields["x-forwarded-proto"], "http");
@@ -380,7 +421,7 @@ mod tests {
         assert_eq!(fields.len(), 3, "{fields:?}");
 
         let mut fields = headers(&claims);
-        clean_request(&mut fields, &[], true);
+        clean_request(&mut fields, There::default(), &[], true);
         set_forwarded(&mut fields, peer.as_ref(), "http", host);
         assert_eq!(fields["x-forwarded-for"], "1.2.3.4, 10.0.0.9");
         assert_eq!(fields["x-forwarded-proto"], "https");

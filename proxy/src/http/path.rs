@@ -48,7 +48,22 @@ pub(crate) fn normalise(path: &str, rules: &Requests) -> Result<String, PathErro
     if !path.starts_with('/') {
         return Err(PathError::Relative);
     }
+    if is_plain(path.as_bytes()) {
+        return Ok(path.to_owned());
+    }
     resolve(&decode(path.as_bytes(), rules)?, rules)
+}
+
+/// Whether an absolute path is its own canonical form, whatever the rules, as most are: it has only characters that
+/// stand for themselves, and nothing between two slashes begins with a dot or is empty.
+fn is_plain(path: &[u8]) -> bool {
+    let itself = |byte: u8| byte != b';' && (byte == b'/' || is_sub_delimiter(byte) || is_unreserved(byte));
+    let mut before = 0;
+    path.iter().all(|byte| {
+        let unclear = before == b'/' && matches!(byte, b'/' | b'.');
+        before = *byte;
+        !unclear && itself(*byte)
+    })
 }
 
 /// Decodes what need not be encoded; checks the rest.
@@ -93,15 +108,17 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
+/// What else may stand in a segment (RFC 3986 section 3.3).
+fn is_sub_delimiter(byte: u8) -> bool {
+    matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=' | b':' | b';' | b'@')
+}
+
 /// A byte that may stand in a path as it is: `pchar` of RFC 3986 section 3.3, and the slash.
 fn literal(byte: u8, rules: &Requests) -> Result<char, PathError> {
     match byte {
         b'\\' => Err(PathError::Slash),
         b';' if rules.parameters == Ambiguous::Refuse => Err(PathError::Parameters),
-        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=' | b':' | b';' | b'@' | b'/' => {
-            Ok(char::from(byte))
-        }
-        byte if is_unreserved(byte) => Ok(char::from(byte)),
+        byte if byte == b'/' || is_sub_delimiter(byte) || is_unreserved(byte) => Ok(char::from(byte)),
         _ => Err(PathError::Character),
     }
 }
@@ -276,6 +293,22 @@ mod tests {
                 prop_assert_eq!(normalise(&once, &rules), Ok(once.clone()));
                 prop_assert!(!once.contains("//") && !once.contains("/../") && !once.contains("/./"));
             }
+        }
+
+        #[test]
+        fn what_is_taken_as_it_is_would_come_out_the_same(
+            path in "/[a./;%~!2Ff\\\\ é]{0,12}",
+            encoded_slashes in any::<bool>(), parameters in any::<bool>(), slashes in 0..3_usize,
+        ) {
+            let kept = |keep| if keep { Ambiguous::Keep } else { Ambiguous::Refuse };
+            let rules = Requests {
+                encoded_slashes: kept(encoded_slashes),
+                parameters: kept(parameters),
+                double_slashes: [DoubleSlashes::Merge, DoubleSlashes::Refuse, DoubleSlashes::Keep][slashes],
+                ..Requests::default()
+            };
+            let whole = decode(path.as_bytes(), &rules).and_then(|decoded| resolve(&decoded, &rules));
+            prop_assert_eq!(normalise(&path, &rules), whole);
         }
 
         #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version, request::Parts};
 
-use super::headers;
+use super::headers::{self, There};
 use super::path;
 use crate::config::{Address, Limits, Requests};
 use crate::overload::Taken;
@@ -112,23 +112,22 @@ pub(crate) fn read(
     parts: Parts,
     client: &Arc<Client>,
     rules: &Rules,
-    id: String,
+    mut id: String,
 ) -> Result<Request, (Failure, String)> {
-    match canonical(parts, client, rules, id.clone()) {
-        Ok(request) => Ok(request),
-        Err(failure) => Err((failure, id)),
-    }
+    canonical(parts, client, rules, &mut id).map_err(|failure| (failure, id))
 }
 
-fn canonical(parts: Parts, client: &Arc<Client>, rules: &Rules, id: String) -> Result<Request, Failure> {
+/// `id` is taken if all goes well.
+fn canonical(parts: Parts, client: &Arc<Client>, rules: &Rules, id: &mut String) -> Result<Request, Failure> {
     let Parts { method, uri, version, mut headers, .. } = parts;
+    let there = There::of(&headers);
     check_method(&method)?;
-    if headers::has_been_here(&headers) {
+    if there.via && headers::has_been_here(&headers) {
         return Err(Failure::new(Reason::LoopDetected));
     }
-    framing(&method, &headers, version)?;
+    framing(&method, &headers, there, version)?;
     let authority = authority(&uri, &headers, version)?;
-    headers::check(&mut headers, rules.requests.underscores)
+    headers::check(&mut headers, there, rules.requests.underscores)
         .map_err(|detail| Failure::new(Reason::HeaderRefused).with(detail))?;
     let target_length = uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target_length > rules.limits.max_target_bytes {
@@ -150,20 +149,26 @@ fn canonical(parts: Parts, client: &Arc<Client>, rules: &Rules, id: String) -> R
         return Err(Failure::new(Reason::BadPath).with("the query has a character that must be percent-encoded"));
     }
     // With a body, the switch would have to wait for its end; without it, the request is like any other.
-    let bodiless = !headers.contains_key(header::TRANSFER_ENCODING) && length(&headers).unwrap_or(0) == 0;
-    let upgrade = (version == Version::HTTP_11 && bodiless).then(|| headers::upgrade(&headers)).flatten();
+    let bodiless = !there.transfer_encoding && (!there.content_length || length(&headers).unwrap_or(0) == 0);
+    let upgrade =
+        (there.connection && version == Version::HTTP_11 && bodiless).then(|| headers::upgrade(&headers)).flatten();
     // The value is there already, as a part of the head, where the client wrote it as it is.
     let host = headers.get(header::HOST).filter(|host| host.as_bytes() == authority.as_bytes()).cloned();
     let host = host.or_else(|| HeaderValue::from_str(&authority).ok().filter(|host| !host.is_empty()));
-    headers::clean_request(&mut headers, &rules.owned, client.trusted);
-    headers::keep_trailer_names(&mut headers, &rules.requests.trailers);
+    headers::clean_request(&mut headers, there, &rules.owned, client.trusted);
+    if there.trailer {
+        headers::keep_trailer_names(&mut headers, &rules.requests.trailers);
+    }
     let scheme = if client.tls.is_some() { "https" } else { "http" };
     let peer = client.peer.and_then(|peer| client.forwarded.get_or_init(|| headers::forwarded_for(peer)).as_ref());
     headers::set_forwarded(&mut headers, peer, scheme, host);
-    if let Ok(id) = HeaderValue::from_str(&id) {
+    if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(headers::X_REQUEST_ID, id);
     }
-    merge_cookies(&mut headers);
+    if there.cookie {
+        merge_cookies(&mut headers);
+    }
+    let id = std::mem::take(id);
     Ok(Request { id, client: Arc::clone(client), method, authority, path, query, version, headers, upgrade })
 }
 
@@ -185,7 +190,10 @@ fn length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Refuses framings that two servers could read in two ways. What the framer has refused can come from HTTP/2 here.
-fn framing(method: &Method, headers: &HeaderMap, version: Version) -> Result<(), Failure> {
+fn framing(method: &Method, headers: &HeaderMap, there: There, version: Version) -> Result<(), Failure> {
+    if !there.transfer_encoding && !there.content_length && !there.expect {
+        return Ok(());
+    }
     let codings: Vec<&str> = headers::list(headers, &header::TRANSFER_ENCODING).collect();
     let encoded = headers.contains_key(header::TRANSFER_ENCODING);
     let bad = |detail: &'static str| Err(Failure::new(Reason::BadFraming).with(detail));
@@ -250,10 +258,11 @@ fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<String,
 }
 
 fn host_of(authority: &str) -> &str {
-    let host = match authority.find(']') {
+    let at = |byte| authority.bytes().position(|it| it == byte);
+    let host = match at(b']') {
         // An IPv6 address keeps its brackets, as in a URL.
         Some(end) => &authority[..=end],
-        None => authority.split_once(':').map_or(authority, |(host, _)| host),
+        None => at(b':').map_or(authority, |colon| &authority[..colon]),
     };
     // A name and its absolute form are the same host.
     host.strip_suffix('.').unwrap_or(host)
@@ -268,16 +277,16 @@ fn is_authority(authority: &str) -> bool {
         }
         (None, port.strip_prefix(':').or((!port.is_empty()).then_some("?")))
     } else {
-        match authority.split_once(':') {
-            Some((host, port)) => (Some(host), Some(port)),
+        match authority.bytes().position(|byte| byte == b':') {
+            Some(colon) => (Some(&authority[..colon]), Some(&authority[colon + 1..])),
             None => (Some(authority), None),
         }
     };
     let named = host.is_none_or(|host| {
-        let label = |label: &str| {
-            !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        let label = |label: &[u8]| {
+            !label.is_empty() && label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
         };
-        host.strip_suffix('.').unwrap_or(host).split('.').all(label)
+        host.strip_suffix('.').unwrap_or(host).as_bytes().split(|byte| *byte == b'.').all(label)
     });
     let ported = port.is_none_or(|port| {
         !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()

@@ -8,7 +8,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::task::noop_waker_ref;
 use http::header;
 use http::{HeaderMap, Method, StatusCode};
@@ -36,7 +36,7 @@ pub(super) struct Http1 {
 
 /// What is sent: the head, and where its body ends.
 pub(super) struct Head {
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     ends: Ends,
     /// The answer has no body, whatever it says.
     headless: bool,
@@ -109,8 +109,8 @@ impl Head {
             Some(length) => Ends::Length(length),
             None => Ends::Chunked,
         };
-        let mut bytes = BytesMut::with_capacity(HEAD);
-        write::request_line(&mut bytes, &request.method, &request.target());
+        let mut bytes = Vec::with_capacity(HEAD);
+        write::request_line(&mut bytes, &request.method, &request.path, request.query.as_deref());
         field(&mut bytes, "host", authority);
         write::fields(&mut bytes, &request.headers, ends);
         field(&mut bytes, "via", headers::via(request.version));
@@ -130,8 +130,8 @@ impl Head {
 
     /// Of a `GET` that asks whether the endpoint is well.
     pub(super) fn check(path: &str, authority: &str) -> Self {
-        let mut bytes = BytesMut::with_capacity(HEAD);
-        write::request_line(&mut bytes, &Method::GET, path);
+        let mut bytes = Vec::with_capacity(HEAD);
+        write::request_line(&mut bytes, &Method::GET, path, None);
         field(&mut bytes, "host", authority);
         write::end(&mut bytes, Ends::AtHead);
         Self { bytes, ends: Ends::AtHead, headless: false }
@@ -139,10 +139,8 @@ impl Head {
 }
 
 /// `name` and `value` are well-formed.
-fn field(out: &mut BytesMut, name: &str, value: &str) {
-    for piece in [name, ": ", value, "\r\n"] {
-        out.put_slice(piece.as_bytes());
-    }
+fn field(out: &mut Vec<u8>, name: &str, value: &str) {
+    write::field(out, name.as_bytes(), value.as_bytes());
 }
 
 impl Http1 {

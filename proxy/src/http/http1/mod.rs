@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use http::header::{self, HeaderMap};
 use http::{Method, StatusCode, Version};
 use http_body::Body as _;
@@ -284,7 +283,7 @@ impl Connection<'_> {
         let goes_on = self.is_sending_on();
         // A client that is not told would lose the request that it sends next.
         let stays = stays && ends != Ends::Closed && !self.watch.is_draining() && self.body_is_over().await;
-        let mut out = BytesMut::with_capacity(HEAD);
+        let mut out = Vec::with_capacity(HEAD);
         write::response(&mut out, version, parts.status, &parts.headers, ends, !stays);
         let mut outgoing = Outgoing::new(out, ends, bodiless, false);
         let sent = self.send(&mut outgoing, Pin::new(&mut body)).await;
@@ -394,7 +393,7 @@ impl Connection<'_> {
             // Nobody knew when they came whether they are a request.
             return Over::Refused(Fault::new(Reason::Malformed, "bytes before the protocol was switched"));
         }
-        let mut out = BytesMut::with_capacity(HEAD);
+        let mut out = Vec::with_capacity(HEAD);
         write::response(&mut out, version, parts.status, &parts.headers, Ends::AtHead, false);
         let mut outgoing = Outgoing::new(out, Ends::AtHead, true, false);
         if let Err((over, _)) = self.send(&mut outgoing, Pin::new(&mut body)).await {

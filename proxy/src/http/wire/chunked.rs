@@ -75,7 +75,7 @@ impl Chunked {
                 let trailers = Bytes::from(std::mem::take(&mut self.trailers));
                 match self.trailer_fields {
                     0 => Ok(Piece::End),
-                    _ => head::trailers(&trailers, bounds).map(Piece::Trailers),
+                    fields => head::trailers(&trailers, fields, bounds).map(Piece::Trailers),
                 }
             }
             Next::Data if !buffer.is_empty() => {

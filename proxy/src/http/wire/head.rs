@@ -78,17 +78,31 @@ pub(super) struct Scan {
     at: usize,
     /// Where the current line begins.
     line: usize,
-    /// Whether a line with anything on it has ended.
-    begun: bool,
+    /// Lines with anything on them that have ended.
+    lines: usize,
     /// Whether an empty line came before it.
     skipped: bool,
 }
 
+/// A whole head among the bytes that have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Its bytes.
+    pub(super) length: usize,
+    /// Its lines behind the start line, without the empty one.
+    pub(super) fields: usize,
+}
+
 impl Scan {
-    /// The length of the head that `bytes` begin with, if all of it is there. `bytes` must begin with those of the
-    /// call before.
-    pub(super) fn end(&mut self, bytes: &[u8], bounds: &Bounds) -> Result<Option<usize>, Fault> {
-        while let Some(&byte) = bytes.get(self.at) {
+    /// The head that `bytes` begin with, if all of it is there. `bytes` must begin with those of the call before.
+    pub(super) fn end(&mut self, bytes: &[u8], bounds: &Bounds) -> Result<Option<Found>, Fault> {
+        loop {
+            // What no control character is may stand anywhere but behind a carriage return.
+            if self.at == self.line || bytes.get(self.at - 1) != Some(&b'\r') {
+                let seen = bytes.get(self.at..bytes.len().min(bounds.bytes)).unwrap_or_default();
+                self.at += position(seen, |byte| byte.is_ascii_control()).unwrap_or(seen.len());
+            }
+            let Some(&byte) = bytes.get(self.at) else { return Ok(None) };
             if self.at >= bounds.bytes {
                 return Err(self.too_large(bytes, bounds));
             }
@@ -99,14 +113,14 @@ impl Scan {
                     }
                     let empty = self.at - self.line == 1;
                     self.line = self.at + 1;
-                    if empty && self.begun {
-                        return Ok(Some(self.at + 1));
+                    if empty && self.lines > 0 {
+                        return Ok(Some(Found { length: self.at + 1, fields: self.lines - 1 }));
                     }
                     if empty && self.skipped {
                         return Err(Fault::malformed("more than one empty line before the request"));
                     }
                     self.skipped |= empty;
-                    self.begun |= !empty;
+                    self.lines += usize::from(!empty);
                 }
                 _ if self.at > self.line && bytes[self.at - 1] == b'\r' => {
                     return Err(Fault::malformed("a carriage return without a line feed"));
@@ -117,15 +131,22 @@ impl Scan {
             }
             self.at += 1;
         }
-        Ok(None)
     }
 
     fn too_large(&self, bytes: &[u8], bounds: &Bounds) -> Fault {
-        if !self.begun && target(&bytes[self.line..self.at]).is_some_and(|target| target.len() > bounds.target) {
+        if self.lines == 0 && target(&bytes[self.line..self.at]).is_some_and(|target| target.len() > bounds.target) {
             return Fault::new(Reason::TargetTooLong, "the target is too long");
         }
         Fault::new(Reason::HeadersTooLarge, "the head is too large")
     }
+}
+
+/// Where the first byte is that `is` tells. A block at a time, of which all bytes are looked at at once.
+fn position(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<usize> {
+    let (blocks, _) = bytes.as_chunks::<16>();
+    let without = |block: &&[u8; 16]| !block.iter().fold(false, |any, byte| any | is(*byte));
+    let from = blocks.iter().take_while(without).count() * 16;
+    bytes[from..].iter().position(|byte| is(*byte)).map(|at| from + at)
 }
 
 /// The target of a start line that may have been cut off.
@@ -133,39 +154,44 @@ fn target(line: &[u8]) -> Option<&[u8]> {
     line.split(|byte| *byte == b' ').nth(1)
 }
 
-/// Reads the head of a request, from [`Scan::end`].
-pub(super) fn request(head: &Bytes, bounds: &Bounds) -> Result<Request, Fault> {
-    let (start, fields) = split(head);
+/// Reads the head of a request of so many fields, from [`Scan::end`].
+pub(super) fn request(head: &Bytes, fields: usize, bounds: &Bounds) -> Result<Request, Fault> {
+    let (start, lines) = split(head);
     let (method, target, version) = request_line(start, bounds)?;
     let method = Method::from_bytes(method).map_err(|_| Fault::malformed("the method is not a token"))?;
     let uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Fault::malformed("the target is no URI"))?;
     let mut said = Said::default();
-    let headers = said.fields(head, fields, bounds, |_| true)?;
+    let headers = said.fields(head, lines, fields, bounds, |_| true)?;
     Ok(Request { method, uri, version, headers, framing: said.framing(version)?, stays: said.stays(version) })
 }
 
-/// Reads the head of a response, from [`Scan::end`].
-pub(super) fn response(head: &Bytes, bounds: &Bounds) -> Result<Response, Fault> {
-    let (start, fields) = split(head);
+/// Reads the head of a response of so many fields, from [`Scan::end`].
+pub(super) fn response(head: &Bytes, fields: usize, bounds: &Bounds) -> Result<Response, Fault> {
+    let (start, lines) = split(head);
     let (version, status) = status_line(start)?;
     let mut said = Said::default();
-    let headers =
-        said.fields(head, fields, bounds, |name| *name != header::TRANSFER_ENCODING && *name != KEEP_ALIVE)?;
+    let kept = |name: &HeaderName| *name != header::TRANSFER_ENCODING && *name != KEEP_ALIVE;
+    let headers = said.fields(head, lines, fields, bounds, kept)?;
     Ok(Response { status, headers, framing: said.framing(version)?, stays: said.stays(version) })
 }
 
-/// Reads fields that stand alone: trailers. `lines` ends with the empty line.
-pub(super) fn trailers(lines: &Bytes, bounds: &Bounds) -> Result<HeaderMap, Fault> {
+/// Reads so many fields that stand alone: trailers. `lines` ends with the empty line.
+pub(super) fn trailers(lines: &Bytes, fields: usize, bounds: &Bounds) -> Result<HeaderMap, Fault> {
     // Framing that comes with trailers frames nothing, and is taken out with all that may not stand there.
-    Said::default().fields(lines, lines, bounds, |_| true)
+    Said::default().fields(lines, lines, fields, bounds, |_| true)
 }
 
 /// The start line, and the lines of the fields with their line ends and the empty one.
 fn split(head: &[u8]) -> (&[u8], &[u8]) {
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
-    let end = head.iter().position(|byte| *byte == b'\n').map_or(head.len(), |at| at + 1);
-    let (start, fields) = head.split_at(end);
-    (start.strip_suffix(b"\r\n").unwrap_or(start), fields)
+    line(head)
+}
+
+/// The first line without its end, and what follows it.
+fn line(lines: &[u8]) -> (&[u8], &[u8]) {
+    let end = position(lines, |byte| byte == b'\n').map_or(lines.len(), |at| at + 1);
+    let (line, rest) = lines.split_at(end);
+    (line.strip_suffix(b"\r\n").unwrap_or(line), rest)
 }
 
 /// `METHOD TARGET HTTP/1.x`.
@@ -230,22 +256,23 @@ enum Coding {
 }
 
 impl Said {
-    /// Reads fields up to the empty line, of which `kept` stay. `lines` is a part of `head`, which the values go on to
-    /// share.
+    /// Reads `count` fields, of which `kept` stay. `lines` is a part of `head`, which the values go on to share.
     fn fields(
         &mut self,
         head: &Bytes,
-        lines: &[u8],
+        mut lines: &[u8],
+        count: usize,
         bounds: &Bounds,
         kept: impl Fn(&HeaderName) -> bool,
     ) -> Result<HeaderMap, Fault> {
-        let count = lines.iter().filter(|byte| **byte == b'\n').count().saturating_sub(1);
         if count > bounds.fields {
             return Err(Fault::new(Reason::HeadersTooLarge, "too many fields"));
         }
         let mut headers = HeaderMap::with_capacity(count);
-        for line in lines.split(|byte| *byte == b'\n').take(count) {
-            let (name, value) = field(line.strip_suffix(b"\r").unwrap_or(line))?;
+        for _ in 0..count {
+            let (line, rest) = line(lines);
+            lines = rest;
+            let (name, value) = field(line)?;
             self.field(name, value)?;
             let name = HeaderName::from_bytes(name).map_err(|_| BAD_NAME)?;
             if (name == header::CONNECTION && self.connection(value)) || !kept(&name) {
@@ -317,17 +344,16 @@ const BAD_NAME: Fault = Fault::malformed("a field's name is empty or has a chara
 
 /// Name and value of a field's line.
 fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
-    let Some(colon) = line.iter().position(|byte| *byte == b':') else {
-        return Err(Fault::malformed("a field without a colon"));
-    };
-    let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if !is_token(name) {
-        return Err(match name.first() {
-            Some(b' ' | b'\t') => Fault::malformed("a line that continues the one before"),
-            _ => BAD_NAME,
-        });
+    // No name has a colon in it, so it ends where the token does.
+    let end = line.iter().position(|byte| !is_token_byte(*byte));
+    match end.map(|end| (&line[..end], &line[end..])) {
+        Some((name, [b':', value @ ..])) if !name.is_empty() => Ok((name, value.trim_ascii())),
+        _ if !line.contains(&b':') => Err(Fault::malformed("a field without a colon")),
+        _ if matches!(line.first(), Some(b' ' | b'\t')) => {
+            Err(Fault::malformed("a line that continues the one before"))
+        }
+        _ => Err(BAD_NAME),
     }
-    Ok((name, value.trim_ascii()))
 }
 
 /// RFC 9110 section 8.6: digits only. No leading zeros, for they are octal to some.
@@ -374,3 +400,84 @@ const TOKEN: [bool; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same as [`Scan::end`], one byte after the other.
+    fn reference(bytes: &[u8], bounds: &Bounds) -> Result<Option<Found>, Fault> {
+        let (mut line, mut lines, mut skipped) = (0, 0, false);
+        for (at, byte) in bytes.iter().copied().enumerate() {
+            let behind_return = at > line && bytes[at - 1] == b'\r';
+            if at >= bounds.bytes {
+                return Err(Scan { at, line, lines, skipped }.too_large(bytes, bounds));
+            }
+            match byte {
+                b'\n' if !behind_return => return Err(Fault::malformed("a line ends without a carriage return")),
+                b'\n' => {
+                    let empty = at - line == 1;
+                    if empty && lines > 0 {
+                        return Ok(Some(Found { length: at + 1, fields: lines - 1 }));
+                    }
+                    if empty && skipped {
+                        return Err(Fault::malformed("more than one empty line before the request"));
+                    }
+                    (skipped, lines, line) = (skipped | empty, lines + usize::from(!empty), at + 1);
+                }
+                _ if behind_return => return Err(Fault::malformed("a carriage return without a line feed")),
+                b'\r' | b'\t' => {}
+                0..=0x1f | 0x7f => return Err(Fault::malformed("a control character")),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn piece() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            6 => "[ -~]{0,40}".prop_map(String::into_bytes),
+            6 => Just(b"\r\n".to_vec()),
+            1 => Just(b"\r".to_vec()),
+            1 => Just(b"\n".to_vec()),
+            1 => Just(b"\t".to_vec()),
+            1 => any::<u8>().prop_map(|byte| vec![byte]),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_head_ends_where_one_byte_after_the_other_says(
+            pieces in prop::collection::vec(piece(), 0..12),
+            cuts in prop::collection::vec(0..200_usize, 0..3),
+            most in prop_oneof![Just(1000_usize), 0..200_usize],
+        ) {
+            let bytes = pieces.concat();
+            let bounds = Bounds { bytes: most, fields: 100, target: 20 };
+            let mut scan = Scan::default();
+            let mut cuts: Vec<_> = cuts.into_iter().filter(|cut| *cut < bytes.len()).chain([bytes.len()]).collect();
+            cuts.sort_unstable();
+            let found = cuts.into_iter().map(|cut| scan.end(&bytes[..cut], &bounds)).find(|found| *found != Ok(None));
+            prop_assert_eq!(found.unwrap_or(Ok(None)), reference(&bytes, &bounds));
+        }
+
+        #[test]
+        fn a_field_is_what_stands_before_and_behind_its_first_colon(line in "[a-z :\t\u{e9}-]{0,12}") {
+            let expected = match line.split_once(':') {
+                None => Err(Fault::malformed("a field without a colon")),
+                Some((name, value)) if is_token(name.as_bytes()) => {
+                    Ok((name.as_bytes(), value.as_bytes().trim_ascii()))
+                }
+                Some((name, _)) if name.starts_with([' ', '\t']) => {
+                    Err(Fault::malformed("a line that continues the one before"))
+                }
+                Some(_) => Err(BAD_NAME),
+            };
+            prop_assert_eq!(field(line.as_bytes()), expected);
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http_body::Body;
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
@@ -30,7 +30,7 @@ pub(crate) enum Cut {
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     /// The head, chunk sizes, and small pieces.
-    out: BytesMut,
+    out: Vec<u8>,
     /// A large piece, which goes behind them.
     large: Bytes,
     /// Whether a chunk ends behind it.
@@ -51,7 +51,7 @@ pub(crate) struct Outgoing {
 impl Outgoing {
     /// `bodiless`: nothing follows the head, whatever it says. `head_first`: the body is not touched before the head has
     /// begun to go out.
-    pub(crate) fn new(head: BytesMut, ends: Ends, bodiless: bool, head_first: bool) -> Self {
+    pub(crate) fn new(head: Vec<u8>, ends: Ends, bodiless: bool, head_first: bool) -> Self {
         let left = if let Ends::Length(length) = ends { length } else { 0 };
         let whole = bodiless || matches!(ends, Ends::AtHead | Ends::Length(0));
         Self {
@@ -70,7 +70,7 @@ impl Outgoing {
 
     /// One that has gone out.
     pub(crate) fn done() -> Self {
-        Self { flushed: true, ..Self::new(BytesMut::new(), Ends::AtHead, true, false) }
+        Self { flushed: true, ..Self::new(Vec::new(), Ends::AtHead, true, false) }
     }
 
     /// Whether any byte has gone out.
@@ -202,7 +202,8 @@ impl Outgoing {
             self.begun = true;
             self.flushed = false;
             let of_out = count.min(self.out.len());
-            self.out.advance(of_out);
+            // Mostly all of it: what is left then is little.
+            self.out.drain(..of_out);
             self.large.advance(count - of_out);
         }
         Poll::Ready(Ok(()))

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::Fault;
 use super::chunked::Chunked;
-use super::head::{self, Bounds, Framing, Scan};
+use super::head::{self, Bounds, Found, Framing, Scan};
 
 /// Bytes that are read at a time where a head may come. They stand on the stack, so that a connection that waits for
 /// one has no memory for it.
@@ -115,8 +115,8 @@ impl Reader {
 
     /// The next request's head, once it is whole. Its body comes next.
     pub(crate) fn request(&mut self) -> Result<Option<head::Request>, Fault> {
-        let Some(head) = self.head()? else { return Ok(None) };
-        let request = head::request(&head, &self.bounds)?;
+        let Some((head, fields)) = self.head()? else { return Ok(None) };
+        let request = head::request(&head, fields, &self.bounds)?;
         // A request without framing has no body (RFC 9112 section 6.3).
         self.begin(if request.framing == Framing::Unframed { Framing::Length(0) } else { request.framing });
         Ok(Some(request))
@@ -124,8 +124,8 @@ impl Reader {
 
     /// The next response's head, once it is whole. What follows it is for [`Reader::begin`].
     pub(crate) fn response(&mut self) -> Result<Option<head::Response>, Fault> {
-        let Some(head) = self.head()? else { return Ok(None) };
-        head::response(&head, &self.bounds).map(Some)
+        let Some((head, fields)) = self.head()? else { return Ok(None) };
+        head::response(&head, fields, &self.bounds).map(Some)
     }
 
     /// A body follows, which ends like this.
@@ -139,18 +139,21 @@ impl Reader {
         };
     }
 
-    fn head(&mut self) -> Result<Option<Bytes>, Fault> {
+    /// The next head, and how many fields it has.
+    fn head(&mut self) -> Result<Option<(Bytes, usize)>, Fault> {
         if !self.is_at_end() {
             // A bug of whoever asks, and smuggling if it were let through.
             return Err(Fault::malformed("a head is read within a body"));
         }
-        let Some(length) = self.scan.end(&self.buffer, &self.bounds)? else { return Ok(None) };
+        let Some(Found { length, fields }) = self.scan.end(&self.buffer, &self.bounds)? else { return Ok(None) };
         self.scan = Scan::default();
-        if length == self.buffer.len() {
+        let head = if length == self.buffer.len() {
             // No capacity is left behind for a connection to sit on.
-            return Ok(Some(std::mem::take(&mut self.buffer).freeze()));
-        }
-        Ok(Some(self.buffer.split_to(length).freeze()))
+            std::mem::take(&mut self.buffer)
+        } else {
+            self.buffer.split_to(length)
+        };
+        Ok(Some((head.freeze(), fields)))
     }
 
     /// The next piece of the body, from what has come.
