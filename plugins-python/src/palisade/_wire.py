@@ -16,7 +16,7 @@ from ._errors import CallError, ConfigError
 from ._generated import certificates_pb2, common_pb2, filter_pb2, lifecycle_pb2
 from ._headers import Headers, RawHeaders
 from ._request import Address, Request, Response, Route, TlsInfo
-from ._verdicts import Allow, Deny, Keep, Mutation, Reply, ResponseVerdict, Verdict, allow
+from ._verdicts import Allow, Deny, Keep, Mutation, Reply, ResponseVerdict, Verdict
 
 #: The value of ``config:``. Do not change it: every call gets the same one.
 Config = dict[str, Any]
@@ -182,7 +182,7 @@ def subject_of(call: BatchedCall) -> Request | Response:
 
 def encode_answer(id: int, verdict: Verdict | ResponseVerdict) -> bytes:
     """One answer, as `encode_answers` takes it."""
-    if verdict is _PLAIN_ALLOW or verdict == _PLAIN_ALLOW:
+    if isinstance(verdict, Allow) and not (verdict.request_headers or verdict.response_headers):
         # The most frequent one by far.
         number = _varint(id)
         return _ALLOWED_HEADS[len(number)] + number + _ALLOWED
@@ -237,7 +237,6 @@ def _check_response(verdict: ResponseVerdict) -> filter_pb2.CheckResponseRespons
     return filter_pb2.CheckResponseResponse(replace=_reply(verdict.reply))
 
 
-_PLAIN_ALLOW = allow()
 _ALLOWED = filter_pb2.CheckAnswer(
     request=filter_pb2.CheckRequestResponse(allow=filter_pb2.Allow())
 ).SerializeToString()
@@ -254,14 +253,16 @@ def _request(message: _Call) -> Request:
         make = _REQUEST_PARTS.get(name)
         return getattr(message.request, name) if make is None else make(message)
 
-    return Request._made_of(part)
+    request = Request._made_of(part)
+    # What nearly every filter looks at.
+    object.__setattr__(request, "headers", _headers(message.request.headers))
+    return request
 
 
 _Call = filter_pb2.CheckRequestRequest | filter_pb2.CheckResponseRequest
 
 #: Of a request: what is not a plain field of its message.
 _REQUEST_PARTS: dict[str, Callable[[_Call], Any]] = {
-    "headers": lambda call: _headers(call.request.headers),
     "peer": lambda call: _address(call.request.peer),
     "local": lambda call: _address(call.request.local),
     "tls": lambda call: _tls(call.request.tls) if call.request.HasField("tls") else None,
