@@ -13,6 +13,7 @@ mod filter;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod http;
+mod known;
 mod listener;
 mod overload;
 mod plugin;

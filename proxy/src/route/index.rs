@@ -4,9 +4,8 @@
 //! looked at in the order of the file, so the first route that matches still wins. Routes by regular expression can't
 //! be looked up, and are all looked at.
 
-use std::collections::HashMap;
-
 use crate::config::{HostPattern, PathPattern, Route};
+use crate::known::Known;
 
 /// Places of routes, in ascending order.
 type Places = Vec<usize>;
@@ -15,17 +14,17 @@ type Places = Vec<usize>;
 pub(super) struct Index {
     /// Routes for any host.
     any: Paths,
-    exact: HashMap<Box<str>, Paths>,
+    exact: Known<Box<str>, Paths>,
     /// By the ending, with its leading dot.
-    endings: HashMap<Box<str>, Paths>,
+    endings: Known<Box<str>, Paths>,
 }
 
 /// The routes of one host pattern.
 #[derive(Debug, Default)]
 struct Paths {
-    exact: HashMap<Box<str>, Places>,
+    exact: Known<Box<str>, Places>,
     /// Without a slash at the end.
-    prefixes: HashMap<Box<str>, Places>,
+    prefixes: Known<Box<str>, Places>,
     patterns: Places,
 }
 

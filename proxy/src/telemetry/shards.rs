@@ -1,6 +1,6 @@
 //! What is counted with every request: each worker counts for itself, and it is added up when somebody looks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +11,12 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncod
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
+use crate::known::Known;
 use crate::workers::PerWorker;
 
 /// A sum for each set of labels. Cheap to clone; all clones are the same.
 #[derive(Debug)]
-pub(super) struct Shards<L, V>(Arc<PerWorker<Mutex<HashMap<L, V>>>>);
+pub(super) struct Shards<L, V>(Arc<PerWorker<Mutex<Known<L, V>>>>);
 
 impl<L, V> Clone for Shards<L, V> {
     fn clone(&self) -> Self {
