@@ -15,7 +15,7 @@ use crate::config;
 use crate::filter::{Chain, Passed, Stop, UnknownPlugin};
 use crate::http::headers::{self, X_PALISADE_REASON, request_id};
 use crate::http::wire::Fault;
-use crate::http::{Body, Client, Incoming, Progress, Request, RequestBody, Rules, read};
+use crate::http::{Alarm, Body, Client, Incoming, Progress, Request, RequestBody, Rules, read};
 use crate::plugin::Plugins;
 use crate::respond::{self, Failure, Reason};
 use crate::route::{Route, Routes};
@@ -86,11 +86,12 @@ impl Proxy {
     }
 
     /// Answers one request. Every failure is an answer too.
-    /// `refused`: it is not to be served, for this.
+    /// `alarm` is of the task that this is in. `refused`: it is not to be served, for this.
     pub(crate) async fn handle(
         &self,
         message: http::Request<Incoming>,
         client: &Arc<Client>,
+        alarm: &Alarm,
         refused: Option<Failure>,
     ) -> Response<Body> {
         let started = Instant::now();
@@ -112,7 +113,7 @@ impl Proxy {
                 let mut unanswered = Unanswered { proxy: self, client, started, answered: false };
                 // Pinned where it is: to move it is to copy all of it.
                 let answer = {
-                    let answer = pin!(self.answer(&mut request, incoming, &mut outcome));
+                    let answer = pin!(self.answer(&mut request, incoming, alarm, started, &mut outcome));
                     AssertUnwindSafe(answer).catch_unwind().await
                 };
                 unanswered.answered = true;
@@ -147,17 +148,20 @@ impl Proxy {
         &'a self,
         request: &mut Request,
         incoming: Incoming,
+        alarm: &Alarm,
+        started: Instant,
         outcome: &mut Outcome<'a>,
     ) -> Response<Body> {
-        let progress = Progress::new();
+        let progress = Progress::new(started);
         let limits = &self.rules.limits;
+        let deadline = started + limits.request_timeout;
         let body = RequestBody::new(incoming, limits, &self.trailers, &progress);
         let mut passed = Passed::default();
         let forwarded = {
-            let forwarded = pin!(self.forward(request, body, &progress, &mut passed, outcome));
-            tokio::time::timeout(limits.request_timeout, forwarded).await
+            let forwarded = pin!(self.forward(request, body, alarm, &progress, &mut passed, outcome));
+            alarm.bound(forwarded, || deadline).await
         };
-        let forwarded = forwarded.unwrap_or_else(|_| Err(Stop::Failed(Failure::new(Reason::RequestTimeout))));
+        let forwarded = forwarded.unwrap_or_else(|| Err(Stop::Failed(Failure::new(Reason::RequestTimeout))));
         let response = match forwarded {
             Ok(response) => response,
             Err(stop) => stopped(stop, &request.id, outcome),
@@ -185,6 +189,7 @@ impl Proxy {
         &'a self,
         request: &mut Request,
         mut body: RequestBody,
+        alarm: &Alarm,
         progress: &Arc<Progress>,
         passed: &mut Passed,
         outcome: &mut Outcome<'a>,
@@ -196,7 +201,8 @@ impl Proxy {
         route.filters.check(request, &mut body, Some(&route.config), passed).await?;
         let upgrade =
             request.upgrade.as_deref().filter(|asked| route.config.upgrades.iter().any(|served| served == asked));
-        let sending = Sending { timeout: route.config.timeout, retries: route.config.retries, upgrade, progress };
+        let sending =
+            Sending { timeout: route.config.timeout, retries: route.config.retries, upgrade, progress, alarm };
         let response = route.upstream.send(request, body, sending).await.map_err(Stop::Failed)?;
         let (mut parts, body) = response.into_parts();
         // It says who made a reply: nobody but the proxy may.

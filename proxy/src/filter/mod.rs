@@ -115,7 +115,8 @@ impl Chain {
             match step {
                 Step::Header(filter) => check_header(filter, &request.headers)?,
                 Step::Plugin(step) => {
-                    let Some(later) = step.check(request, body, route).await? else { continue };
+                    // Not in the future of every request, which is copied once: most of it would be this.
+                    let Some(later) = Box::pin(step.check(request, body, route)).await? else { continue };
                     passed.0.push(later);
                 }
             }
@@ -200,7 +201,7 @@ impl Passed {
             if !later.judges {
                 continue;
             }
-            match later.step.check_response(request, &ResponseHead { status, headers }).await {
+            match Box::pin(later.step.check_response(request, &ResponseHead { status, headers })).await {
                 Ok(ops) => plugin::apply(&ops, headers),
                 Err(stop) => replaced = Some(Replaced::new(stop)),
             }

@@ -131,13 +131,9 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            start: Instant::now(),
-            moved: AtomicU64::new(0),
-            answered: AtomicBool::new(false),
-            fault: OnceLock::new(),
-        })
+    /// Of a request that begins now.
+    pub(crate) fn new(start: Instant) -> Arc<Self> {
+        Arc::new(Self { start, moved: AtomicU64::new(0), answered: AtomicBool::new(false), fault: OnceLock::new() })
     }
 
     /// When the body last moved.
@@ -170,13 +166,13 @@ impl Progress {
 #[derive(Debug)]
 pub(crate) enum RequestBody {
     /// As it comes from the client.
-    Streaming(Streaming),
+    Streaming(Box<Streaming>),
     /// Whole: read for a filter, or empty.
     Whole {
         /// All of it.
         bytes: Bytes,
         /// What came behind it.
-        trailers: Option<HeaderMap>,
+        trailers: Option<Box<HeaderMap>>,
     },
 }
 
@@ -193,7 +189,7 @@ impl RequestBody {
         }
         let (trailers, progress) = (Arc::clone(trailers), Arc::clone(progress));
         let (idle, left) = (limits.body_idle_timeout, limits.max_body);
-        Self::Streaming(Streaming { incoming, idle, left, trailers, progress, timer: None })
+        Self::Streaming(Box::new(Streaming { incoming, idle, left, trailers, progress, timer: None }))
     }
 
     /// No body.
@@ -204,7 +200,7 @@ impl RequestBody {
     /// Refuses a body that says itself that it is too large.
     pub(crate) fn check_length(&self) -> Result<(), Failure> {
         let Self::Streaming(streaming) = self else { return Ok(()) };
-        let size = http_body::Body::size_hint(streaming).lower();
+        let size = http_body::Body::size_hint(&**streaming).lower();
         if size > streaming.left {
             return Err(Failure::new(Reason::RequestTooLarge).with(format!("{size} bytes, at most {}", streaming.left)));
         }
@@ -229,11 +225,11 @@ impl RequestBody {
     /// Not cancel safe: what was read is lost, and the request with it.
     pub(crate) async fn hold(&mut self, limit: usize) -> Result<Bytes, Failure> {
         if let Self::Streaming(streaming) = self {
-            let size = http_body::Body::size_hint(streaming).lower();
+            let size = http_body::Body::size_hint(&**streaming).lower();
             if size > limit as u64 {
                 return Err(Failure::new(Reason::BodyTooLarge).with(format!("{size} bytes, at most {limit}")));
             }
-            let collected = Limited::new(streaming, limit).collect().await.map_err(|error| {
+            let collected = Limited::new(&mut **streaming, limit).collect().await.map_err(|error| {
                 if error.is::<LengthLimitError>() {
                     Failure::new(Reason::BodyTooLarge).with(format!("more than {limit} bytes"))
                 } else if error.is::<BodyStalled>() {
@@ -244,7 +240,7 @@ impl RequestBody {
                     Failure::new(Reason::BadBody).with(error)
                 }
             })?;
-            let trailers = collected.trailers().cloned();
+            let trailers = collected.trailers().cloned().map(Box::new);
             *self = Self::Whole { bytes: collected.to_bytes(), trailers };
         }
         match self {
@@ -263,9 +259,9 @@ impl http_body::Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut *self {
-            Self::Streaming(streaming) => Pin::new(streaming).poll_frame(cx),
+            Self::Streaming(streaming) => Pin::new(&mut **streaming).poll_frame(cx),
             Self::Whole { bytes, trailers } => Poll::Ready(if bytes.is_empty() {
-                trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
+                trailers.take().map(|trailers| Ok(Frame::trailers(*trailers)))
             } else {
                 Some(Ok(Frame::data(std::mem::take(bytes))))
             }),

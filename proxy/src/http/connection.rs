@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::activity::{Activity, Closed, Doing};
+use super::alarm::Alarm;
 use super::body::Incoming;
 use super::counted::Counted;
 use super::http1;
@@ -177,7 +178,7 @@ async fn serve_http2(
         let client = Arc::clone(&client);
         // What it takes to answer is given back with the answer's head: the stream stays until its client has read it.
         Box::pin(async move {
-            let response = proxy.handle(request.map(Incoming::Http2), &client, refused).await;
+            let response = proxy.handle(request.map(Incoming::Http2), &client, &Alarm::default(), refused).await;
             Ok::<_, Infallible>(response.map(|body| Counted::new(body, guard, slot, client)))
         })
     });

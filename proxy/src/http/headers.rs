@@ -15,23 +15,6 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED: &str = "x-forwarded-";
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-
-/// Fields that concern one connection or its framing (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2): neither passed
-/// on nor settable by filters. `te` is dealt with apart.
-static HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HTTP2_SETTINGS,
-];
 
 /// What else a filter may not change: framing, and what the proxy itself vouches for.
 static VOUCHED: [HeaderName; 10] = [
@@ -143,6 +126,23 @@ pub(crate) fn has_been_here(headers: &HeaderMap) -> bool {
     list(headers, &header::VIA).any(|hop| hop.split(' ').nth(1) == Some(NAME.as_str()))
 }
 
+/// Whether a field concerns one connection or its framing (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2): neither
+/// passed on nor settable by filters. `te` is dealt with apart.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
+
 /// Whether a client says something in this field about where its request comes from, or what it is for.
 fn is_claim(name: &HeaderName) -> bool {
     let name = name.as_str();
@@ -188,7 +188,7 @@ pub(crate) fn check(headers: &mut HeaderMap, there: There, underscores: Undersco
 
 /// Fields that a filter may not change: framing, hop-by-hop, and what the proxy itself vouches for.
 pub(crate) fn is_owned(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name) || VOUCHED.contains(name)
+    is_hop_by_hop(name) || VOUCHED.contains(name)
 }
 
 /// Removes what concerns one connection only, including what its `Connection` field names, and keeps `te: trailers`,
@@ -215,7 +215,7 @@ fn remove_with_hop_by_hop(headers: &mut HeaderMap, there: There, room: usize, ot
         nominated.extend(names.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH));
     }
     let trailers = there.te && list(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
-    remove_for(headers, room, |name| HOP_BY_HOP.contains(name) || nominated.contains(name) || others(name));
+    remove_for(headers, room, |name| is_hop_by_hop(name) || nominated.contains(name) || others(name));
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -336,7 +336,7 @@ pub(crate) fn request_id(headers: &HeaderMap, trusted: bool) -> String {
                 pair[0] = DIGITS[usize::from(byte >> 4)];
                 pair[1] = DIGITS[usize::from(byte & 15)];
             }
-            String::from_utf8_lossy(&digits).into_owned()
+            String::from_utf8(digits.to_vec()).unwrap_or_default()
         }
     }
 }

@@ -1,6 +1,7 @@
 //! HTTP as the client sees it: reading requests into their one canonical form, and serving connections.
 
 mod activity;
+mod alarm;
 mod body;
 mod connection;
 mod counted;
@@ -14,6 +15,7 @@ mod request;
 pub(crate) mod wire;
 
 pub(crate) use self::activity::Closed;
+pub(crate) use self::alarm::Alarm;
 pub(crate) use self::body::{Body, BoxError, Incoming, Progress, RequestBody, empty, full};
 pub(crate) use self::connection::{Connections, serve};
 pub(crate) use self::io::Protocol;

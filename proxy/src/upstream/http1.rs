@@ -28,11 +28,8 @@ const MOST_INTERIM: usize = 10;
 /// Most of a head that is written.
 const HEAD: usize = 1024;
 
-/// A connection between two exchanges.
-pub(super) struct Http1 {
-    io: BoxStream,
-    reader: Reader,
-}
+/// A connection between two exchanges: what they need is made once, and goes from hand to hand in its box.
+pub(super) struct Http1(Box<Exchange>);
 
 /// What is sent: the head, and where its body ends.
 pub(super) struct Head {
@@ -146,14 +143,21 @@ fn field(out: &mut Vec<u8>, name: &str, value: &str) {
 impl Http1 {
     /// Responses' heads are within `bounds`.
     pub(super) fn new(io: BoxStream, bounds: Bounds) -> Self {
-        Self { io, reader: Reader::new(bounds) }
+        Self(Box::new(Exchange {
+            io: Io::Whole(io),
+            reader: Reader::new(bounds),
+            outgoing: Outgoing::done(),
+            body: None,
+            unsendable: None,
+            last: false,
+        }))
     }
 
     /// Whether another request can go over it, as far as is known now: the server has neither ended it nor said
     /// anything unasked.
     pub(super) fn is_ready(&mut self) -> bool {
         let mut byte = [0];
-        let read = std::future::poll_fn(|cx| Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)));
+        let read = std::future::poll_fn(|cx| Pin::new(&mut self.0.io).poll_read(cx, &mut ReadBuf::new(&mut byte)));
         // Else a task that has done its share for now would be told to wait, and take that for silence.
         let read = pin!(unconstrained(read));
         read.poll(&mut Context::from_waker(noop_waker_ref())).is_pending()
@@ -162,22 +166,20 @@ impl Http1 {
     /// Sends a request and waits for the response's head.
     ///
     /// Not cancel safe: dropping the future ends the connection.
-    pub(super) async fn send(self, head: Head, body: RequestBody) -> Result<(Answer, Exchange), SendError> {
+    pub(super) async fn send(self, head: Head, body: RequestBody) -> Result<(Answer, Box<Exchange>), SendError> {
         // What is whole can be had again, what streams was not touched before anything has gone out.
         let spare = body.duplicate();
         let bodiless = head.ends == Ends::AtHead;
-        let mut exchange = Exchange {
-            io: Io::Whole(self.io),
-            reader: self.reader,
-            outgoing: Outgoing::new(head.bytes, head.ends, bodiless, spare.is_none()),
-            body: Some(body),
-            unsendable: None,
-            last: false,
-        };
-        let mut interim = 0;
-        let received = std::future::poll_fn(|cx| exchange.poll_head(cx, head.headless, &mut interim)).await;
+        let mut exchange = self.0;
+        exchange.outgoing = Outgoing::new(head.bytes, head.ends, bodiless, spare.is_none());
+        exchange.body = Some(body);
+        let (headless, mut interim) = (head.headless, 0);
+        let received = std::future::poll_fn(|cx| exchange.poll_head(cx, headless, &mut interim)).await;
         match received {
-            Ok(answer) => Ok((answer, exchange.split())),
+            Ok(answer) => {
+                exchange.split();
+                Ok((answer, exchange))
+            }
             Err(error) => {
                 let unsent = !exchange.outgoing.is_begun();
                 let unsent = if unsent { spare.or(exchange.body) } else { None };
@@ -259,18 +261,22 @@ impl Exchange {
     }
 
     /// Sends what is left of the request beside the response.
-    fn split(self) -> Self {
-        let Self { io: Io::Whole(io), reader, mut outgoing, body: Some(mut body), unsendable, last } = self else {
-            return self;
+    fn split(&mut self) {
+        let (io, mut body) = match (std::mem::replace(&mut self.io, Io::Gone), self.body.take()) {
+            (Io::Whole(io), Some(body)) => (io, body),
+            (io, body) => {
+                (self.io, self.body) = (io, body);
+                return;
+            }
         };
+        let mut outgoing = std::mem::replace(&mut self.outgoing, Outgoing::done());
         let (reading, mut writing) = tokio::io::split(io);
         let sending = tokio::spawn(async move {
             let send = |cx: &mut Context<'_>| outgoing.poll(cx, Pin::new(&mut writing), Pin::new(&mut body));
             let sent = std::future::poll_fn(send).await;
             (writing, sent)
         });
-        let io = Io::Split(reading, Some(AbortOnDropHandle::new(sending)));
-        Self { io, reader, outgoing: Outgoing::done(), body: None, unsendable, last }
+        self.io = Io::Split(reading, Some(AbortOnDropHandle::new(sending)));
     }
 
     /// Looks after what is left of the request. Ready when there is nothing any more; an error is its body's.
@@ -332,12 +338,16 @@ impl Exchange {
     }
 
     /// The connection, for another exchange, if this one is over in both directions and left nothing behind.
-    pub(super) fn into_idle(self) -> Option<Http1> {
+    pub(super) fn into_idle(mut self: Box<Self>) -> Option<Http1> {
         let over = self.outgoing.is_done() && self.reader.is_at_end() && self.reader.is_empty() && !self.last;
-        match self.io {
-            Io::Whole(io) if over => Some(Http1 { io, reader: self.reader }),
-            _ => None,
+        if !over || !matches!(self.io, Io::Whole(_)) {
+            return None;
         }
+        // It sits on no buffer, and knows nothing of what it was used for.
+        self.outgoing = Outgoing::done();
+        self.body = None;
+        self.unsendable = None;
+        Some(Http1(self))
     }
 
     /// The connection, if it has switched protocols, and what has come of the new one.

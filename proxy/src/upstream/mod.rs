@@ -27,7 +27,7 @@ use self::http1::{Answer, Exchange, Head};
 use self::pool::{Connection, Pool, SendError, send_http2};
 use crate::config::{self, Balance};
 use crate::http::wire::Piece;
-use crate::http::{Body, BoxError, Progress, Request, RequestBody, Switched, headers};
+use crate::http::{Alarm, Body, BoxError, Progress, Request, RequestBody, Switched, headers};
 use crate::overload::Overload;
 use crate::respond::{Failure, Reason};
 use crate::telemetry::Metrics;
@@ -129,6 +129,8 @@ pub(crate) struct Sending<'a> {
     pub(crate) upgrade: Option<&'a str>,
     /// Moves while the client sends its body.
     pub(crate) progress: &'a Arc<Progress>,
+    /// Of the task that waits.
+    pub(crate) alarm: &'a Alarm,
 }
 
 impl Upstream {
@@ -226,7 +228,7 @@ impl Upstream {
             let reused = connection.is_reused();
             let sent = {
                 let sent = pin!(self.send_over(connection, endpoint, request, body, sending.upgrade));
-                in_time(sent, sending.progress, sending.timeout).await
+                in_time(sent, sending).await
             };
             match sent {
                 None => {
@@ -417,21 +419,11 @@ fn broken(error: &(dyn std::error::Error + 'static), invalid: bool, progress: &P
     Failure::new(reason).with(chain(error))
 }
 
-/// Waits for a response's head until the request's body has not moved for `timeout`. `None`: it did not come.
-async fn in_time<T>(
-    mut answer: Pin<&mut impl Future<Output = T>>,
-    progress: &Progress,
-    timeout: Option<Duration>,
-) -> Option<T> {
-    let Some(timeout) = timeout else { return Some(answer.await) };
-    loop {
-        let deadline = progress.last() + timeout;
-        match tokio::time::timeout_at(deadline, answer.as_mut()).await {
-            Ok(answer) => return Some(answer),
-            Err(_) if progress.last() + timeout <= Instant::now() => return None,
-            Err(_) => {}
-        }
-    }
+/// Waits for a response's head until the request's body has not moved for the timeout. `None`: it did not come.
+async fn in_time<T>(answer: Pin<&mut impl Future<Output = T>>, sending: Sending<'_>) -> Option<T> {
+    let Sending { progress, alarm, .. } = sending;
+    let Some(timeout) = sending.timeout else { return Some(answer.await) };
+    alarm.bound(answer, || progress.last() + timeout).await
 }
 
 /// Counts a request as in flight at an endpoint.
@@ -463,10 +455,10 @@ pub(crate) struct UpstreamBody {
 #[derive(Debug)]
 enum Incoming {
     /// `None` once it has ended and its connection was given back.
-    Http1(Option<Exchange>),
+    Http1(Option<Box<Exchange>>),
     Http2(hyper::body::Incoming),
     /// No response any more.
-    Switched(Exchange),
+    Switched(Box<Exchange>),
 }
 
 impl From<UpstreamBody> for Body {
@@ -535,7 +527,7 @@ impl UpstreamBody {
     /// Gives the connection back if the exchange is over. One that was given up half-way can't be used again.
     fn release(&mut self) {
         if let Incoming::Http1(exchange) = &mut self.incoming
-            && exchange.as_ref().is_some_and(Exchange::is_over)
+            && exchange.as_ref().is_some_and(|exchange| exchange.is_over())
             && let Some(idle) = exchange.take().and_then(Exchange::into_idle)
         {
             self.guard.0.pool.keep(idle);
@@ -575,7 +567,7 @@ impl http_body::Body for UpstreamBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.incoming {
-            Incoming::Http1(exchange) => exchange.as_ref().is_none_or(Exchange::is_at_end),
+            Incoming::Http1(exchange) => exchange.as_ref().is_none_or(|exchange| exchange.is_at_end()),
             Incoming::Http2(incoming) => incoming.is_end_stream(),
             Incoming::Switched(_) => true,
         }

@@ -151,9 +151,15 @@ impl Pool {
     /// Cancel safe: a connection under way is closed, one in hand too.
     pub(super) async fn checkout(&self) -> Result<Connection, Failure> {
         let shared = &self.shared;
+        if shared.protocol == UpstreamProtocol::Http1
+            && let Some(connection) = self.idle()
+        {
+            return Ok(connection);
+        }
         let connected = tokio::time::timeout(shared.connect_timeout, async {
             match shared.protocol {
-                UpstreamProtocol::Http1 => self.http1().await,
+                // Not in the future of every request: it is large, and mostly there is a connection.
+                UpstreamProtocol::Http1 => Box::pin(self.http1()).await,
                 UpstreamProtocol::Http2 => self.http2().await,
             }
         });
@@ -180,13 +186,17 @@ impl Pool {
         }
     }
 
-    async fn http1(&self) -> Result<Connection, Failure> {
+    /// A connection that was kept and can still be used.
+    fn idle(&self) -> Option<Connection> {
         loop {
-            let Some(mut idle) = self.shared.idle().pop_back() else { break };
+            let mut idle = self.shared.idle().pop_back()?;
             if idle.since.elapsed() < self.shared.idle_timeout && idle.connection.is_ready() {
-                return Ok(Connection::Http1 { connection: idle.connection, reused: true });
+                return Some(Connection::Http1 { connection: idle.connection, reused: true });
             }
         }
+    }
+
+    async fn http1(&self) -> Result<Connection, Failure> {
         let stream = connect(&self.shared.target).await.map_err(unreachable)?;
         Ok(Connection::Http1 { connection: Http1::new(stream, self.shared.bounds), reused: false })
     }
@@ -210,6 +220,12 @@ impl Pool {
             kept.used = Instant::now();
             return Ok(connection(kept.sender.clone(), true));
         }
+        let sender = Box::pin(self.http2_sender()).await?;
+        *kept = Some(Kept { sender: sender.clone(), used: Instant::now() });
+        Ok(connection(sender, false))
+    }
+
+    async fn http2_sender(&self) -> Result<http2::SendRequest<RequestBody>, Failure> {
         let stream = connect(&self.shared.target).await.map_err(unreachable)?;
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -226,8 +242,7 @@ impl Pool {
                 tracing::debug!(target: "palisade::upstream", error = %chain(&error), "connection ended");
             }
         });
-        *kept = Some(Kept { sender: sender.clone(), used: Instant::now() });
-        Ok(connection(sender, false))
+        Ok(sender)
     }
 }
 

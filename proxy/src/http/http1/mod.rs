@@ -213,7 +213,11 @@ impl Connection<'_> {
         *request.version_mut() = version;
         *request.headers_mut() = headers;
 
-        let response = self.handle(request, refused).await?;
+        // The request's own from its first step to its last, whatever is loaded meanwhile.
+        let (proxy, alarm) = (self.slot.proxy(), self.watch.alarm());
+        // Not in the task of a connection, which mostly waits.
+        let handling = Box::pin(proxy.handle(request, &self.client, &alarm, refused));
+        let response = while_there(handling, &mut self.watch, &self.side).await?;
         if matches!(response.body(), Body::Switched(_)) {
             return Err(self.switch(response, version).await);
         }
@@ -233,27 +237,6 @@ impl Connection<'_> {
         // It has been judged elsewhere whether anything else is expected (RFC 9110 section 10.1.1).
         side.expects(version == Version::HTTP_11 && headers.contains_key(header::EXPECT));
         Incoming::Http1(Http1Body::new(&self.side, side.reader.left()))
-    }
-
-    /// Waits for the response, while the client does.
-    async fn handle(
-        &mut self,
-        request: http::Request<Incoming>,
-        refused: Option<Failure>,
-    ) -> Result<http::Response<Body>, Over> {
-        // The request's own from its first step to its last, whatever is loaded meanwhile.
-        let proxy = self.slot.proxy();
-        let mut handling = Box::pin(proxy.handle(request, &self.client, refused));
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(response) = handling.as_mut().poll(cx) {
-                return Poll::Ready(Ok(response));
-            }
-            if self.watch.poll(cx, None).is_ready() {
-                return Poll::Ready(Err(Over::Cut));
-            }
-            side::lock(&self.side).poll_gone(cx).map(|()| Err(Over::Gone))
-        })
-        .await
     }
 
     /// Sends a response. Returns whether another request may come.
@@ -422,4 +405,22 @@ impl Connection<'_> {
     fn closed(&self, reason: Closed) {
         self.slot.service().metrics.closed(&self.client.listener, reason);
     }
+}
+
+/// Waits for the response, while the client does.
+async fn while_there(
+    mut handling: Pin<Box<impl Future<Output = http::Response<Body>>>>,
+    watch: &mut Watch,
+    side: &Mutex<Side>,
+) -> Result<http::Response<Body>, Over> {
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(response) = handling.as_mut().poll(cx) {
+            return Poll::Ready(Ok(response));
+        }
+        if watch.poll(cx, None).is_ready() {
+            return Poll::Ready(Err(Over::Cut));
+        }
+        side::lock(side).poll_gone(cx).map(|()| Err(Over::Gone))
+    })
+    .await
 }

@@ -1,12 +1,14 @@
 //! What can end a wait: a deadline, or the end of all connections.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
+use super::super::alarm::Alarm;
 use super::super::connection::{Connections, LAST_REQUEST, UNASKED};
 
 /// Why a wait ends.
@@ -30,13 +32,13 @@ enum Order {
 type Orders = FuturesUnordered<Pin<Box<dyn Future<Output = Order> + Send>>>;
 
 /// One connection's watch on orders and time. Waiting costs little: orders are looked at only when there is one, and
-/// the timer is moved only when it rings.
+/// the timer is moved only when it rings; requests use it, too.
 pub(super) struct Watch {
     /// Each is polled only when it has been woken; a token by itself takes a lock that all connections share.
     orders: Orders,
     draining: Option<(Instant, bool)>,
     ended: bool,
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Arc<Alarm>,
 }
 
 impl Watch {
@@ -52,7 +54,12 @@ impl Watch {
             end.cancelled_owned().await;
             Order::End
         }));
-        Self { orders, draining: None, ended: false, timer: None }
+        Self { orders, draining: None, ended: false, alarm: Arc::default() }
+    }
+
+    /// The timer, for whoever waits in the connection's task.
+    pub(super) fn alarm(&self) -> Arc<Alarm> {
+        Arc::clone(&self.alarm)
     }
 
     /// Whether connections are to take no more requests.
@@ -90,17 +97,6 @@ impl Watch {
             return Poll::Ready(Stop::End);
         }
         let Some(deadline) = deadline else { return Poll::Pending };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        // One that rings too early is set anew then: deadlines mostly move on.
-        if deadline < timer.deadline() {
-            timer.as_mut().reset(deadline);
-        }
-        while timer.as_mut().poll(cx).is_ready() {
-            if deadline <= Instant::now() {
-                return Poll::Ready(Stop::Late);
-            }
-            timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
+        self.alarm.poll(cx, deadline).map(|()| Stop::Late)
     }
 }
