@@ -9,21 +9,21 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::Uri;
 use palisade_plugin_proto::v1::{CheckAnswer, CheckBatchAnswer, check_answer};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
 use super::super::CallError;
-use super::super::grpc::{Incoming, Line, Outgoing, Rpc};
+use super::super::grpc::{Line, Outgoing, Rpc};
 use super::codec;
 use super::encode::Message;
 use super::generation::Generation;
@@ -90,6 +90,9 @@ pub(super) struct Batches {
 struct Shared {
     generation: Generation,
     bounds: Bounds,
+    /// Whether the stream's task ends calls whose time is over: one timer for all. Where it is of another runtime than who
+    /// waits, that may stand still while this one does not, and each call has a timer.
+    ends_late: bool,
     /// Held while a batch is handed to HTTP/2, whose locks are taken within this one, never around it: of what is here,
     /// HTTP/2 has nothing but bytes and the wakers of tasks.
     state: Mutex<State>,
@@ -111,8 +114,9 @@ struct State {
     untaken: u32,
     /// The stream's sending half, once it is open.
     outgoing: Option<Outgoing>,
-    /// Of the stream's task, where it waits for something to send.
-    sender: Option<Waker>,
+    /// When the stream's task looks for calls whose time is over: not after the first deadline.
+    alarm: Option<Instant>,
+    task: Option<Waker>,
 }
 
 #[derive(Debug)]
@@ -130,6 +134,7 @@ struct Slot {
     /// 0: free.
     id: u64,
     kind: Kind,
+    deadline: Instant,
     sent: bool,
     /// `None`: nobody waits any more.
     waiter: Option<oneshot::Sender<Answer>>,
@@ -170,7 +175,7 @@ impl Batches {
     fn new(line: Line, generation: Generation, bounds: Bounds, runtime: Option<Handle>) -> Self {
         Self {
             line,
-            shared: Arc::new(Shared { generation, bounds, state: Mutex::default() }),
+            shared: Arc::new(Shared { generation, bounds, ends_late: runtime.is_none(), state: Mutex::default() }),
             task: Mutex::new(None),
             runtime,
         }
@@ -186,24 +191,25 @@ impl Batches {
         let (waiter, answer) = oneshot::channel();
         let begun = self.begin(kind, message.into_bytes(), deadline, waiter);
         let open = begun.map(|id| Open { shared: Arc::clone(&self.shared), id, answered: false });
+        let ends_itself = !self.shared.ends_late;
         async move {
             let Some(mut open) = open else { return Err(CallError::Overloaded) };
-            match tokio::time::timeout_at(deadline, answer).await {
-                Ok(answer) => {
-                    open.answered = true;
-                    answer.unwrap_or_else(|_| Err(CallError::Lost("the stream ended".to_owned())))
-                }
-                // What the limit held back was never the plugin's to answer.
-                Err(_) if open.is_held_back() => Err(CallError::Overloaded),
-                Err(_) => Err(CallError::Timeout),
-            }
+            let answer = match ends_itself {
+                false => answer.await,
+                true => match tokio::time::timeout_at(deadline, answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => return Err(open.late()),
+                },
+            };
+            open.answered = true;
+            answer.unwrap_or_else(|_| Err(CallError::Lost("the stream ended".to_owned())))
         }
     }
 
     /// Puts a call among those to be sent and returns its id; `None`: too many are open.
     fn begin(&self, kind: Kind, message: Vec<u8>, deadline: Instant, waiter: oneshot::Sender<Answer>) -> Option<u64> {
         let mut state = self.shared.state();
-        let id = state.place(kind, waiter)?;
+        let id = state.place(kind, deadline, waiter)?;
         state.pending.push_back(Pending { id, kind, deadline, message });
         if !state.open {
             state.open = true;
@@ -215,28 +221,28 @@ impl Batches {
             };
             *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(task));
         }
-        let sender = state.send_first(&self.shared);
-        drop(state);
-        if let Some(sender) = sender {
-            sender.wake();
+        if self.shared.ends_late && state.alarm.is_none_or(|alarm| deadline < alarm) {
+            state.alarm = Some(deadline);
+            state.wake();
         }
+        state.send_first(&self.shared);
         Some(id)
     }
 }
 
 impl State {
-    fn place(&mut self, kind: Kind, waiter: oneshot::Sender<Answer>) -> Option<u64> {
+    fn place(&mut self, kind: Kind, deadline: Instant, waiter: oneshot::Sender<Answer>) -> Option<u64> {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.slots.len() < MOST_OPEN => {
-                self.slots.push(Slot { id: 0, kind, sent: false, waiter: None });
+                self.slots.push(Slot { id: 0, kind, deadline, sent: false, waiter: None });
                 self.slots.len() - 1
             }
             None => return None,
         };
         self.serial += 1;
         let id = self.serial << INDEX_BITS | index as u64;
-        self.slots[index] = Slot { id, kind, sent: false, waiter: Some(waiter) };
+        self.slots[index] = Slot { id, kind, deadline, sent: false, waiter: Some(waiter) };
         Some(id)
     }
 
@@ -247,17 +253,62 @@ impl State {
 
     fn free(&mut self, id: u64) -> Option<Slot> {
         let slot = self.slot(id)?;
-        let freed = std::mem::replace(slot, Slot { id: 0, kind: Kind::Request, sent: false, waiter: None });
+        let freed = std::mem::replace(slot, Slot { id: 0, waiter: None, ..*slot });
         self.free.push(index_of(id));
         Some(freed)
     }
 
-    /// Takes back a call that was not sent: a plugin that takes no batches must not make them pile up.
-    fn take_back(&mut self, id: u64) {
-        drop(self.free(id));
-        // Ids grow from one call to the next, so they are in order.
-        if let Ok(index) = self.pending.binary_search_by_key(&id, |pending| pending.id) {
-            self.pending.remove(index);
+    /// Gives up a call for which somebody waits, and returns who. One that was sent keeps its place until it is answered.
+    fn give_up(&mut self, id: u64) -> Option<oneshot::Sender<Answer>> {
+        let slot = self.slot(id)?;
+        let waiter = slot.waiter.take()?;
+        if slot.sent {
+            self.abandoned += 1;
+        } else {
+            // A plugin that takes no batches must not make them pile up. Ids grow from one call to the next, so they are
+            // in order.
+            self.free(id);
+            if let Ok(index) = self.pending.binary_search_by_key(&id, |pending| pending.id) {
+                self.pending.remove(index);
+            }
+        }
+        if self.abandoned > MOST_ABANDONED {
+            self.broken(&CallError::Lost("it does not answer".to_owned()));
+        }
+        Some(waiter)
+    }
+
+    /// What a call comes to whose time is over.
+    fn late(&mut self, id: u64, bounds: Bounds) -> CallError {
+        let sent = self.slot(id).is_none_or(|slot| slot.sent);
+        // What the limit held back was never the plugin's to answer.
+        if !sent && self.sent >= bounds.calls { CallError::Overloaded } else { CallError::Timeout }
+    }
+
+    /// Ends the calls whose time is over, and sets the alarm for the others.
+    fn end_late(&mut self, bounds: Bounds) {
+        let now = Instant::now();
+        self.alarm = None;
+        let mut index = 0;
+        while let Some(&Slot { id, deadline, ref waiter, .. }) = self.slots.get(index) {
+            index += 1;
+            if waiter.is_none() {
+                continue;
+            }
+            if deadline > now {
+                self.alarm = Some(self.alarm.map_or(deadline, |alarm| alarm.min(deadline)));
+                continue;
+            }
+            let error = self.late(id, bounds);
+            if let Some(waiter) = self.give_up(id) {
+                waiter.send(Err(error)).ok();
+            }
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(task) = &self.task {
+            task.wake_by_ref();
         }
     }
 
@@ -266,37 +317,46 @@ impl State {
     }
 
     /// For who has put a call among those to be sent. Where the plugin has nothing to do, it is sent at once. Otherwise by
-    /// the stream's task, which is to be woken: what comes in the same turn goes with it.
-    fn send_first(&mut self, shared: &Shared) -> Option<Waker> {
+    /// the stream's task: what comes in the same turn goes with it.
+    fn send_first(&mut self, shared: &Shared) {
         if self.untaken == 0 {
-            return self.send(shared);
+            self.send(shared);
+        } else if self.may_send(shared.bounds) {
+            self.wake();
         }
-        if self.may_send(shared.bounds) { self.sender.take() } else { None }
     }
 
-    /// Sends what may be sent. Where there is no room for it, the stream's task has to wait for some: it is to be woken.
-    fn send(&mut self, shared: &Shared) -> Option<Waker> {
+    /// Sends what may be sent. Where there is no room for it, the stream's task waits for some.
+    fn send(&mut self, shared: &Shared) {
         while self.may_send(shared.bounds) {
             if !self.outgoing.as_mut().is_some_and(Outgoing::has_room) {
-                return self.sender.take();
+                return self.wake();
             }
             self.send_batch(shared);
         }
-        None
     }
 
-    /// Sends what may be sent, and has the stream's task woken for more.
-    fn poll_send(&mut self, shared: &Shared, cx: &mut Context<'_>) {
+    /// What the stream's task does whenever it is woken: it ends what is late, and sends what may be sent.
+    fn attend(&mut self, shared: &Shared, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) {
+        if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+        }
+        while let Some(alarm) = self.alarm {
+            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(alarm)));
+            if timer.deadline() != alarm {
+                timer.as_mut().reset(alarm);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+            self.end_late(shared.bounds);
+        }
         while self.may_send(shared.bounds) {
-            if !self.outgoing.as_mut().is_some_and(|outgoing| outgoing.poll_room(cx).is_ready()) {
-                // It waits for room.
-                self.sender = None;
-                return;
+            let room = self.outgoing.as_mut().map(|outgoing| outgoing.poll_room(cx));
+            if !room.is_some_and(|room| room.is_ready()) {
+                break;
             }
             self.send_batch(shared);
-        }
-        if !self.sender.as_ref().is_some_and(|sender| sender.will_wake(cx.waker())) {
-            self.sender = Some(cx.waker().clone());
         }
     }
 
@@ -379,10 +439,10 @@ impl State {
         self.abandoned = 0;
         self.untaken = 0;
         self.outgoing = None;
-        // Its task sees that the stream is not the one any more.
-        if let Some(sender) = self.sender.take() {
-            sender.wake();
-        }
+        self.alarm = None;
+        // It sees that its stream is over.
+        self.wake();
+        self.task = None;
     }
 }
 
@@ -394,29 +454,16 @@ struct Open {
 }
 
 impl Open {
-    fn is_held_back(&self) -> bool {
-        let mut state = self.shared.state();
-        let sent = state.slot(self.id).is_none_or(|slot| slot.sent);
-        !sent && state.sent >= self.shared.bounds.calls
+    fn late(&self) -> CallError {
+        self.shared.state().late(self.id, self.shared.bounds)
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if self.answered {
-            return;
-        }
-        let mut state = self.shared.state();
-        match state.slot(self.id) {
-            Some(slot) if slot.sent => {
-                slot.waiter = None;
-                state.abandoned += 1;
-                if state.abandoned > MOST_ABANDONED {
-                    state.broken(&CallError::Lost("it does not answer".to_owned()));
-                }
-            }
-            Some(_) => state.take_back(self.id),
-            None => {}
+        if !self.answered {
+            let waiter = self.shared.state().give_up(self.id);
+            drop(waiter);
         }
     }
 }
@@ -424,7 +471,21 @@ impl Drop for Open {
 /// Works for a stream until it ends, and then ends all calls on it.
 async fn work(line: Line, shared: Arc<Shared>, stream: u64) {
     let mut end = End { shared, stream, error: CallError::Lost("the stream's task ended".to_owned()) };
-    end.error = exchange(&line, &end.shared, stream).await;
+    let shared = &end.shared;
+    let mut exchange = pin!(exchange(&line, shared, stream));
+    let mut timer = None;
+    let ended = poll_fn(|cx| match shared.state_of(stream) {
+        Some(mut state) => {
+            state.attend(shared, &mut timer, cx);
+            drop(state);
+            exchange.as_mut().poll(cx)
+        }
+        None => Poll::Ready(Ok(())),
+    });
+    end.error = match ended.await {
+        Ok(()) => CallError::Lost("the plugin ended the stream".to_owned()),
+        Err(error) => error,
+    };
 }
 
 /// Ends the calls of a stream, however its task ends.
@@ -444,30 +505,13 @@ impl Drop for End {
     }
 }
 
-/// Opens the stream, sends what no caller can, and takes answers in. Returns why that ends.
-async fn exchange(line: &Line, shared: &Shared, stream: u64) -> CallError {
-    let (outgoing, incoming) = match line.stream(&CHECK_BATCHES, MAX_ANSWERS).await {
-        Ok(opened) => opened,
-        Err(error) => return error,
-    };
+/// Opens the stream, and takes answers in until it ends. The head of the response may come only with the first one.
+async fn exchange(line: &Line, shared: &Shared, stream: u64) -> Result<(), CallError> {
+    let (outgoing, incoming) = line.stream(&CHECK_BATCHES, MAX_ANSWERS).await?;
     if let Some(mut state) = shared.state_of(stream) {
         state.outgoing = Some(outgoing);
+        state.send(shared);
     }
-    let mut answers = pin!(answers(shared, incoming, stream));
-    let ended = poll_fn(|cx| {
-        if let Some(mut state) = shared.state_of(stream) {
-            state.poll_send(shared, cx);
-        }
-        answers.as_mut().poll(cx)
-    });
-    match ended.await {
-        Ok(()) => CallError::Lost("the plugin ended the stream".to_owned()),
-        Err(error) => error,
-    }
-}
-
-/// Takes answers in until the stream ends. The head of the response may come only with the first one.
-async fn answers(shared: &Shared, incoming: Incoming, stream: u64) -> Result<(), CallError> {
     let mut messages = incoming.await?;
     while let Some(message) = messages.next().await? {
         let message: CheckBatchAnswer = codec::read(message).map_err(CallError::Invalid)?;
@@ -481,11 +525,7 @@ async fn answers(shared: &Shared, incoming: Incoming, stream: u64) -> Result<(),
         for answer in message.answers {
             state.answer(answer).map_err(CallError::Invalid)?;
         }
-        let sender = state.send(shared);
-        drop(state);
-        if let Some(sender) = sender {
-            sender.wake();
-        }
+        state.send(shared);
     }
     Ok(())
 }

@@ -20,7 +20,11 @@ use super::*;
 use crate::plugin::grpc::scripted::*;
 
 fn batches_over(line: Line) -> Batches {
-    Batches::of_worker(line, Generation { hash: "hash".into(), may_be_silent: true }, Bounds::new(0, false))
+    Batches::of_worker(line, generation(), Bounds::new(0, false))
+}
+
+fn generation() -> Generation {
+    Generation { hash: "hash".into(), may_be_silent: true }
 }
 
 /// Asks with all the time there is; what hangs fails the test.
@@ -368,21 +372,43 @@ async fn calls_end_with_the_task_of_their_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_are_never_taken_do_not_pile_up() {
-    let nobody = tower::service_fn(|_| std::future::pending::<Result<TokioIo<DuplexStream>, std::io::Error>>());
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(nobody);
-    let batches = batches_over(Line::Shared(channel));
-    let last = ask_within(&batches, Duration::from_secs(30));
-    for round in 0..10 {
-        let calls = (0..100).map(|number| ask_within(&batches, Duration::from_millis(1 + (number * 7 + round) % 50)));
-        let answers = join_all(calls).await;
-        assert!(answers.iter().all(|answer| *answer == Err(CallError::Timeout)));
-    }
-    let (pending, free, slots) = {
+async fn a_late_call_keeps_its_place_once_whether_or_not_somebody_looks() {
+    let (line, _) = line(|_, stream| serve(stream, |to, _| std::mem::forget(to), Arc::default())).await;
+    let batches = batches_over(line);
+    let unseen = ask_within(&batches, Duration::from_secs(1));
+    let seen = ask_within(&batches, Duration::from_secs(2));
+    assert_eq!(seen.await, Err(CallError::Timeout));
+    let places = |batches: &Batches| {
         let state = batches.shared.state();
-        (state.pending.len(), state.free.len(), state.slots.len())
+        (state.sent, state.abandoned)
     };
-    assert_eq!((pending, slots - free), (1, 1));
-    drop(last);
-    assert_eq!(batches.shared.state().pending.len(), 0);
+    assert_eq!(places(&batches), (2, 2));
+    drop(unseen);
+    assert_eq!(places(&batches), (2, 2));
+    // Not sent, for the first batch is not taken.
+    drop(ask(&batches));
+    assert_eq!((places(&batches), batches.shared.state().pending.len()), ((2, 2), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_never_taken_do_not_pile_up() {
+    for new in [Batches::of_worker, Batches::of_all] {
+        let nobody = tower::service_fn(|_| std::future::pending::<Result<TokioIo<DuplexStream>, std::io::Error>>());
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(nobody);
+        let batches = new(Line::Shared(channel), generation(), Bounds::new(0, false));
+        let last = ask_within(&batches, Duration::from_secs(30));
+        for round in 0..10 {
+            let calls =
+                (0..100).map(|number| ask_within(&batches, Duration::from_millis(1 + (number * 7 + round) % 50)));
+            let answers = join_all(calls).await;
+            assert!(answers.iter().all(|answer| *answer == Err(CallError::Timeout)));
+        }
+        let (pending, free, slots) = {
+            let state = batches.shared.state();
+            (state.pending.len(), state.free.len(), state.slots.len())
+        };
+        assert_eq!((pending, slots - free), (1, 1));
+        drop(last);
+        assert_eq!(batches.shared.state().pending.len(), 0);
+    }
 }
