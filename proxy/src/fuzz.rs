@@ -25,7 +25,7 @@ use crate::config::{self, Requests};
 use crate::http::wire::{self, Bounds, Side};
 use crate::http::{Client, Connections, path, serve};
 use crate::listener::{Service, Serving, Slot};
-use crate::plugin::{CertificateBundle, Plugins, judge_frames};
+use crate::plugin::{CertificateBundle, Plugins, judge_answers, judge_frames};
 use crate::proxy::Proxy;
 use crate::route::Routes;
 use crate::telemetry::Metrics;
@@ -190,6 +190,13 @@ pub fn verdicts(bytes: &[u8]) {
     }
 }
 
+/// Any bytes that a plugin answers end every call that waits for them, and judge none that they do not name. The first
+/// byte says how they are cut.
+pub fn answers(bytes: &[u8]) {
+    let Some((&size, bytes)) = bytes.split_first() else { return };
+    judge_answers(&Bytes::copy_from_slice(bytes), size.into());
+}
+
 /// Any bytes are a certificate bundle that fits, or are refused.
 pub fn certificates(bytes: &[u8]) {
     let at = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -308,6 +315,7 @@ async fn exchange(sent: Bytes) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use palisade_plugin_proto::v1::{CheckAnswer, CheckBatchAnswer, check_answer};
     use proptest::prelude::*;
 
     use super::*;
@@ -338,6 +346,30 @@ mod tests {
         #[test]
         fn any_verdict_is_judged(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             verdicts(&bytes);
+        }
+
+        #[test]
+        fn any_answers_end_every_call(
+            size in 0_u8..20,
+            messages in prop::collection::vec(prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..8),
+                (1_u64..6, 0_u64..6, any::<bool>(), 0_u32..3).prop_map(|(serial, index, request, taken)| {
+                    let answer = match request {
+                        true => check_answer::Answer::Request(CheckRequestResponse::allow()),
+                        false => check_answer::Answer::Response(CheckResponseResponse::default()),
+                    };
+                    let answers = vec![CheckAnswer { id: serial << 14 | index, answer: Some(answer) }];
+                    CheckBatchAnswer { answers, taken: taken / 2, config_hash: "hash".to_owned() }.encode_to_vec()
+                }),
+            ], 0..5),
+            rest in prop::collection::vec(any::<u8>(), 0..6),
+        ) {
+            let framed = messages.iter().flat_map(|message| {
+                let length = u32::try_from(message.len()).unwrap_or(0).to_be_bytes();
+                [&[0][..], &length, message].concat()
+            });
+            let bytes: Vec<u8> = [size].into_iter().chain(framed).chain(rest).collect();
+            answers(&bytes);
         }
 
         #[test]

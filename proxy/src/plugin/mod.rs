@@ -27,7 +27,7 @@ pub(crate) use self::adapter::{Contracts, Roles};
 pub(crate) use self::events::Events;
 pub(crate) use self::mutation::{HeaderOp, apply};
 #[cfg(any(test, fuzzing))]
-pub(crate) use self::native::judge_frames;
+pub(crate) use self::native::{judge_answers, judge_frames};
 pub(crate) use self::pool::{Lease, Running};
 use self::record::Record;
 use crate::config::{self, Config, Filter};

@@ -17,7 +17,11 @@ use super::super::status::call_error;
 const PREFIX: usize = 5;
 
 /// Reads the answer of `service`, whose one message may have `most` bytes.
-pub(super) async fn read<B>(answer: Response<B>, most: usize, service: &'static str) -> Result<Bytes, CallError>
+pub(in crate::plugin) async fn read<B>(
+    answer: Response<B>,
+    most: usize,
+    service: &'static str,
+) -> Result<Bytes, CallError>
 where
     B: Body<Data = Bytes, Error = CallError> + Unpin,
 {
@@ -41,7 +45,7 @@ pub(in crate::plugin) struct Messages<B> {
 
 impl<B: Body<Data = Bytes, Error = CallError> + Unpin> Messages<B> {
     /// Those of `service`, each of at most `most` bytes.
-    pub(super) fn of(answer: Response<B>, most: usize, service: &'static str) -> Result<Self, CallError> {
+    pub(in crate::plugin) fn of(answer: Response<B>, most: usize, service: &'static str) -> Result<Self, CallError> {
         let (head, body) = answer.into_parts();
         // Errors come without a body, and with their status in the only headers that there are.
         let said = judge(&head.headers, service)?;
@@ -177,6 +181,25 @@ impl Pieces {
         }
         Ok(Some(self.first.split_to(PREFIX + length).split_off(PREFIX)))
     }
+}
+
+/// An answer that comes in pieces of `size` bytes, and well to its end.
+#[cfg(any(test, fuzzing))]
+pub(in crate::plugin) fn in_pieces(
+    bytes: &Bytes,
+    size: usize,
+) -> Response<impl Body<Data = Bytes, Error = CallError> + Unpin + use<>> {
+    use futures_util::stream;
+    use http::HeaderValue;
+
+    let cuts = (0..bytes.len()).step_by(size.max(1));
+    let mut frames: Vec<_> =
+        cuts.map(|at| Ok(Frame::data(bytes.slice(at..bytes.len().min(at + size.max(1)))))).collect();
+    let ok = HeaderMap::from_iter([(Status::GRPC_STATUS, HeaderValue::from_static("0"))]);
+    frames.push(Ok(Frame::trailers(ok)));
+    let mut answer = Response::new(http_body_util::StreamBody::new(stream::iter(frames)));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    answer
 }
 
 #[cfg(test)]

@@ -33,7 +33,9 @@ use tonic::Status;
 use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
-pub(super) use self::stream::{Incoming, Outgoing};
+#[cfg(any(test, fuzzing))]
+pub(super) use self::answer::{Messages, in_pieces, read as read_one};
+pub(super) use self::stream::Outgoing;
 use super::lines::PATIENCE;
 use super::status::call_error;
 use super::{CallError, clip};

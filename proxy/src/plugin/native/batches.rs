@@ -395,6 +395,21 @@ impl State {
         Some(batch.into_bytes().into())
     }
 
+    /// Takes a message of answers in.
+    fn take_in(&mut self, message: Bytes, generation: &Generation) -> Result<(), CallError> {
+        let message: CheckBatchAnswer = codec::read(message).map_err(CallError::Invalid)?;
+        let untaken = self.untaken.checked_sub(message.taken);
+        self.untaken = untaken.ok_or_else(|| CallError::Invalid("it takes batches that were not sent".to_owned()))?;
+        let verdicts = message.answers.iter().any(|answer| !is_error(answer));
+        if verdicts {
+            generation.check(&message.config_hash)?;
+        }
+        for answer in message.answers {
+            self.answer(answer).map_err(CallError::Invalid)?;
+        }
+        Ok(())
+    }
+
     /// Takes an answer in. The error is a breach of the contract.
     fn answer(&mut self, answer: CheckAnswer) -> Result<(), String> {
         let CheckAnswer { id, answer } = answer;
@@ -514,17 +529,8 @@ async fn exchange(line: &Line, shared: &Shared, stream: u64) -> Result<(), CallE
     }
     let mut messages = incoming.await?;
     while let Some(message) = messages.next().await? {
-        let message: CheckBatchAnswer = codec::read(message).map_err(CallError::Invalid)?;
         let Some(mut state) = shared.state_of(stream) else { return Ok(()) };
-        let untaken = state.untaken.checked_sub(message.taken);
-        state.untaken = untaken.ok_or_else(|| CallError::Invalid("it takes batches that were not sent".to_owned()))?;
-        let verdicts = message.answers.iter().any(|answer| !is_error(answer));
-        if verdicts {
-            shared.generation.check(&message.config_hash)?;
-        }
-        for answer in message.answers {
-            state.answer(answer).map_err(CallError::Invalid)?;
-        }
+        state.take_in(message, &shared.generation)?;
         state.send(shared);
     }
     Ok(())
@@ -535,5 +541,10 @@ fn is_error(answer: &CheckAnswer) -> bool {
     matches!(answer.answer, Some(check_answer::Answer::Error(_)))
 }
 
+#[cfg(any(test, fuzzing))]
+mod judge;
 #[cfg(test)]
 mod tests;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::judge::judge_answers;

@@ -8,6 +8,8 @@ mod shape;
 mod wire;
 
 #[cfg(any(test, fuzzing))]
+pub(crate) use self::batches::judge_answers;
+#[cfg(any(test, fuzzing))]
 pub(crate) use self::wire::judge_frames;
 
 use std::sync::Arc;
