@@ -441,9 +441,10 @@ async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
         await eventually(lambda: len(it.streams.connections) == 1)
         [connection] = it.streams.connections
         await eventually(lambda: not connection.can_write)
-        for _ in range(100):
+        for _ in range(1000):
             await asyncio.sleep(0)
         assert connection._transport.get_write_buffer_size() < 1 << 20
+        assert peer._writer.transport.get_write_buffer_size() > 1 << 20
         assert len(await peer.answers(3000)) == 3000
         await peer.close()
 
