@@ -373,6 +373,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_there_is_seen() {
+        let all = ["connection", "content-length", "cookie", "expect", "te", "trailer", "transfer-encoding", "via"];
+        let seen = |fields: &[(&'static str, &'static str)]| {
+            let There { connection, content_length, cookie, expect, te, trailer, transfer_encoding, via } =
+                There::of(&headers(fields));
+            [connection, content_length, cookie, expect, te, trailer, transfer_encoding, via]
+        };
+        assert_eq!(seen(&[("host", "a"), ("x-via", "a")]), [false; 8]);
+        for name in all {
+            assert_eq!(seen(&[("host", "a"), (name, "a"), ("accept", "a")]), all.map(|it| it == name));
+        }
+    }
+
+    #[test]
     fn what_a_connection_nominates_goes_with_it() {
         let mut fields = headers(&[
             ("connection", "close, X-Secret"),

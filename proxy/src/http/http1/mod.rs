@@ -23,6 +23,7 @@ pub(crate) use self::body::Http1Body;
 use self::side::Side;
 use self::watch::{Stop, Watch};
 use super::activity::Closed;
+use super::alarm::Alarm;
 use super::body::Incoming;
 use super::connection::{Connections, LAST_LOOK, STEPS, memory};
 use super::linger::linger;
@@ -76,6 +77,7 @@ pub(super) async fn serve(
     let mut connection = Connection {
         side,
         watch: Watch::new(connections),
+        alarm: Alarm::default(),
         heard,
         begun: 0,
         idle_since: Instant::now(),
@@ -106,6 +108,8 @@ pub(super) async fn serve(
 struct Connection<'a> {
     side: Arc<Mutex<Side>>,
     watch: Watch,
+    /// Of its task: waits of the connection, and of its requests.
+    alarm: Alarm,
     /// Whether any byte has come.
     heard: bool,
     /// Requests that were begun.
@@ -158,17 +162,17 @@ impl Connection<'_> {
                 let limit = if self.heard { self.limits.idle_timeout } else { self.limits.first_byte_timeout };
                 let deadline = self.idle_since + limit;
                 let deadline = self.watch.leaves(self.begun > 0).map_or(deadline, |leaves| leaves.min(deadline));
-                let stop = std::task::ready!(self.watch.poll(cx, Some(last_look.unwrap_or(deadline))));
+                let stop = std::task::ready!(self.watch.poll(cx, &self.alarm, Some(last_look.unwrap_or(deadline))));
                 if stop == Stop::Late && last_look.is_none() {
                     let look = Instant::now() + LAST_LOOK;
                     last_look = Some(look);
-                    std::task::ready!(self.watch.poll(cx, Some(look)))
+                    std::task::ready!(self.watch.poll(cx, &self.alarm, Some(look)))
                 } else {
                     stop
                 }
             } else {
                 let since = *self.head_since.get_or_insert_with(Instant::now);
-                std::task::ready!(self.watch.poll(cx, Some(since + self.limits.header_timeout)))
+                std::task::ready!(self.watch.poll(cx, &self.alarm, Some(since + self.limits.header_timeout)))
             };
             Poll::Ready(Err(match stop {
                 Stop::End => Over::Cut,
@@ -214,9 +218,9 @@ impl Connection<'_> {
         *request.headers_mut() = headers;
 
         // The request's own from its first step to its last, whatever is loaded meanwhile.
-        let (proxy, alarm) = (self.slot.proxy(), self.watch.alarm());
+        let proxy = self.slot.proxy();
         // Not in the task of a connection, which mostly waits.
-        let handling = Box::pin(proxy.handle(request, &self.client, &alarm, refused));
+        let handling = Box::pin(proxy.handle(request, &self.client, &self.alarm, refused));
         let response = while_there(handling, &mut self.watch, &self.side).await?;
         if matches!(response.body(), Body::Switched(_)) {
             return Err(self.switch(response, version).await);
@@ -297,7 +301,7 @@ impl Connection<'_> {
                 match body.as_mut().poll_frame(cx) {
                     Poll::Ready(Some(Ok(_))) => {}
                     Poll::Ready(Some(Err(_)) | None) => break,
-                    Poll::Pending => return self.watch.poll(cx, Some(deadline)).map(|_| Err(Over::Cut)),
+                    Poll::Pending => return self.watch.poll(cx, &self.alarm, Some(deadline)).map(|_| Err(Over::Cut)),
                 }
             }
             // What is left is nobody's, unless somebody takes it still.
@@ -349,7 +353,7 @@ impl Connection<'_> {
                 }));
             }
             let deadline = outgoing.blocked().map(|since| since + self.limits.body_idle_timeout * STEPS);
-            match self.watch.poll(cx, deadline) {
+            match self.watch.poll(cx, &self.alarm, deadline) {
                 Poll::Ready(Stop::End) => return Poll::Ready(Err((Over::Cut, "the proxy ends".to_owned()))),
                 Poll::Ready(Stop::Late) => {
                     tracing::debug!(target: "palisade::http", "the client does not read its response");
@@ -417,7 +421,7 @@ async fn while_there(
         if let Poll::Ready(response) = handling.as_mut().poll(cx) {
             return Poll::Ready(Ok(response));
         }
-        if watch.poll(cx, None).is_ready() {
+        if watch.is_over(cx) {
             return Poll::Ready(Err(Over::Cut));
         }
         side::lock(side).poll_gone(cx).map(|()| Err(Over::Gone))

@@ -1,7 +1,6 @@
 //! What can end a wait: a deadline, or the end of all connections.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,13 +31,12 @@ enum Order {
 type Orders = FuturesUnordered<Pin<Box<dyn Future<Output = Order> + Send>>>;
 
 /// One connection's watch on orders and time. Waiting costs little: orders are looked at only when there is one, and
-/// the timer is moved only when it rings; requests use it, too.
+/// the timer is the connection's [`Alarm`].
 pub(super) struct Watch {
     /// Each is polled only when it has been woken; a token by itself takes a lock that all connections share.
     orders: Orders,
     draining: Option<(Instant, bool)>,
     ended: bool,
-    alarm: Arc<Alarm>,
 }
 
 impl Watch {
@@ -54,12 +52,7 @@ impl Watch {
             end.cancelled_owned().await;
             Order::End
         }));
-        Self { orders, draining: None, ended: false, alarm: Arc::default() }
-    }
-
-    /// The timer, for whoever waits in the connection's task.
-    pub(super) fn alarm(&self) -> Arc<Alarm> {
-        Arc::clone(&self.alarm)
+        Self { orders, draining: None, ended: false }
     }
 
     /// Whether connections are to take no more requests.
@@ -81,8 +74,8 @@ impl Watch {
         })
     }
 
-    /// Ready when a wait is to end.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<Stop> {
+    /// Whether the connection is to end now.
+    pub(super) fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
         while let Poll::Ready(Some(order)) = self.orders.poll_next_unpin(cx) {
             match order {
                 Order::Drain { succeeded } => {
@@ -93,10 +86,15 @@ impl Watch {
                 Order::End => self.ended = true,
             }
         }
-        if self.ended {
+        self.ended
+    }
+
+    /// Ready when a wait is to end.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, alarm: &Alarm, deadline: Option<Instant>) -> Poll<Stop> {
+        if self.is_over(cx) {
             return Poll::Ready(Stop::End);
         }
         let Some(deadline) = deadline else { return Poll::Pending };
-        self.alarm.poll(cx, deadline).map(|()| Stop::Late)
+        alarm.poll(cx, deadline).map(|()| Stop::Late)
     }
 }
