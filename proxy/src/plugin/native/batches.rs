@@ -225,7 +225,10 @@ impl Batches {
             state.alarm = Some(deadline);
             state.wake();
         }
-        state.send_first(&self.shared);
+        // Not sent here: what comes in the same turn goes in one batch.
+        if state.may_send(self.shared.bounds) {
+            state.wake();
+        }
         Some(id)
     }
 }
@@ -314,16 +317,6 @@ impl State {
 
     fn may_send(&self, bounds: Bounds) -> bool {
         self.untaken < bounds.batches && self.sent < bounds.calls && !self.pending.is_empty()
-    }
-
-    /// For who has put a call among those to be sent. Where the plugin has nothing to do, it is sent at once. Otherwise by
-    /// the stream's task: what comes in the same turn goes with it.
-    fn send_first(&mut self, shared: &Shared) {
-        if self.untaken == 0 {
-            self.send(shared);
-        } else if self.may_send(shared.bounds) {
-            self.wake();
-        }
     }
 
     /// Sends what may be sent. Where there is no room for it, the stream's task waits for some.
