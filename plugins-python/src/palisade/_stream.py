@@ -65,6 +65,8 @@ _SETTINGS = {
     SettingCodes.INITIAL_WINDOW_SIZE: 1024 * 1024,
 }
 _CONNECTION_WINDOW = 4 * 1024 * 1024
+_READ = 64 * 1024
+"""Bytes that are read at once."""
 
 # Whether the message is compressed, and how long it is.
 _PREFIX = Struct(">BL")
@@ -118,7 +120,7 @@ class StreamServer:
             self._all_gone.set()
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     _transport: asyncio.Transport
 
     def __init__(self, server: StreamServer) -> None:
@@ -127,6 +129,8 @@ class _Connection(asyncio.Protocol):
         # In force from the first frame on, not only when the peer has seen them.
         self.http2.local_settings = Settings(client=False, initial_values=_SETTINGS)
         self.http2.max_inbound_frame_size = self.http2.local_settings.max_frame_size
+        # What asyncio would read into otherwise is so large that the kernel has to map it, and clear it, each time.
+        self._buffer = bytearray(_READ)
         self.can_write = True
         self._streams: dict[int, _Stream] = {}
         self._resets = 0
@@ -148,9 +152,12 @@ class _Connection(asyncio.Protocol):
         self.http2.increment_flow_control_window(_CONNECTION_WINDOW)
         self.write()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for event in self.http2.receive_data(data):
+            for event in self.http2.receive_data(self._buffer[:nbytes]):
                 # Where the peer has ended, further on in the same bytes, what is answered here.
                 with suppress(ProtocolError):
                     self._on(event)
