@@ -17,8 +17,8 @@ use super::head::{self, Bounds, Found, Framing, Scan};
 /// one has no memory for it.
 const HEAD_READ: usize = 4 * 1024;
 
-/// Bytes that are read at a time within a body: at first, and at most. One that nobody takes further does not take up
-/// what one does that goes through.
+/// Bytes that are read at a time within a body: at first, and at most. It is at most where a read before has filled what
+/// it had, for more has come then: one that comes in bits does not take up what one does that is there.
 const BODY_READ: (usize, usize) = (8 * 1024, 32 * 1024);
 
 /// What a body has next.
@@ -79,6 +79,7 @@ impl Reader {
             let mut bytes = [MaybeUninit::uninit(); HEAD_READ];
             let mut read = ReadBuf::uninit(&mut bytes);
             ready!(io.poll_read(cx, &mut read))?;
+            self.stride = if read.remaining() == 0 { BODY_READ.1 } else { BODY_READ.0 };
             self.buffer.extend_from_slice(read.filled());
             return Poll::Ready(Ok(read.filled().len()));
         }
@@ -130,7 +131,6 @@ impl Reader {
 
     /// A body follows, which ends like this.
     pub(crate) fn begin(&mut self, framing: Framing) {
-        self.stride = BODY_READ.0;
         self.content = match framing {
             Framing::Length(0) => Content::End,
             Framing::Length(length) => Content::Length(length),
