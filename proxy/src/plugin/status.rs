@@ -1,9 +1,10 @@
 //! What the errors of gRPC mean for a call.
 
 use std::error::Error;
+use std::iter::successors;
 
 use palisade_supervisor::{ConnectError, chain};
-use tonic::{Code, Status};
+use tonic::{Code, Status, TimeoutExpired};
 
 use super::{CallError, clip};
 
@@ -13,7 +14,9 @@ pub(super) fn call_error(status: &Status) -> CallError {
     if status.source().is_some() {
         return match status.code() {
             Code::DeadlineExceeded => CallError::Timeout,
-            _ if is_unsent(status) => CallError::Unsent(clip(&chain(status))),
+            // tonic looks at the deadline that it sends, which may be over a moment before ours.
+            _ if has_cause(status, |cause| cause.is::<TimeoutExpired>()) => CallError::Timeout,
+            _ if has_cause(status, |cause| cause.is::<ConnectError>()) => CallError::Unsent(clip(&chain(status))),
             _ => CallError::Lost(clip(&chain(status))),
         };
     }
@@ -32,16 +35,9 @@ pub(super) fn status_text(status: &Status) -> String {
     format!("{:?}: {}", status.code(), clip(status.message()))
 }
 
-/// Whether a call came to nothing for want of a connection.
-fn is_unsent(status: &Status) -> bool {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if error.is::<ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+/// Whether there is such an error among the causes of `error`.
+pub(super) fn has_cause(error: &dyn Error, is_such: impl FnMut(&(dyn Error + 'static)) -> bool) -> bool {
+    successors(error.source(), |cause| (*cause).source()).any(is_such)
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ use tower::{Service, ServiceExt};
 pub(super) use self::answer::{Messages, in_pieces, read as read_one};
 pub(super) use self::stream::Outgoing;
 use super::lines::PATIENCE;
-use super::status::call_error;
+use super::status::{call_error, has_cause};
 use super::{CallError, clip};
 
 /// What the plugin may send before it is read: as hyper's default, with which every answer of a call has room.
@@ -279,12 +279,16 @@ impl Open {
 
 /// A call that ended before anything of its answer was there.
 fn unanswered(error: &h2::Error) -> CallError {
-    // What the plugin says it has not looked at. If that is a lie, the verdict that counts is its own all the same.
-    let refused = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
-    match error.is_remote() && refused {
+    match is_refused(error) {
         true => CallError::Unsent(clip(&error.to_string())),
         false => lost(error),
     }
+}
+
+/// Whether the plugin says that it has not looked at it (RFC 9113, 8.7). If that is a lie, the verdict that counts is its
+/// own all the same.
+fn is_refused(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
 }
 
 fn lost(error: &h2::Error) -> CallError {
@@ -329,8 +333,16 @@ async fn shared(
     answer::read(answer.map(|body| body.map_err(|status| call_error(&status))), most, rpc.service()).await
 }
 
+/// As [`unanswered`], of an error of tonic's.
 fn of_tonic(error: tonic::transport::Error) -> CallError {
-    call_error(&Status::from_error(Box::new(error)))
+    let unsent = has_cause(&error, |cause| {
+        // Canceled is what hyper has not given to HTTP/2.
+        cause.downcast_ref().is_some_and(is_refused) || cause.downcast_ref().is_some_and(hyper::Error::is_canceled)
+    });
+    match unsent {
+        true => CallError::Unsent(clip(&chain(&error))),
+        false => call_error(&Status::from_error(Box::new(error))),
+    }
 }
 
 #[cfg(test)]

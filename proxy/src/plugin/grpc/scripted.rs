@@ -90,11 +90,13 @@ pub(in crate::plugin) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8])
 }
 
 pub(in crate::plugin) fn goaway(last: u32) -> Vec<u8> {
-    frame(7, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
+    frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
 }
 
-pub(in crate::plugin) const SETTINGS: u8 = 4;
 pub(in crate::plugin) const HEADERS: u8 = 1;
+pub(in crate::plugin) const RST_STREAM: u8 = 3;
+pub(in crate::plugin) const SETTINGS: u8 = 4;
+pub(in crate::plugin) const GOAWAY: u8 = 7;
 
 /// Reads frames until one is the head of a call, and returns its stream.
 pub(in crate::plugin) async fn await_call(stream: &mut DuplexStream) -> u32 {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::mem::discriminant;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -34,18 +35,26 @@ fn answer_well(to: SendResponse<Bytes>) {
 /// What a plugin does to a call.
 type Deed = fn(SendResponse<Bytes>);
 
-/// A plugin that does the same to every call.
+/// A plugin that does the same to every call, and what a call comes to: the same over a connection of its own as over
+/// one of others.
 async fn always(what: Deed) -> Result<Bytes, CallError> {
-    let (line, dials) = line(move |_, stream| async move {
+    let serve = move |stream: DuplexStream| async move {
         let mut connection = handshake(stream).await;
         while let Some(Ok((_, to))) = connection.accept().await {
             what(to);
         }
-    })
-    .await;
-    let answer = ask(&line).await;
-    assert_eq!(ask(&line).await, answer, "the second call is answered like the first");
+    };
+    let (own, dials) = line(move |_, stream| serve(stream)).await;
+    let answer = ask(&own).await;
+    assert_eq!(ask(&own).await, answer, "the second call is answered like the first");
     assert_eq!(dials.load(Ordering::SeqCst), 1, "{answer:?} is no reason for another connection");
+    let shared = ask(&shared_line(serve).await).await;
+    match (&answer, &shared) {
+        (Ok(own), Ok(shared)) => assert_eq!(own, shared),
+        // The texts are those of other layers.
+        (Err(own), Err(shared)) => assert_eq!(discriminant(own), discriminant(shared), "{own:?}, {shared:?}"),
+        _ => panic!("{answer:?}, {shared:?}"),
+    }
     answer
 }
 
@@ -502,24 +511,49 @@ async fn a_connection_ends_with_its_line() {
 }
 
 #[tokio::test]
-async fn answers_over_a_shared_connection_are_read_the_same_way() {
-    let served = |stream: DuplexStream| async move {
-        let mut connection = handshake(stream).await;
-        let mut calls = 0;
-        while let Some(Ok((_, mut to))) = connection.accept().await {
-            calls += 1;
-            match calls {
-                1 => answer_well(to),
-                2 => answer(to, &[&framed(b"x"), &framed(b"x")], Some(&[("grpc-status", "0")])),
-                3 => answer(to, &[], Some(&[("grpc-status", "8")])),
-                _ => to.send_reset(Reason::INTERNAL_ERROR),
+async fn over_a_shared_connection_it_is_known_too_what_was_seen() {
+    // With the stream of the call.
+    type End = fn(u32) -> Vec<u8>;
+    let ends: [(bool, End); 5] = [
+        (true, |_| goaway(0)),
+        (true, |call| frame(RST_STREAM, 0, call, &7_u32.to_be_bytes())),
+        (false, goaway),
+        (false, |call| frame(GOAWAY, 0, 0, &[call.to_be_bytes(), 11_u32.to_be_bytes()].concat())),
+        (false, |_| Vec::new()),
+    ];
+    for (index, (unsent, end)) in ends.into_iter().enumerate() {
+        let line = shared_line(move |mut stream| async move {
+            begin(&mut stream).await;
+            let call = await_call(&mut stream).await;
+            stream.write_all(&end(call)).await.unwrap();
+        })
+        .await;
+        let answer = ask(&line).await;
+        assert_eq!(matches!(answer, Err(CallError::Unsent(_))), unsent, "{index}: {answer:?}");
+        assert_eq!(matches!(answer, Err(CallError::Lost(_))), !unsent, "{index}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_never_given_to_a_shared_connection_is_unsent() {
+    let end = Arc::new(Notify::new());
+    let ends = Arc::clone(&end);
+    let line = shared_line(move |stream| {
+        let end = Arc::clone(&ends);
+        async move {
+            let mut connection = handshake(stream).await;
+            answer_well(connection.accept().await.unwrap().unwrap().1);
+            tokio::select! {
+                biased;
+                () = end.notified() => {}
+                _ = connection.accept() => panic!("a call"),
             }
         }
-    };
-    let line = shared_line(served).await;
+    })
+    .await;
     assert_eq!(ask(&line).await.unwrap(), "answered");
-    assert!(matches!(ask(&line).await, Err(CallError::Invalid(_))));
-    assert_eq!(ask(&line).await, Err(CallError::Overloaded));
-    let reset = ask(&line).await;
-    assert!(matches!(reset, Err(CallError::Lost(_))), "{reset:?}");
+    // Nobody has seen its end when the calls are made.
+    end.notify_one();
+    let answers = futures_util::future::join_all((0..5).map(|_| ask(&line))).await;
+    assert!(answers.iter().all(|answer| matches!(answer, Err(CallError::Unsent(_)))), "{answers:?}");
 }
