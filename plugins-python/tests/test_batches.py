@@ -102,6 +102,9 @@ class Host:
     def end(self) -> None:
         self._batches.put(None)
 
+    def cancel(self) -> None:
+        self._answers.cancel()
+
 
 @pytest.fixture(params=["beside", "announced"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,3 +379,118 @@ def test_a_batch_may_ask_for_requests_and_responses() -> None:
         assert got[3].error.code == 13
         assert host.taken == 1
         plugin.wait_for_log('"request_id": "request-3"')
+
+
+TOGETHER = """
+    import asyncio, contextvars
+    from palisade import Plugin, allow, deny
+
+    plugin = Plugin("test")
+    who = contextvars.ContextVar("who", default="")
+    go, tasks = asyncio.Event(), set()
+
+    @plugin.filter
+    async def check(request, config):
+        before, task = who.get(), asyncio.current_task()
+        who.set(request.path)
+        if request.path == "/cancel":
+            task.cancel()
+        if request.path.startswith("/wait"):
+            tasks.add(task)
+            # Of another one's deadline, this hears nothing.
+            await go.wait()
+        if request.path.startswith("/turn"):
+            await asyncio.sleep(0)
+            await asyncio.create_task(asyncio.sleep(0))
+        if request.path == "/soon":
+            try:
+                await asyncio.wait_for(asyncio.Event().wait(), 0.01)
+            except asyncio.TimeoutError:
+                pass
+        if request.path == "/swallow":
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+        if request.path == "/go":
+            go.set()
+        same = task is asyncio.current_task() and who.get() == request.path
+        return deny(403, f"{before}|{same}|{len(tasks)}")
+
+    plugin.serve()
+"""
+
+
+def bodies(got: dict[int, Any]) -> dict[int, object]:
+    return {id: answer.request.deny.body.decode() or verdict(answer) for id, answer in got.items()}
+
+
+@pytest.mark.usefixtures("either_way")
+def test_coroutines_of_a_batch_have_contexts_of_their_own_and_keep_their_task() -> None:
+    with PluginProcess(TOGETHER) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        paths = ["/", "/turn", "/", "/turn/again", "/soon", "/", "/cancel", "/turn/behind", "/cancel", "/"] * 3
+        host.send(*enumerate(paths, 1))
+        assert bodies(host.answers(len(paths))) == {id: "|True|0" for id in range(1, len(paths) + 1)}
+        assert host.taken == 1
+
+
+@pytest.mark.usefixtures("either_way")
+def test_each_coroutine_that_waits_has_a_task_of_its_own() -> None:
+    with PluginProcess(TOGETHER) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        waiting = range(1, 51)
+        host.send(*((id, "/wait") for id in waiting), (51, "/"))
+        assert bodies(host.answers(1)) == {51: "|True|50"}
+        host.send((52, "/go"))
+        assert bodies(host.answers(51)) == {id: "|True|50" for id in (*waiting, 52)}
+        assert host.taken == 2
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_deadline_is_that_of_one_coroutine() -> None:
+    with PluginProcess(TOGETHER) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        batch = filter_pb2.CheckBatch()
+        for id, path, timeout in ((1, "/", 0), (2, "/wait", 0.05), (3, "/wait", 50), (4, "/swallow", 0.05), (5, "/", 50)):
+            batch.calls.add(id=id, timeout_micros=int(timeout * 1e6)).request.request.path = path
+        host.send_message(batch)
+        got = bodies(host.answers(4))
+        assert {id: got[id] for id in (1, 4, 5)} == {1: "|True|0", 4: "|True|2", 5: "|True|2"}
+        assert got[2] == (4, "the host waits no longer")
+        host.send((6, "/go"))
+        assert bodies(host.answers(2)) == {3: "|True|2", 6: "|True|2"}
+
+
+LOST = """
+    import asyncio
+    from palisade import Plugin, allow
+
+    plugin = Plugin("test")
+    never = asyncio.Event()
+
+    @plugin.filter
+    async def check(request, config):
+        print(f"begun {request.path}", flush=True)
+        try:
+            await never.wait()
+        finally:
+            print(f"ended {request.path}", flush=True)
+
+    plugin.serve()
+"""
+
+
+def test_coroutines_end_with_their_stream() -> None:
+    with PluginProcess(LOST) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        host.send((1, "/1"), (2, "/2"), (3, "/3"), timeout=1000)
+        for id in (1, 2, 3):
+            plugin.wait_for_log(f"begun /{id}")
+        host.cancel()
+        for id in (1, 2, 3):
+            plugin.wait_for_log(f"ended /{id}")

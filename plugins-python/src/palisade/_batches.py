@@ -6,7 +6,8 @@ most of them take. When one blocks, other threads take over what waits behind it
 longer than `_PATIENCE`.
 
 What is done for each call is kept small: nothing of it is decoded but what its function looks at, and its answer is
-bytes at once. Coroutines that come to their end at their first step cost a task, and no timer.
+bytes at once. Coroutines are begun one after the other by one task, each in a context of its own. One that comes to its
+end at its first step costs no more than that; one that waits keeps the task, and another goes on with the rest.
 
 Where a stream's messages come from and go to is somebody else's: `_stream`'s, or grpcio's, see `serve`.
 """
@@ -17,9 +18,11 @@ import asyncio
 import inspect
 import threading
 import time
+import types
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import Executor
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +47,18 @@ class _Batch:
     came: float
     last: _wire.BatchedCall
     """The last one that a thread begins."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Coroutines:
+    """Calls of one batch that tasks share: whichever comes to run takes the next one."""
+
+    configured: _wire.Configured
+    came: float
+    calls: deque[tuple[_wire.BatchedCall, Subject, Any]]
+    """With what its function has returned, if that has been called already."""
+    is_all: bool
+    """Whether the batch is taken with the last one of them."""
 
 
 class Outlet(Protocol):
@@ -112,18 +127,14 @@ class Batches:
             configured = self._judgement.configured(config_hash)
         except CallError as error:
             self._answers.extend([(_wire.encode_failure(call.id, error), "") for call in calls])
-            self._taken_on([])
+            self._taken_on()
+            self._flush()
             return
         now = self._loop.time()
-        tasks: list[tuple[asyncio.Task[None], float]] = []
         if self._judgement.has_coroutines:
-            calls, tasks = self._begin_coroutines(calls, configured, now)
-        if not calls:
-            # Behind the first step of each task: most are at their end with it.
-            self._loop.call_soon(self._taken_on, tasks)
-            return
-        if tasks:
-            self._loop.call_soon(self._attend, tasks)
+            calls = self._begin_coroutines(calls, configured, now)
+            if not calls:
+                return
         batch = _Batch(configured, now, calls[-1])
         self._queue.extend([(call, batch) for call in calls])
         with self._lock:
@@ -215,9 +226,10 @@ class Batches:
 
     def _begin_coroutines(
         self, calls: Sequence[_wire.BatchedCall], configured: _wire.Configured, now: float
-    ) -> tuple[Sequence[_wire.BatchedCall], list[tuple[asyncio.Task[None], float]]]:
-        """Returns the calls that are none, and a task for each other one, with its deadline."""
-        rest, tasks = [], []
+    ) -> Sequence[_wire.BatchedCall]:
+        """Returns the calls that are none."""
+        coroutines: deque[tuple[_wire.BatchedCall, Subject, Any]] = deque()
+        rest = []
         for call in calls:
             try:
                 subject = _wire.subject_of(call)
@@ -225,18 +237,56 @@ class Batches:
                 self._answers.append((_wire.encode_failure(call.id, error), ""))
                 continue
             if self._judgement.is_async(subject):
-                task = self._loop.create_task(self._finish(call, configured, subject, None))
-                tasks.append((task, _deadline(call, now)))
+                coroutines.append((call, subject, None))
             else:
                 rest.append(call)
-        return rest, tasks
+        if coroutines:
+            self._loop.create_task(self._carry(_Coroutines(configured, now, coroutines, not rest)))
+        elif not rest:
+            self._taken_on()
+            self._flush_soon()
+        return rest
 
     def _begin_awaitable(
         self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: Any
     ) -> None:
         """One that a function has returned which is none itself."""
-        task = self._loop.create_task(self._finish(call, configured, subject, begun))
-        self._attend([(task, _deadline(call, self._loop.time()))])
+        calls = deque([(call, subject, begun)])
+        self._loop.create_task(self._carry(_Coroutines(configured, self._loop.time(), calls, False)))
+
+    async def _carry(self, batch: _Coroutines) -> None:
+        """Begins calls one after the other, until there are none or one waits: then, this is the task of that one."""
+        task = asyncio.current_task()
+        assert task is not None
+        while batch.calls and not self._ended:
+            call, subject, begun = batch.calls.popleft()
+            context = copy_context()
+            coroutine = self._finish(call, batch.configured, subject, begun)
+            waits_for, waits = None, True
+            try:
+                waits_for = context.run(coroutine.send, None)
+            except StopIteration:
+                waits = False
+            if batch.is_all and not batch.calls:
+                self._taken_on()
+            if waits:
+                self._attend(task, _deadline(call, batch.came))
+                self._carry_on(batch)
+                await _go_on(context, coroutine, waits_for)
+                self._flush_soon()
+                return
+            if _is_cancelled(task):
+                # By the call itself, which is over. It is no other one's concern.
+                self._carry_on(batch)
+                return
+        self._flush()
+
+    def _carry_on(self, batch: _Coroutines) -> None:
+        """The task that was at it has a call of its own."""
+        # As many wait, often, as there are. With two for each that does, it takes few turns of the loop to find them all.
+        for _ in range(min(len(batch.calls), 2)):
+            self._loop.create_task(self._carry(batch))
+        self._flush_soon()
 
     async def _finish(
         self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: Any
@@ -253,24 +303,15 @@ class Batches:
         except Exception as error:
             answer = _wire.encode_failure(call.id, self._judgement.failed(subject, error)), ""
         self._answers.append(answer)
-        self._flush_soon()
 
-    def _taken_on(self, tasks: list[tuple[asyncio.Task[None], float]]) -> None:
+    def _taken_on(self) -> None:
         with self._lock:
             self._taken += 1
-        self._attend(tasks)
-        self._flush()
 
-    def _attend(self, tasks: list[tuple[asyncio.Task[None], float]]) -> None:
-        """Sees to it that tasks end in time."""
-        for task, deadline in tasks:
-            if task.done():
-                continue
-            if self._ended:
-                task.cancel()
-            else:
-                self._tasks[task] = self._loop.call_at(deadline, task.cancel)
-                task.add_done_callback(self._finished)
+    def _attend(self, task: asyncio.Task[None], deadline: float) -> None:
+        """Sees to it that a task ends in time."""
+        self._tasks[task] = self._loop.call_at(deadline, task.cancel)
+        task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task).cancel()
@@ -361,6 +402,28 @@ class _Queue:
 
     def finish(self) -> None:
         self.messages.put_nowait(None)
+
+
+@types.coroutine
+def _go_on(context: Context, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """Awaits a coroutine that has had its first step, each further one in its own context, and not in the task's."""
+    step: Callable[[Any], Any]
+    while True:
+        try:
+            step, value = coroutine.send, (yield waits_for)
+        except BaseException as error:
+            step, value = coroutine.throw, error
+        try:
+            waits_for = context.run(step, value)
+        except StopIteration:
+            # If that was an exception, its traceback leads back here.
+            value = None
+            return
+
+
+def _is_cancelled(task: asyncio.Task[None]) -> bool:
+    """Whether the next thing that the task waits for is cancelled, in any version of Python."""
+    return bool(getattr(task, "_must_cancel", True))
 
 
 _VERDICTS = (Allow, Deny, Keep, Replace)
