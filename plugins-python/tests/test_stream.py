@@ -306,12 +306,12 @@ async def test_frames_as_http2_allows_them() -> None:
         for byte in message[:-1]:
             peer.send(DataFrame(1, bytes([byte]), pad_length=3, flags=["PADDED"]))
         peer.send(PingFrame(0, b"8 octets"))
-        # In order: what was asked before is judged before.
+        # In order: what was asked before is answered before.
+        assert (await peer.headers())[":status"] == "200"
         while "ACK" not in (pong := await peer.frame()).flags or not isinstance(pong, PingFrame):  # type: ignore[union-attr]
             pass
         assert pong.opaque_data == b"8 octets"
         peer.send(data(message[-1:], end=True))
-        assert (await peer.headers())[":status"] == "200"
         assert (await peer.answers(1))[1].request.deny.body == b"/no"
         assert (await peer.headers())["grpc-status"] == "0"
 
@@ -343,11 +343,98 @@ async def test_windows_and_frame_sizes_of_the_peer_are_kept() -> None:
         await peer.close()
 
 
+@run
+async def test_a_window_may_shrink_below_nothing() -> None:
+    async with serving() as it:
+        first = SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 100})
+        peer = await it.connect(PREFACE, first, opening(), batch((1, "/no" + "x" * 200)))
+        got = b""
+        while len(got) < 100:
+            got += (await peer.until(DataFrame)).data
+        assert len(got) == 100
+        # That of the connection is wide enough. Of the stream's, 95 have to come before anything may be sent.
+        peer.send(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 10}))
+        peer.send(WindowUpdateFrame(1, window_increment=90), PingFrame(0, b"8 octets"))
+        while not isinstance(frame := await peer.frame(), PingFrame):
+            assert not isinstance(frame, DataFrame)
+        peer.send(WindowUpdateFrame(1, window_increment=5))
+        assert len((await peer.until(DataFrame)).data) == 5
+        await peer.close()
+
+
+@run
+async def test_the_window_of_a_connection_is_that_of_all_its_streams() -> None:
+    async with serving() as it:
+        wide = SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 1 << 20})
+        path = "/no" + "x" * 40_000
+        peer = await it.connect(PREFACE, wide, opening(), opening(3), batch((1, path)), batch((2, path), stream=3))
+        got = 0
+        while got < 65_535:
+            got += len((await peer.until(DataFrame)).data)
+        assert got == 65_535
+        peer.send(PingFrame(0, b"8 octets"))
+        while not isinstance(frame := await peer.frame(), PingFrame):
+            assert not isinstance(frame, DataFrame)
+        peer.send(WindowUpdateFrame(0, window_increment=1))
+        assert len((await peer.until(DataFrame)).data) == 1
+        await peer.close()
+
+
+@run
+async def test_what_is_taken_is_given_back() -> None:
+    async with serving() as it:
+        for message, open in (
+            (grpc_message(a_batch((1, "/" + "x" * 3_000_000))), opening()),
+            # To a stream that is answered already, and reads nothing.
+            (b"x" * 3_000_000, opening(path="/x")),
+        ):
+            peer = await it.connect(PREFACE, SettingsFrame(0), open)
+            await peer.headers()
+            sent, windows = 0, {0: 0, 1: 0}
+            for at in range(0, len(message), 10_000):
+                part = DataFrame(1, message[at : at + 10_000], pad_length=255, flags=["PADDED"])
+                peer.send(part)
+                sent += part.flow_controlled_length
+            peer.send(PingFrame(0, b"8 octets"))
+            while not isinstance(frame := await peer.frame(), PingFrame):
+                if isinstance(frame, WindowUpdateFrame):
+                    windows[frame.stream_id] += frame.window_increment
+            # But for less than half of a window.
+            assert 0 <= sent - windows[0] < 2 * 1024 * 1024
+            if message[0] == 0:
+                assert 0 <= sent - windows[1] < 512 * 1024
+            await peer.close()
+
+
+@run
+async def test_data_behind_the_end_of_a_stream_ends_it() -> None:
+    async with serving() as it:
+        peer = await it.connect(PREFACE, SettingsFrame(0), opening(), batch((1, "/wait"), end=True), batch((2, "/no")))
+        assert (await peer.until(RstStreamFrame)).error_code == 5
+        peer.send(opening(3), batch((2, "/no"), stream=3))
+        assert set(await peer.answers(1, stream=3)) == {2}
+        [connection] = it.streams.connections
+        assert list(connection._streams) == [3]
+        await peer.close()
+
+
+@run
+async def test_data_of_a_stream_that_the_peer_has_reset_harms_no_other() -> None:
+    async with serving() as it:
+        peer = await it.connect(PREFACE, SettingsFrame(0), opening(), opening(3), RstStreamFrame(1), batch((1, "/no")))
+        peer.send(batch((2, "/no"), stream=3))
+        assert (await peer.answers(1, stream=3))[2].request.deny.status == 403
+        await peer.close()
+
+
 BREACHES: dict[str, tuple[list[Frame | bytes], int]] = {
     "no preface": ([b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"], 1),
     "a frame too large": ([opening(), data(b"x" * (128 * 1024 + 1))], 6),
+    "the head of a frame too large": ([opening(), b"\x02\x00\x01\x00\x00\x00\x00\x00\x01"], 6),
     "data of no stream": ([b"\x00\x00\x00\x00\x00\x00\x00\x00\x00"], 1),
     "data of a stream that is not open": ([data(b"x", 5)], 1),
+    "data between headers": ([opening(), HeadersFrame(3, b""), data(b"")], 1),
+    "a window between headers": ([opening(), HeadersFrame(3, b""), WindowUpdateFrame(1, window_increment=1)], 1),
     "a stream of the server's": ([opening(2)], 1),
     "an older stream": ([opening(3), opening(1)], 1),
     "headers that are none": ([HeadersFrame(1, b"\xff" * 30, flags=["END_HEADERS"])], 1),
@@ -357,6 +444,18 @@ BREACHES: dict[str, tuple[list[Frame | bytes], int]] = {
     "headers that never end": ([HeadersFrame(1, b""), *[ContinuationFrame(1, b"")] * 200], 1),
     "a window of nothing": ([b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00"], 1),
     "a window too large": ([WindowUpdateFrame(0, window_increment=(1 << 31) - 1)], 3),
+    "a stream's window of nothing": ([opening(), b"\0\0\4\x08\0\0\0\0\1\0\0\0\0"], 1),
+    "a stream's window too large": ([opening(), WindowUpdateFrame(1, window_increment=(1 << 31) - 1)], 3),
+    "a window of an odd length": ([opening(), b"\0\0\3\x08\0\0\0\0\1\0\0\1"], 6),
+    "settings that make a window too large": (
+        [
+            opening(),
+            WindowUpdateFrame(1, window_increment=(1 << 31) - 1 - 65_535),
+            SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 65_536}),
+        ],
+        3,
+    ),
+    "padding and nothing else": ([opening(), b"\0\0\0\0\x08\0\0\0\1"], 1),
     "settings of an odd length": ([b"\x00\x00\x05\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"], 6),
     "settings of a stream": ([b"\x00\x00\x00\x04\x00\x00\x00\x00\x01"], 1),
     "a frame size out of bounds": ([SettingsFrame(0, settings={SettingsFrame.MAX_FRAME_SIZE: 1})], 1),

@@ -2,7 +2,7 @@
 
 What grpcio does for one message costs more than ten verdicts: a thread that polls, a wake-up of the event loop, three
 tasks. Here a batch is judged where it is read from the socket, and what it comes to is written at once. HTTP/2 is the
-h2 package's; this is gRPC on top of it, for one method, and what a server owes itself:
+h2 package's, but for its data, see `_frames`; this is gRPC on top of it, for one method, and what a server owes itself:
 
 - Whatever a peer sends, it harms its own connection at most. What breaks HTTP/2 ends it with GOAWAY.
 - Connections, streams, messages, and what a peer does not read are bounded. A peer that does not read is not read from.
@@ -35,11 +35,11 @@ from h2.events import (
     RequestReceived,
     StreamEnded,
     StreamReset,
-    WindowUpdated,
 )
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
+from . import _frames
 from ._batches import Batches, Outlet
 from ._errors import CallError
 from ._server import MAX_MESSAGE
@@ -57,14 +57,19 @@ _MAX_RESETS = 100
 _PATIENCE = 10.0
 """Seconds in which a connection has to begin with HTTP/2."""
 
+# A batch is 80 KiB at most: one frame, and the next one fits into the window too.
+_MAX_FRAME = 128 * 1024
+_WINDOW = 1024 * 1024
+"""Of one stream."""
+_CONNECTION_WINDOW = 4 * 1024 * 1024
 _SETTINGS = {
     SettingCodes.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
     SettingCodes.MAX_HEADER_LIST_SIZE: 16 * 1024,
-    # A batch is 80 KiB at most: one frame, and the next one fits into the window too.
-    SettingCodes.MAX_FRAME_SIZE: 128 * 1024,
-    SettingCodes.INITIAL_WINDOW_SIZE: 1024 * 1024,
+    SettingCodes.MAX_FRAME_SIZE: _MAX_FRAME,
+    SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW,
 }
-_CONNECTION_WINDOW = 4 * 1024 * 1024
+_FIRST_WINDOW = 65_535
+"""Of a connection, each way."""
 _READ = 64 * 1024
 """Bytes that are read at once."""
 
@@ -131,6 +136,13 @@ class _Connection(asyncio.BufferedProtocol):
         self.http2.max_inbound_frame_size = self.http2.local_settings.max_frame_size
         # What asyncio would read into otherwise is so large that the kernel has to map it, and clear it, each time.
         self._buffer = bytearray(_READ)
+        self._frames = _frames.Frames(_MAX_FRAME)
+        self._received = _frames.Received(0, _CONNECTION_WINDOW)
+        # How much the peer takes, of all streams together.
+        self.room = _FIRST_WINDOW
+        # The same of a stream that is opened now.
+        self.first_room = self.http2.remote_settings.initial_window_size
+        self._to_write: list[bytes] = []
         self.can_write = True
         self._streams: dict[int, _Stream] = {}
         self._resets = 0
@@ -149,7 +161,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._server.connections.add(self)
         self._waiting = asyncio.get_running_loop().call_later(_PATIENCE, self._close, "it does not speak HTTP/2")
         self.http2.initiate_connection()
-        self.http2.increment_flow_control_window(_CONNECTION_WINDOW)
+        self.http2.increment_flow_control_window(_CONNECTION_WINDOW - _FIRST_WINDOW)
         self.write()
 
     def get_buffer(self, sizehint: int) -> bytearray:
@@ -157,10 +169,17 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
-            for event in self.http2.receive_data(self._buffer[:nbytes]):
-                # Where the peer has ended, further on in the same bytes, what is answered here.
-                with suppress(ProtocolError):
-                    self._on(event)
+            for kind, flags, id, frame in self._frames.split(self._buffer[:nbytes]):
+                stream = self._streams.get(id)
+                if kind == _frames.DATA and stream is not None and not stream.half_closed:
+                    self.queue(self._received.take(frame))
+                    stream.take(flags, frame)
+                    if flags & _frames.END_STREAM and id in self._streams:
+                        self._take(_frames.end_of(id))
+                elif kind == _frames.WINDOW_UPDATE and (id == 0 or stream is not None):
+                    self._widen(stream, frame)
+                else:
+                    self._take(frame)
         except ProtocolError as error:
             self._close(repr(error), error.error_code)
         except Exception as error:
@@ -182,17 +201,30 @@ class _Connection(asyncio.BufferedProtocol):
 
     # HTTP/2.
 
+    def _widen(self, stream: _Stream | None, frame: bytes) -> None:
+        by = _frames.increment_of(frame)
+        if not by:
+            self._take(frame)
+        elif stream is None:
+            self.room = _frames.wider(self.room, by)
+        else:
+            stream.room = _frames.wider(stream.room, by)
+        self._go_on()
+
+    def _take(self, data: bytes) -> None:
+        """What is h2's."""
+        for event in self.http2.receive_data(data):
+            self._on(event)
+
     def _on(self, event: Event) -> None:
         if isinstance(event, DataReceived):
-            stream = self._streams.get(event.stream_id)
-            if stream is not None:
-                stream.take(event.data)
-            # Given back even where nobody wants it: the window is that of all streams.
+            # Of a stream that is answered. Given back where nobody wants it: the window is that of all streams.
             self.http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-        elif isinstance(event, WindowUpdated):
-            self._go_on()
         elif isinstance(event, RemoteSettingsChanged):
             self._wait_no_longer()
+            before, self.first_room = self.first_room, self.http2.remote_settings.initial_window_size
+            for each in self._streams.values():
+                each.room = _frames.wider(each.room, self.first_room - before)
             self._go_on()
         elif isinstance(event, RequestReceived):
             self._open(event)
@@ -234,8 +266,14 @@ class _Connection(asyncio.BufferedProtocol):
         """A message came: streams are not opened for nothing."""
         self._resets = 0
 
+    def queue(self, frame: bytes) -> None:
+        """To be written behind all that h2 has to say so far."""
+        if frame:
+            self._to_write += (self.http2.data_to_send(), frame)
+
     def write(self) -> None:
-        data = self.http2.data_to_send()
+        data = b"".join((*self._to_write, self.http2.data_to_send()))
+        self._to_write.clear()
         if data and not self._transport.is_closing():
             self._transport.write(data)
 
@@ -290,16 +328,21 @@ class _Stream:
     def __init__(self, connection: _Connection, id: int, make: Callable[[Outlet], Batches]) -> None:
         self._connection = connection
         self._id = id
+        self._window = _frames.Received(id, _WINDOW)
+        # How much the peer takes. Less than nothing where it has said so afterwards.
+        self.room = connection.first_room
         self._received = bytearray()
         # What the peer's windows have had no room for yet.
         self._unsent = b""
         self._trailers: list[tuple[str, str]] | None = None
-        self._half_closed = False
+        self.half_closed = False
         self._stopped = False
         self.batches = make(self)
 
-    def take(self, data: bytes) -> None:
+    def take(self, flags: int, frame: bytes) -> None:
         """Some of a message, or of several."""
+        self._connection.queue(self._window.take(frame))
+        data = _frames.data_of(flags, frame)
         if self._stopped:
             return None
         received = self._received
@@ -323,7 +366,7 @@ class _Stream:
         return None
 
     def take_end(self) -> None:
-        self._half_closed = True
+        self.half_closed = True
         if self._stopped:
             return
         if self._received:
@@ -368,16 +411,18 @@ class _Stream:
     def _push(self) -> None:
         """Sends what there is room for, and the trailers behind all of it."""
         connection, http2 = self._connection, self._connection.http2
+        while self._unsent:
+            room = min(self.room, connection.room, http2.max_outbound_frame_size, len(self._unsent))
+            if room <= 0:
+                break
+            connection.queue(_frames.data_frame(self._id, self._unsent[:room]))
+            self.room -= room
+            connection.room -= room
+            self._unsent = self._unsent[room:]
         try:
-            while self._unsent:
-                room = min(http2.local_flow_control_window(self._id), http2.max_outbound_frame_size)
-                if room <= 0:
-                    break
-                http2.send_data(self._id, self._unsent[:room])
-                self._unsent = self._unsent[room:]
             if self._trailers is not None and not self._unsent:
                 http2.send_headers(self._id, self._trailers, end_stream=True)
-                if not self._half_closed:
+                if not self.half_closed:
                     http2.reset_stream(self._id, ErrorCodes.NO_ERROR)
                 connection.ended(self._id)
         except ProtocolError:
