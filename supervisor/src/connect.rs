@@ -3,6 +3,8 @@
 //! No HTTP/2 keep-alive pings: gRPC servers in Go, Python and Java close connections that ping more often than every
 //! five minutes ("too_many_pings"). Health checks find what pings would.
 
+mod paced;
+
 use std::fmt;
 use std::fs;
 use std::io;
@@ -27,6 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 use tonic::transport::{Channel, Uri};
 use tower::service_fn;
 
+use self::paced::Paced;
 use crate::mtls::Secure;
 use crate::spec::TcpPolicy;
 use crate::trust::directory;
@@ -213,10 +216,10 @@ impl Endpoint {
     /// A connection for HTTP/2: as it was dialled, or inside TLS.
     async fn open(&self, secure: Option<&Secure>, alive: &Alive) -> Result<Box<dyn Stream>, ConnectError> {
         let stream = self.dial(alive).await?;
-        let Some(secure) = secure else { return Ok(stream) };
+        let Some(secure) = secure else { return Ok(Box::new(Paced(stream))) };
         let failed = |source| ConnectError::Tls { endpoint: self.to_string(), source };
         match timeout(TLS_HANDSHAKE, secure.over(stream)).await {
-            Ok(secured) => Ok(Box::new(secured.map_err(failed)?)),
+            Ok(secured) => Ok(Box::new(Paced(secured.map_err(failed)?))),
             Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
         }
     }

@@ -8,6 +8,7 @@
 //! A plugin to which there is only one connection is called over that one, which is its supervisor's.
 
 mod answer;
+mod backlog;
 mod stream;
 
 use std::error::Error;
@@ -35,6 +36,7 @@ use tower::{Service, ServiceExt};
 
 #[cfg(any(test, fuzzing))]
 pub(super) use self::answer::{Messages, in_pieces, read as read_one};
+use self::backlog::{Backlog, Noted};
 pub(super) use self::stream::Outgoing;
 use super::lines::PATIENCE;
 use super::status::{call_error, has_cause};
@@ -239,18 +241,20 @@ pub(super) struct Open {
     /// nobody waits for its answer any more.
     turn: tokio::sync::Mutex<SendRequest<Payload>>,
     state: SendRequest<Payload>,
+    backlog: Arc<Backlog>,
     _driver: AbortOnDropHandle<()>,
 }
 
 impl Open {
     async fn over(stream: Box<dyn Stream>) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let backlog = Arc::<Backlog>::default();
         let handshake = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADERS)
             .initial_max_send_streams(FIRST_CALLS)
             .enable_push(false)
-            .handshake(stream);
+            .handshake(Noted { stream, backlog: Arc::clone(&backlog) });
         // Nothing is waited for but room for a few bytes.
         let (send, connection) = tokio::time::timeout(PATIENCE, handshake).await??;
         let driver = tokio::spawn(async move {
@@ -259,14 +263,18 @@ impl Open {
                 tracing::debug!(target: "palisade::plugin", error, "a connection for calls ended");
             }
         });
-        Ok(Self { turn: send.clone().into(), state: send, _driver: AbortOnDropHandle::new(driver) })
+        Ok(Self { turn: send.clone().into(), state: send, backlog, _driver: AbortOnDropHandle::new(driver) })
     }
 
     /// Sends a call's head, when its turn has come. Cancel safe.
     async fn send(&self, request: Request<()>) -> Result<(ResponseFuture, SendStream<Payload>), CallError> {
         let unsent = |error: h2::Error| CallError::Unsent(clip(&error.to_string()));
         let mut turn = self.turn.lock().await;
-        poll_fn(|cx| turn.poll_ready(cx)).await.map_err(unsent)?;
+        let ready = poll_fn(|cx| {
+            ready!(self.backlog.poll_gone(cx));
+            turn.poll_ready(cx)
+        });
+        ready.await.map_err(unsent)?;
         turn.send_request(request, false).map_err(unsent)
     }
 
@@ -345,6 +353,8 @@ fn of_tonic(error: tonic::transport::Error) -> CallError {
     }
 }
 
+#[cfg(test)]
+mod floods;
 #[cfg(test)]
 pub(super) mod scripted;
 #[cfg(test)]

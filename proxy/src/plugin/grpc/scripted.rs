@@ -93,10 +93,19 @@ pub(in crate::plugin) fn goaway(last: u32) -> Vec<u8> {
     frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
 }
 
+pub(in crate::plugin) const DATA: u8 = 0;
 pub(in crate::plugin) const HEADERS: u8 = 1;
 pub(in crate::plugin) const RST_STREAM: u8 = 3;
 pub(in crate::plugin) const SETTINGS: u8 = 4;
 pub(in crate::plugin) const GOAWAY: u8 = 7;
+pub(in crate::plugin) const WINDOW_UPDATE: u8 = 8;
+
+/// Says that it takes any number of calls, and of bytes.
+pub(in crate::plugin) fn takes_anything() -> Vec<u8> {
+    let most = (u32::MAX >> 1).to_be_bytes();
+    let settings = frame(SETTINGS, 0, 0, &[&[0, 3][..], &most, &[0, 4], &most].concat());
+    [settings, frame(WINDOW_UPDATE, 0, 0, &(u32::MAX >> 2).to_be_bytes())].concat()
+}
 
 /// Reads frames until one is the head of a call, and returns its stream.
 pub(in crate::plugin) async fn await_call(stream: &mut DuplexStream) -> u32 {

@@ -418,6 +418,50 @@ async fn a_plugin_without_room_for_messages_costs_its_own_calls() {
     }
 }
 
+/// However many calls it says that it takes, and however large.
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_reads_nothing_is_sent_nothing_more() {
+    const MESSAGE: usize = 10_000;
+    let (reads, mut seen) = (Arc::new(Notify::new()), mpsc::unbounded_channel());
+    let (go, sent) = (Arc::clone(&reads), seen.0);
+    let (line, dials) = line(move |_, mut stream| {
+        let (go, sent) = (Arc::clone(&go), sent.clone());
+        async move {
+            begin(&mut stream).await;
+            stream.write_all(&takes_anything()).await.unwrap();
+            go.notified().await;
+            loop {
+                let call = await_call(&mut stream).await;
+                sent.send(call).unwrap();
+                stream.write_all(&frame(RST_STREAM, 0, call, &8_u32.to_be_bytes())).await.unwrap();
+            }
+        }
+    })
+    .await;
+    for _ in 0..100 {
+        let calls =
+            (0..3).map(|_| line.call(&CALL, vec![7; MESSAGE], MOST, Instant::now() + Duration::from_millis(10)));
+        let answers = futures_util::future::join_all(calls).await;
+        assert_eq!(answers, [Err(CallError::Timeout), Err(CallError::Timeout), Err(CallError::Timeout)]);
+    }
+    // One whose turn comes when it reads again.
+    let waiting = tokio::spawn({
+        let line = line.clone();
+        async move { ask(&line).await }
+    });
+    tokio::task::yield_now().await;
+    reads.notify_one();
+    let reset = waiting.await.unwrap();
+    assert!(matches!(reset, Err(CallError::Lost(_))), "{reset:?}");
+    assert_eq!(dials.load(Ordering::SeqCst), 1);
+    let mut calls = 0;
+    while seen.1.try_recv().is_ok() {
+        calls += 1;
+    }
+    // What the connection had room for, those that were made at the same time, and the last one.
+    assert!(calls <= (1 << 16) / MESSAGE + 1 + 3 + 1, "{calls}");
+}
+
 #[tokio::test]
 async fn all_wait_for_one_attempt_and_the_next_call_makes_the_next() {
     let (serving, dials) = dial(|number, mut stream| async move {
