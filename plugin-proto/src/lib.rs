@@ -6,12 +6,14 @@
 //! - [`handshake`]: the line that a plugin prints when it listens.
 //! - [`env`]: names of the variables that a host puts into a plugin's environment.
 //! - [`socket`]: what both talk over.
+//! - [`pieces`]: gRPC's messages in a stream of bytes.
 //! - [`serve`]: writes a plugin in Rust; start there to make one.
 //!
 //! The messages are generated from the .proto files in `proto/`, which hold their documentation.
 
 pub mod env;
 pub mod handshake;
+pub mod pieces;
 mod request;
 pub mod serve;
 pub mod socket;

@@ -36,6 +36,20 @@ async fn batches_go_over_the_socket_that_they_have_for_themselves() {
 }
 
 #[tokio::test]
+async fn a_plugin_on_the_sdk_has_a_thread_for_each_connection() {
+    let upstream = Upstream::http1("app").await;
+    let command = format!("command: {}, timeout: 20s", fake(&["serve"]));
+    let proxy = Proxy::start(&format!("workers: 1\n{}", filtered(upstream.address(), &command))).await;
+    assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    // One for the worker, and one for everybody else.
+    let pid = proxy.plugin_pid("auth").await;
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    let names: Vec<_> = names.collect();
+    assert_eq!(names.iter().filter(|name| name.trim() == "batches").count(), 2, "{names:?}");
+}
+
+#[tokio::test]
 async fn an_answer_that_was_not_asked_for_judges_nothing_and_costs_the_stream() {
     let (proxy, upstream) = bare(", timeout: 20s").await;
     let mut seen = 0;

@@ -12,11 +12,11 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt, Stream, stream};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use prost::Message;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use super::services::{Shared, internal};
 use super::spent::Spent;
@@ -42,7 +42,7 @@ const FULL: usize = 256 << 10;
 pub(super) fn serve<F: Filter>(
     filter: Arc<F>,
     shared: Arc<Shared>,
-    batches: Streaming<CheckBatch>,
+    batches: impl Stream<Item = Result<CheckBatch, Status>> + Send + Unpin,
 ) -> impl Stream<Item = Result<CheckBatchAnswer, Status>> + Send {
     let served = Served {
         filter,
@@ -57,11 +57,11 @@ pub(super) fn serve<F: Filter>(
     stream::unfold(served, |mut served| async move { Some((served.next().await?, served)) })
 }
 
-struct Served<F> {
+struct Served<F, B> {
     filter: Arc<F>,
     shared: Arc<Shared>,
     ended: watch::Receiver<bool>,
-    batches: Streaming<CheckBatch>,
+    batches: B,
     /// Calls that were not answered at once. They end with the stream.
     waiting: JoinSet<Judged>,
     /// Messages to be sent.
@@ -84,7 +84,7 @@ enum Event {
     End,
 }
 
-impl<F: Filter> Served<F> {
+impl<F: Filter, B: Stream<Item = Result<CheckBatch, Status>> + Unpin> Served<F, B> {
     /// The next message to the host; `None`: it was the last one.
     async fn next(&mut self) -> Option<Result<CheckBatchAnswer, Status>> {
         loop {
@@ -120,10 +120,10 @@ impl<F: Filter> Served<F> {
             biased;
             // A panic was caught, and nobody aborts a task while the stream is there.
             Some(Ok(answer)) = self.waiting.join_next() => Event::Answered(answer),
-            batch = self.batches.message(), if !self.closing => match batch {
-                Ok(Some(batch)) => Event::Batch(batch),
-                Ok(None) => Event::End,
-                Err(status) => Event::Broken(status),
+            batch = self.batches.next(), if !self.closing => match batch {
+                Some(Ok(batch)) => Event::Batch(batch),
+                None => Event::End,
+                Some(Err(status)) => Event::Broken(status),
             },
             () = ended, if !self.closing => Event::End,
             else => Event::End,

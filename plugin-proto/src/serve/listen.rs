@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use nix::unistd::{Group, getppid};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +18,7 @@ use tonic::transport::Server;
 
 use super::GRACE;
 use super::services::Shared;
+use super::stream::{self, Judge};
 use crate::env::{APP_VERSION, COOKIE, MAX_SOCKET_PATH, PROTOCOL_VERSIONS, UNIX_SOCKET_DIR, UNIX_SOCKET_GROUP};
 use crate::handshake::{Address, Handshake};
 use crate::socket::UnixSocket;
@@ -62,53 +63,101 @@ pub(super) fn check_environment() -> Result<(), ServeError> {
     }
 }
 
-/// Listens, prints the line, serves until the end.
-pub(super) async fn run(routes: Routes, shared: &Arc<Shared>) -> Result<(), ServeError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
-    // A terminal's Ctrl-C is for the host, which stops its plugins when it has drained.
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
-    let ender = Arc::clone(shared);
-    let watcher = tokio::spawn(async move {
-        let parent = getppid();
-        let mut checks = tokio::time::interval(PARENT_CHECK);
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => {}
-                _ = checks.tick() => if getppid() != parent { break },
-            }
+/// Where the plugin listens.
+pub(super) enum Listening {
+    Unix {
+        path: PathBuf,
+        listener: UnixListener,
+        /// Beside it, for batches alone.
+        batches: Option<(UnixListener, Judge)>,
+    },
+    Tcp(TcpListener),
+}
+
+/// Names of the sockets. Each plugin has a directory to itself.
+const SOCKET: &str = "plugin.sock";
+const BATCHES: &str = "stream.sock";
+
+impl Listening {
+    /// Listens where the host wants it: from here on, whoever connects waits.
+    pub(super) async fn choose(batches: Option<Judge>) -> Result<Self, ServeError> {
+        let Some(directory) = env::var_os(UNIX_SOCKET_DIR).map(PathBuf::from) else {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+            return listener.map(Self::Tcp).map_err(|error| ServeError::Listen("127.0.0.1".to_owned(), error));
+        };
+        let path = directory.join(SOCKET);
+        let listener = bind(&path)?;
+        let batches = match batches {
+            Some(judge) => Some((bind(&directory.join(BATCHES))?, judge)),
+            None => None,
+        };
+        Ok(Self::Unix { path, listener, batches })
+    }
+
+    /// What `FilterNeeds.stream_socket` is.
+    pub(super) fn beside(&self) -> &'static str {
+        match self {
+            Self::Unix { batches: Some(_), .. } => BATCHES,
+            Self::Unix { .. } | Self::Tcp(_) => "",
         }
-        ender.end();
-    });
-    let server = Server::builder().add_routes(routes);
-    let end = shared.ended();
-    let served = match env::var_os(UNIX_SOCKET_DIR) {
-        Some(directory) => {
-            let path = PathBuf::from(directory).join("plugin.sock");
-            let length = path.as_os_str().len();
-            if length > MAX_SOCKET_PATH {
-                return Err(ServeError::PathTooLong { path, length });
+    }
+
+    /// Prints the line and serves until the end.
+    pub(super) async fn run(self, routes: Routes, shared: &Arc<Shared>) -> Result<(), ServeError> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
+        // A terminal's Ctrl-C is for the host, which stops its plugins when it has drained.
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
+        let ender = Arc::clone(shared);
+        let watcher = tokio::spawn(async move {
+            let parent = getppid();
+            let mut checks = tokio::time::interval(PARENT_CHECK);
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => {}
+                    _ = checks.tick() => if getppid() != parent { break },
+                }
             }
-            let listener =
-                UnixListener::bind(&path).map_err(|error| ServeError::Listen(path.display().to_string(), error))?;
-            if let Some(group) = env::var(UNIX_SOCKET_GROUP).ok().filter(|group| !group.is_empty()) {
-                share(&path, &group).map_err(|error| ServeError::Group(group, error))?;
+            ender.end();
+        });
+        let server = Server::builder().add_routes(routes);
+        let end = shared.ended();
+        let served = match self {
+            Self::Unix { path, listener, batches } => {
+                announce(Address::Unix(path))?;
+                let sockets = UnixListenerStream::new(listener).map(|accepted| UnixSocket::new(accepted?));
+                let serve = server.serve_with_incoming_shutdown(sockets, end);
+                match batches {
+                    Some((listener, judge)) => {
+                        let streams = stream::serve(listener, judge, Arc::clone(shared));
+                        bounded(async { tokio::try_join!(serve, streams.map(Ok)).map(drop) }, shared).await
+                    }
+                    None => bounded(serve, shared).await,
+                }
             }
-            announce(Address::Unix(path))?;
-            let sockets = UnixListenerStream::new(listener).map(|accepted| UnixSocket::new(accepted?));
-            let serve = server.serve_with_incoming_shutdown(sockets, end);
-            bounded(serve, shared).await
-        }
-        None => {
-            let listen = |error| ServeError::Listen("127.0.0.1".to_owned(), error);
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(listen)?;
-            announce(Address::Tcp(listener.local_addr().map_err(listen)?))?;
-            let serve = server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end);
-            bounded(serve, shared).await
-        }
-    };
-    watcher.abort();
-    served.map_err(ServeError::Serve)
+            Self::Tcp(listener) => {
+                let address = listener.local_addr();
+                let address = address.map_err(|error| ServeError::Listen("127.0.0.1".to_owned(), error))?;
+                announce(Address::Tcp(address))?;
+                bounded(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end), shared).await
+            }
+        };
+        watcher.abort();
+        served.map_err(ServeError::Serve)
+    }
+}
+
+/// Listens on a socket for the host alone, and for a group if there is one that it is in.
+fn bind(path: &Path) -> Result<UnixListener, ServeError> {
+    let length = path.as_os_str().len();
+    if length > MAX_SOCKET_PATH {
+        return Err(ServeError::PathTooLong { path: path.to_owned(), length });
+    }
+    let listener = UnixListener::bind(path).map_err(|error| ServeError::Listen(path.display().to_string(), error))?;
+    if let Some(group) = env::var(UNIX_SOCKET_GROUP).ok().filter(|group| !group.is_empty()) {
+        share(path, &group).map_err(|error| ServeError::Group(group, error))?;
+    }
+    Ok(listener)
 }
 
 /// Lets a group connect, which the host is in.

@@ -26,12 +26,15 @@ mod key;
 mod listen;
 mod services;
 mod spent;
+mod stream;
+mod thread;
 
 use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tonic::service::RoutesBuilder;
 
 pub use self::config::Config;
@@ -63,6 +66,11 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// Decides about requests, and about responses if [`Filter::needs`] says so.
 ///
 /// Plain functions from `(&Request, &Config)` to [`CheckRequestResponse`] are filters too.
+///
+/// A filter is asked on a thread of the SDK's: there is one for each thread of the host that serves. It finds there the
+/// runtime that [`Plugin::serve`] was called in; what it waits for, and the rest of its work from there on, is that
+/// runtime's. One that blocks its thread makes others wait, as anywhere in async code; after that has happened, calls are
+/// the runtime's from the beginning, for a while.
 pub trait Filter: Send + Sync + 'static {
     /// Which parts and phases the filter wants. Default: all but the body and the client's certificate, no response
     /// phase.
@@ -119,6 +127,7 @@ pub struct Plugin {
     description: DescribeResponse,
     shared: Arc<Shared>,
     filter: Option<AddService>,
+    batches: Option<stream::Judge>,
     certificates: Option<AddService>,
 }
 
@@ -132,6 +141,7 @@ impl Plugin {
             description: DescribeResponse { name: name.into(), ..DescribeResponse::default() },
             shared: Arc::new(Shared::new()),
             filter: None,
+            batches: None,
             certificates: None,
         }
     }
@@ -152,6 +162,9 @@ impl Plugin {
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.description.filter = Some(FilterNeeds { batches: true, ..filter.needs() });
         let filter = Arc::new(filter);
+        let (judge, shared) = (Arc::clone(&filter), Arc::clone(&self.shared));
+        self.batches =
+            Some(Arc::new(move |batches| batches::serve(Arc::clone(&judge), Arc::clone(&shared), batches).boxed()));
         let service = FilterServer::new(services::FilterService { filter, shared: Arc::clone(&self.shared) })
             .max_decoding_message_size(MAX_MESSAGE);
         self.filter = Some(Box::new(|routes| {
@@ -184,6 +197,10 @@ impl Plugin {
 
     async fn try_serve(mut self) -> Result<(), ServeError> {
         listen::check_environment()?;
+        let listening = listen::Listening::choose(self.batches).await?;
+        if let Some(needs) = &mut self.description.filter {
+            needs.stream_socket = listening.beside().to_owned();
+        }
         let parts = [(Contract::Filter, self.filter), (Contract::Certificates, self.certificates)];
         let mut routes = RoutesBuilder::default();
         for (contract, part) in parts {
@@ -198,7 +215,7 @@ impl Plugin {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status(HEALTH_SERVICE, tonic_health::ServingStatus::Serving).await;
         routes.add_service(health_service);
-        listen::run(routes.routes(), &self.shared).await
+        listening.run(routes.routes(), &self.shared).await
     }
 }
 

@@ -2,19 +2,17 @@
 
 use std::pin::Pin;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::poll_fn;
 use http::header::{CONTENT_TYPE, HeaderMap};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame};
+use palisade_plugin_proto::pieces::{Pieces, PiecesError};
 use percent_encoding::percent_decode;
 use tonic::{Code, Status};
 
 use super::super::CallError;
 use super::super::status::call_error;
-
-/// What stands before a message: a byte that says whether it is compressed, and its length.
-const PREFIX: usize = 5;
 
 /// Reads the answer of `service`, whose one message may have `most` bytes.
 pub(in crate::plugin) async fn read<B>(
@@ -56,13 +54,13 @@ impl<B: Body<Data = Bytes, Error = CallError> + Unpin> Messages<B> {
             return Err(invalid("its content-type is not application/grpc"));
         }
         let over = matches!(said, Said::Ok) && body.is_end_stream();
-        Ok(Self { body, pieces: Pieces { most, first: Bytes::new(), rest: BytesMut::new() }, service, over })
+        Ok(Self { body, pieces: Pieces::new(most), service, over })
     }
 
     /// The next message, in one piece; `None`: there are no more, and the call went well. Cancel safe.
     pub(in crate::plugin) async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
         loop {
-            if let Some(message) = self.pieces.take()? {
+            if let Some(message) = self.pieces.take().map_err(|error| unreadable(&error))? {
                 return Ok(Some(message));
             }
             if self.over {
@@ -90,6 +88,15 @@ impl<B: Body<Data = Bytes, Error = CallError> + Unpin> Messages<B> {
 
 fn invalid(what: &str) -> CallError {
     CallError::Invalid(format!("the answer is not gRPC's: {what}"))
+}
+
+fn unreadable(error: &PiecesError) -> CallError {
+    match error {
+        PiecesError::Compressed => invalid(&error.to_string()),
+        PiecesError::TooLarge { length, most } => {
+            CallError::Failed(format!("an answer of {length} bytes, at most {most}"))
+        }
+    }
 }
 
 /// What headers say of how the call went, unless it is an error.
@@ -125,64 +132,6 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     kind.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// Messages one behind the other, that come in pieces.
-#[derive(Debug)]
-struct Pieces {
-    /// Largest message.
-    most: usize,
-    /// Most messages come in one piece, which is not copied. Empty: there is nothing in `rest` either.
-    first: Bytes,
-    rest: BytesMut,
-}
-
-impl Pieces {
-    /// Only when what there is has been taken: so it never holds more than one message, and one piece.
-    fn push(&mut self, piece: Bytes) {
-        if self.first.is_empty() {
-            self.first = piece;
-        } else {
-            self.rest.put(piece);
-        }
-    }
-
-    fn held(&self) -> usize {
-        self.first.len() + self.rest.len()
-    }
-
-    /// How long the next message is, as soon as that is there. What can't become a message is refused at once.
-    fn length(&self) -> Result<Option<usize>, CallError> {
-        let mut prefix = [0; PREFIX];
-        let held = self.first.iter().chain(&self.rest);
-        if prefix.iter_mut().zip(held).map(|(to, from)| *to = *from).count() < PREFIX {
-            return Ok(None);
-        }
-        let [compressed, length @ ..] = prefix;
-        if compressed != 0 {
-            return Err(invalid("the message is compressed"));
-        }
-        let length = u32::from_be_bytes(length) as usize;
-        match length > self.most {
-            true => Err(CallError::Failed(format!("an answer of {length} bytes, at most {}", self.most))),
-            false => Ok(Some(length)),
-        }
-    }
-
-    /// The next message, once it is whole.
-    fn take(&mut self) -> Result<Option<Bytes>, CallError> {
-        let Some(length) = self.length()? else { return Ok(None) };
-        if self.held() < PREFIX + length {
-            return Ok(None);
-        }
-        if !self.rest.is_empty() {
-            let mut whole = BytesMut::with_capacity(self.held());
-            whole.put(std::mem::take(&mut self.first));
-            whole.put(std::mem::take(&mut self.rest));
-            self.first = whole.freeze();
-        }
-        Ok(Some(self.first.split_to(PREFIX + length).split_off(PREFIX)))
-    }
-}
-
 /// An answer that comes in pieces of `size` bytes, and well to its end.
 #[cfg(any(test, fuzzing))]
 pub(in crate::plugin) fn in_pieces(
@@ -206,61 +155,7 @@ pub(in crate::plugin) fn in_pieces(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use proptest::prelude::*;
-
     use super::*;
-
-    fn gathered(pieces: impl Iterator<Item = Bytes>, most: usize) -> Result<(Vec<Bytes>, usize), CallError> {
-        let mut held = Pieces { most, first: Bytes::new(), rest: BytesMut::new() };
-        let mut messages = Vec::new();
-        for piece in pieces {
-            held.push(piece);
-            while let Some(message) = held.take()? {
-                messages.push(message);
-            }
-            assert!(held.held() < PREFIX + most);
-        }
-        Ok((messages, held.held()))
-    }
-
-    proptest! {
-        #[test]
-        fn messages_are_the_same_however_they_are_cut(
-            parts in proptest::collection::vec(prop_oneof![
-                proptest::collection::vec(any::<u8>(), 0..40),
-                (0_u8..20, proptest::collection::vec(any::<u8>(), 0..20)).prop_map(|(length, message)| {
-                    [&[0, 0, 0, 0, length][..], &message].concat()
-                }),
-                proptest::collection::vec(any::<u8>(), 0..16).prop_map(|message| {
-                    [&[0, 0, 0, 0, message.len().to_le_bytes()[0]][..], &message].concat()
-                }),
-            ], 0..4),
-            cuts in proptest::collection::vec(0_usize..160, 0..8),
-        ) {
-            let (most, bytes) = (15, parts.concat());
-            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).chain([0, bytes.len()]).collect();
-            cuts.sort_unstable();
-            let pieces = cuts.windows(2).map(|cut| Bytes::copy_from_slice(&bytes[cut[0]..cut[1]]));
-            let mut expected = Vec::new();
-            let mut rest = &bytes[..];
-            let refused = loop {
-                match rest {
-                    [0, 0, 0, 0, length, behind @ ..] if usize::from(*length) <= most => {
-                        let Some((message, behind)) = behind.split_at_checked((*length).into()) else { break false };
-                        expected.push(Bytes::copy_from_slice(message));
-                        rest = behind;
-                    }
-                    [_, _, _, _, _, ..] => break true,
-                    _ => break false,
-                }
-            };
-            let gathered = gathered(pieces, most);
-            prop_assert_eq!(gathered.is_err(), refused);
-            if let Ok(gathered) = gathered {
-                prop_assert_eq!(gathered, (expected, rest.len()));
-            }
-        }
-    }
 
     #[test]
     fn only_types_of_grpc_are_its() {
