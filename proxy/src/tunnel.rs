@@ -25,3 +25,40 @@ pub(crate) async fn run(mut client: BoxStream, early: Bytes, switched: Switched,
     }
     drop(held);
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tokio::io::{AsyncReadExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_came_early_goes_first_and_what_is_held_is_held_to_the_end() {
+        let (mut client, near) = duplex(64);
+        let (far, mut upstream) = duplex(64);
+        let held = CancellationToken::new();
+        let guard = Box::new(held.clone().drop_guard());
+        let switched = Switched { io: Box::new(far), rest: Bytes::from_static(b"from the upstream "), held: guard };
+        client.write_all(b"and more").await.unwrap();
+        upstream.write_all(b"and more").await.unwrap();
+        let end = CancellationToken::new();
+        let talk = async {
+            let mut seen = [0; 26];
+            client.read_exact(&mut seen).await.unwrap();
+            assert_eq!(&seen, b"from the upstream and more");
+            client.shutdown().await.unwrap();
+            let mut seen = Vec::new();
+            upstream.read_to_end(&mut seen).await.unwrap();
+            assert_eq!(seen, b"from the client and more");
+            // The other direction is still there.
+            upstream.write_all(b"x").await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), b'x');
+            assert!(!held.is_cancelled());
+            drop(upstream);
+        };
+        tokio::join!(run(Box::new(near), Bytes::from_static(b"from the client "), switched, &end), talk);
+        assert!(held.is_cancelled());
+    }
+}

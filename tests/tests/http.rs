@@ -225,6 +225,23 @@ async fn upgrades_that_a_route_does_not_allow_are_taken_out() {
     }
 }
 
+/// The switch would have to wait for the body's end.
+#[tokio::test]
+async fn with_a_body_nothing_is_switched() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", upgrades: [websocket]").await;
+    for (framing, status) in [
+        ("Content-Length: 5\r\n\r\nhello", 200),
+        ("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 200),
+        ("Content-Length: 0\r\n\r\n", 101),
+    ] {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send(format!("POST /ws HTTP/1.1\r\n{}\r\n{framing}", UPGRADE.trim_end())).await;
+        assert_eq!(raw.reply_head().await.unwrap().status, status, "{framing}");
+        assert_eq!(upstream.last().values("upgrade").is_empty(), status == 200, "{framing}");
+    }
+}
+
 #[tokio::test]
 async fn the_first_route_that_matches_wins() {
     let upstream = Upstream::http1("app").await;

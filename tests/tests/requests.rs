@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, get, read_head, soon};
-use tokio::io::AsyncWriteExt;
+use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, get, place, read_head, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
 
 /// A proxy and the upstream behind it.
 async fn app() -> (Proxy, Upstream) {
@@ -356,19 +358,60 @@ async fn a_client_that_does_not_read_is_given_up_and_the_upstream_with_it() {
         }
     })
     .await;
+    let dir = place();
+    let local = dir.path().join("local.sock");
     let yaml = format!(
-        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{body_idle_timeout: 300ms}}}}]
+        "listeners:
+- {{name: web, address: 127.0.0.1:0, limits: {{body_idle_timeout: 300ms}}}}
+- {{name: local, address: 'unix:{}', limits: {{body_idle_timeout: 300ms}}}}
 routes: [{{upstream: 'http://{}'}}]
 ",
+        local.display(),
         upstream.address()
     );
     let proxy = Proxy::start(&yaml).await;
     let mut raw = Raw::connect(proxy.address()).await;
     raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     soon("the upstream is left (HTTP/1.1)", ended.notified()).await;
+    // Of which the kernel does not say that nobody reads.
+    let mut raw = Raw::over(UnixStream::connect(&local).await.unwrap());
+    raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    soon("the upstream is left (unix socket)", ended.notified()).await;
     let mut client = Client::http2(proxy.address()).await;
     let mut stream = client.stream(get("/", &[]).map(drop));
     stream.end();
     stream.head().await;
     soon("the upstream is left (HTTP/2)", ended.notified()).await;
+}
+
+/// Of an upstream that is silent, nothing else would be noticed for a minute.
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_request_along() {
+    let (asked, left) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (asks, leaves) = (Arc::clone(&asked), Arc::clone(&left));
+    let upstream = Scripted::start(move |mut stream, number| {
+        let (asked, left) = (Arc::clone(&asks), Arc::clone(&leaves));
+        async move {
+            read_head(&mut stream).await;
+            if number == 1 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await.unwrap();
+            }
+            asked.notify_one();
+            stream.read_to_end(&mut Vec::new()).await.ok();
+            left.notify_one();
+        }
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    for amid_its_answer in [false, true] {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        soon("the request comes", asked.notified()).await;
+        if amid_its_answer {
+            raw.reply_head().await.unwrap();
+            assert_eq!(raw.exactly(4).await, b"half");
+        }
+        drop(raw);
+        soon("the upstream is left", left.notified()).await;
+    }
 }

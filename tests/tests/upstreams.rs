@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::Request;
 use palisade_tests::{Client, LONG, Proxy, Raw, Scripted, Upstream, eventually, get, read_head, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
 
 /// A port that nobody listens on.
 fn free() -> SocketAddr {
@@ -348,4 +349,25 @@ upstreams: {{app: {{endpoints: ['{}']}}}}
     soon("the upstream is left", ended.notified()).await;
     drop(stream);
     assert_eq!(client.get("/", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_its_upstream_has_ended_is_let_go_of() {
+    let gone = Arc::new(Notify::new());
+    let goes = Arc::clone(&gone);
+    let upstream = Scripted::start(move |mut stream, _| {
+        let gone = Arc::clone(&goes);
+        async move {
+            read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+            gone.notify_one();
+        }
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    assert_eq!(proxy.get("/", &[]).await.status, 200);
+    // Without another request.
+    soon("the proxy closes its side", gone.notified()).await;
 }
