@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -494,3 +496,42 @@ def test_coroutines_end_with_their_stream() -> None:
         host.cancel()
         for id in (1, 2, 3):
             plugin.wait_for_log(f"ended /{id}")
+
+
+def test_calls_without_end_leave_a_turn_to_others() -> None:
+    program = """
+        from palisade import Plugin, _threads, allow
+
+        plugin = Plugin("test", workers=1)
+        # However slow this machine is, the next batch comes before.
+        _threads._LINGER = 5
+
+        @plugin.filter
+        def check(request, config):
+            return allow()
+
+        @plugin.configure
+        def configure(config):
+            pass
+
+        plugin.serve()
+    """
+    with PluginProcess(program) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        configured = threading.Event()
+        calls = itertools.count(1)
+
+        def configure() -> None:
+            plugin.configure({"name": "second"}, hash="2")
+            configured.set()
+
+        thread = threading.Thread(target=configure)
+        thread.start()
+        try:
+            while not configured.is_set() and thread.is_alive():
+                host.send((next(calls), "/"))
+                host.answers(1)
+        finally:
+            thread.join()
+        assert configured.is_set()

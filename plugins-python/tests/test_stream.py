@@ -139,7 +139,10 @@ class Peer:
         got: dict[int, Any] = {}
         received = b""
         while len(got) < count:
-            received += bytes((await self.until(DataFrame, stream)).data)
+            frame = await self.until(DataFrame, stream)
+            # What no peer has asked to be otherwise.
+            assert len(frame.data) <= 16384
+            received += bytes(frame.data)
             while len(received) >= 5 and len(received) >= (end := 5 + int.from_bytes(received[1:5], "big")):
                 message = filter_pb2.CheckBatchAnswer.FromString(received[5:end])
                 got.update({answer.id: answer for answer in message.answers})
@@ -357,7 +360,8 @@ async def test_a_window_may_shrink_below_nothing() -> None:
         peer.send(WindowUpdateFrame(1, window_increment=90), PingFrame(0, b"8 octets"))
         while not isinstance(frame := await peer.frame(), PingFrame):
             assert not isinstance(frame, DataFrame)
-        peer.send(WindowUpdateFrame(1, window_increment=5))
+        # With the bit set that means nothing.
+        peer.send(b"\0\0\4\x08\0\0\0\0\1\x80\0\0\5")
         assert len((await peer.until(DataFrame)).data) == 5
         await peer.close()
 
@@ -372,11 +376,23 @@ async def test_the_window_of_a_connection_is_that_of_all_its_streams() -> None:
         while got < 65_535:
             got += len((await peer.until(DataFrame)).data)
         assert got == 65_535
-        peer.send(PingFrame(0, b"8 octets"))
+        # That of a stream that is over is nobody's.
+        peer.send(opening(5, path="/x", end=True), WindowUpdateFrame(5, window_increment=1), PingFrame(0, b"8 octets"))
         while not isinstance(frame := await peer.frame(), PingFrame):
             assert not isinstance(frame, DataFrame)
         peer.send(WindowUpdateFrame(0, window_increment=1))
         assert len((await peer.until(DataFrame)).data) == 1
+        await peer.close()
+
+
+@run
+async def test_what_is_answered_at_once_stands_behind_the_headers() -> None:
+    async with serving() as it:
+        message = filter_pb2.CheckBatch(config_hash="other")
+        message.calls.add(id=1, timeout_micros=60_000_000)
+        peer = await it.connect(PREFACE, SettingsFrame(0), opening(), data(grpc_message(message.SerializeToString())))
+        assert (await peer.headers())[":status"] == "200"
+        assert (await peer.answers(1))[1].error.code == 9
         await peer.close()
 
 

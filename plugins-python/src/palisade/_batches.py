@@ -21,7 +21,6 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from concurrent.futures import Executor
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +30,7 @@ import grpc
 from . import _wire
 from ._errors import CallError
 from ._judgement import Judgement, Subject
+from ._threads import Threads
 from ._verdicts import Allow, Deny, Keep, Replace
 
 _PATIENCE = 0.001
@@ -76,9 +76,9 @@ class Outlet(Protocol):
 class Batches:
     """One stream of a host. Lives on the event loop; `_work` alone runs on threads."""
 
-    def __init__(self, judgement: Judgement, pool: Executor, workers: int, outlet: Outlet) -> None:
+    def __init__(self, judgement: Judgement, threads: Threads, workers: int, outlet: Outlet) -> None:
         self._judgement = judgement
-        self._pool = pool
+        self._threads = threads
         self._workers = workers
         self._outlet = outlet
         self._loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ class Batches:
             idle = self._working == 0
             self._working += idle
         if idle:
-            self._pool.submit(self._work)
+            self._threads.submit(self._work)
         if self._watching is None:
             self._watch_on()
 
@@ -208,7 +208,7 @@ class Batches:
                 more = min(len(self._queue), self._workers - self._working)
                 self._working += more
             for _ in range(more):
-                self._pool.submit(self._work)
+                self._threads.submit(self._work)
         self._watch_on()
 
     def _wake(self) -> None:

@@ -24,6 +24,7 @@ from ._batches import Batches, Outlet, serve
 from ._certificates import CertificateRequest, CertificateStore
 from ._errors import CallError, ConfigError
 from ._judgement import Handler, Judgement, failure, text_of
+from ._threads import Threads
 from ._wire import Config, Configured
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(registrations.workers, thread_name_prefix="handler")
         self._judgement = Judgement(registrations.check, registrations.respond, self._pool, self._configured)
+        self._threads = Threads(self._pool)
         # The loader waits for files and networks, and must not wait for a free worker too.
         self._loader_pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._in_force: Configured | None = None
@@ -230,7 +232,7 @@ class Server:
         await serve(self._batches, context, self._stopping)
 
     def _batches(self, outlet: Outlet) -> Batches:
-        return Batches(self._judgement, self._pool, self._registrations.workers, outlet)
+        return Batches(self._judgement, self._threads, self._registrations.workers, outlet)
 
     def _configured(self, hash: str) -> Configured:
         """The configuration in force, if it is the one that the caller means."""
