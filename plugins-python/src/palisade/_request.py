@@ -57,13 +57,17 @@ class _MadeWhenLookedAt:
 
     __slots__ = ("_part",)
 
-    _part: Callable[[str], Any]
+    _part: tuple[Callable[[Any, str], Any], Any]
 
     @classmethod
-    def _made_of(cls: type[_T], part: Callable[[str], Any]) -> _T:
-        """``part`` returns the attribute of a name. It may be asked for one twice, by threads that ask at a time."""
-        made = cls.__new__(cls)
-        object.__setattr__(made, "_part", part)
+    def _made_of(cls: type[_T], part: Callable[[Any, str], Any], source: Any, headers: Headers) -> _T:
+        """``part`` returns the attribute of ``source`` that has a name.
+
+        It may be asked for one twice, by threads that ask at a time.
+        """
+        made = object.__new__(cls)
+        object.__setattr__(made, "_part", (part, source))
+        object.__setattr__(made, "headers", headers)
         return made
 
     if not TYPE_CHECKING:  # It would have every name be an attribute.
@@ -72,7 +76,8 @@ class _MadeWhenLookedAt:
             # Called when a slot is empty, which none is of an object that its __init__ has made.
             if name not in self.__slots__:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            value = self._part(name)
+            part, source = self._part
+            value = part(source, name)
             object.__setattr__(self, name, value)
             return value
 

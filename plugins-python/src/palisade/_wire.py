@@ -172,10 +172,9 @@ def decode_batch(data: bytes) -> tuple[str, Sequence[BatchedCall]]:
 
 def subject_of(call: BatchedCall) -> Request | Response:
     """What the call asks about. Raises CallError if that is nothing that is known."""
-    kind = call.WhichOneof("call")
-    if kind == "request":
+    if call.HasField("request"):
         return _request(call.request)
-    if kind == "response":
+    if call.HasField("response"):
         return _response(call.response)
     raise CallError("UNIMPLEMENTED", "a call that this plugin does not know")
 
@@ -249,14 +248,13 @@ def _response(message: filter_pb2.CheckResponseRequest) -> Response:
 
 
 def _request(message: _Call) -> Request:
-    def part(name: str) -> Any:
-        make = _REQUEST_PARTS.get(name)
-        return getattr(message.request, name) if make is None else make(message)
+    # With what nearly every filter looks at.
+    return Request._made_of(_part, message, _headers(message.request.headers))
 
-    request = Request._made_of(part)
-    # What nearly every filter looks at.
-    object.__setattr__(request, "headers", _headers(message.request.headers))
-    return request
+
+def _part(message: _Call, name: str) -> Any:
+    make = _REQUEST_PARTS.get(name)
+    return getattr(message.request, name) if make is None else make(message)
 
 
 _Call = filter_pb2.CheckRequestRequest | filter_pb2.CheckResponseRequest
