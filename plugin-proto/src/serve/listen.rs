@@ -18,7 +18,7 @@ use tonic::transport::Server;
 
 use super::GRACE;
 use super::services::Shared;
-use super::stream::{self, Judge};
+use super::stream::{self, Judge, MAX_CONNECTIONS};
 use crate::env::{APP_VERSION, COOKIE, MAX_SOCKET_PATH, PROTOCOL_VERSIONS, UNIX_SOCKET_DIR, UNIX_SOCKET_GROUP};
 use crate::handshake::{Address, Handshake};
 use crate::socket::UnixSocket;
@@ -129,7 +129,7 @@ impl Listening {
                 let serve = server.serve_with_incoming_shutdown(sockets, end);
                 match batches {
                     Some((listener, judge)) => {
-                        let streams = stream::serve(listener, judge, Arc::clone(shared));
+                        let streams = stream::serve(listener, judge, Arc::clone(shared), MAX_CONNECTIONS);
                         bounded(async { tokio::try_join!(serve, streams.map(Ok)).map(drop) }, shared).await
                     }
                     None => bounded(serve, shared).await,

@@ -49,8 +49,8 @@ use crate::v1::{CheckBatch, CheckBatchAnswer};
 
 const PATH: &str = "/palisade.plugin.v1.Filter/CheckBatches";
 
-/// Connections are threads.
-const MAX_CONNECTIONS: u16 = 128;
+/// Connections, each of which is a thread. A host has one for each of its own, and Palisade has no more than 1024 of those.
+pub(super) const MAX_CONNECTIONS: u16 = 2048;
 
 /// Streams of one connection.
 const MAX_STREAMS: u32 = 8;
@@ -77,10 +77,10 @@ pub(super) type Judge = Arc<dyn Fn(Batches) -> Answers + Send + Sync>;
 pub(super) type Batches = BoxStream<'static, Result<CheckBatch, Status>>;
 pub(super) type Answers = BoxStream<'static, Result<CheckBatchAnswer, Status>>;
 
-/// Serves until the plugin is asked to end, and all that have connected are gone. A thread ends by itself: with its
+/// Serves `most` connections at a time, until the plugin is asked to end, and all that have connected are gone. A thread ends by itself: with its
 /// connection, or [`GRACE`] behind the end, which is that of this future too.
-pub(super) async fn serve(listener: UnixListener, judge: Judge, shared: Arc<Shared>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS.into()));
+pub(super) async fn serve(listener: UnixListener, judge: Judge, shared: Arc<Shared>, most: u16) {
+    let places = Arc::new(Semaphore::new(most.into()));
     let end = EndsWith(Arc::clone(&shared));
     let accept = async {
         loop {
@@ -115,7 +115,7 @@ pub(super) async fn serve(listener: UnixListener, judge: Judge, shared: Arc<Shar
     }
     drop(listener);
     // It is never closed.
-    places.acquire_many(MAX_CONNECTIONS.into()).await.ok();
+    places.acquire_many(most.into()).await.ok();
     drop(end);
 }
 

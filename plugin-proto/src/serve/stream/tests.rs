@@ -9,6 +9,7 @@ use bytes::Buf;
 use futures_util::future::pending;
 use h2::client::{ResponseFuture, SendRequest};
 use http::Method;
+use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -24,10 +25,35 @@ use crate::v1::{
     check_answer, check_call, check_request_response,
 };
 
+/// Connections at a time.
+const MOST: u16 = 16;
+
 const SOON: Duration = Duration::from_secs(60);
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The head of a stream of batches, in HPACK with nothing compressed.
+const OPEN: [&[u8]; 8] = [
+    // `:method: POST` and `:scheme: http`, as they stand in the table of RFC 7541, then `:authority`.
+    &[0x83, 0x86, 0x01, 9],
+    b"localhost",
+    // `:path`
+    &[0x04, PATH.len() as u8],
+    PATH.as_bytes(),
+    &[0x00, 12],
+    b"content-type",
+    &[16],
+    b"application/grpc",
+];
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, what).await.expect("it did not happen")
+}
+
+/// A frame of HTTP/2 (RFC 9113, 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// Does what the path says.
@@ -104,7 +130,7 @@ impl Plugin {
         let known = Arc::clone(&shared);
         let judge: Judge =
             Arc::new(move |batches| batches::serve(Arc::clone(&filter), Arc::clone(&known), batches).boxed());
-        let serving = tokio::spawn(serve(UnixListener::bind(&path).unwrap(), judge, Arc::clone(&shared)));
+        let serving = tokio::spawn(serve(UnixListener::bind(&path).unwrap(), judge, Arc::clone(&shared), MOST));
         Self { _directory: directory, path, shared, serving, judged, blocks, waits }
     }
 
@@ -406,17 +432,16 @@ async fn messages_come_however_they_are_cut() {
 async fn a_peer_that_breaks_http2_harms_its_own_connection() {
     let plugin = Plugin::start().await;
     let mut beside = plugin.connect().await;
-    let preface = &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..];
-    let settings = &[0, 0, 0, 4, 0, 0, 0, 0, 0][..];
-    let goes_away = |frames: &[&[u8]]| [&[preface, settings], frames].concat().concat();
+    let settings = &frame(4, 0, 0, &[]);
+    let goes_away = |frame: Vec<u8>| [PREFACE, settings, &frame].concat();
     for bytes in [
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
         vec![0; 1000],
         // DATA and WINDOW_UPDATE on streams that were never opened, CONTINUATION of nothing, a frame that is too large.
-        goes_away(&[&[0, 0, 1, 0, 0, 0, 0, 0, 1, 7]]),
-        goes_away(&[&[0, 0, 4, 8, 0, 0, 0, 0, 1, 0, 0, 0, 1]]),
-        goes_away(&[&[0, 0, 0, 9, 4, 0, 0, 0, 1]]),
-        goes_away(&[&[255, 255, 255, 0, 0, 0, 0, 0, 1]]),
+        goes_away(frame(0, 0, 1, &[7])),
+        goes_away(frame(8, 0, 1, &[0, 0, 0, 1])),
+        goes_away(frame(9, 4, 1, &[])),
+        goes_away(vec![255, 255, 255, 0, 0, 0, 0, 0, 1]),
     ] {
         let mut stream = UnixStream::connect(&plugin.path).await.unwrap();
         stream.write_all(&bytes).await.unwrap();
@@ -428,6 +453,55 @@ async fn a_peer_that_breaks_http2_harms_its_own_connection() {
     let _silent = UnixStream::connect(&plugin.path).await.unwrap();
     drop(UnixStream::connect(&plugin.path).await.unwrap());
     beside.is_answered().await;
+}
+
+/// So that those below may be, too.
+#[tokio::test]
+async fn frames_by_hand_are_judged() {
+    let plugin = Plugin::start().await;
+    let mut stream = UnixStream::connect(&plugin.path).await.unwrap();
+    let batch = CheckBatch { config_hash: String::new(), calls: vec![call(1, "/", SOON)] };
+    let data = frame(0, 0, 1, &prefixed(&batch.encode_to_vec()));
+    let frames = [PREFACE, &frame(4, 0, 0, &[]), &frame(1, 4, 1, &OPEN.concat()), &data];
+    stream.write_all(&frames.concat()).await.unwrap();
+    while plugin.judged.load(Ordering::SeqCst) == 0 {
+        assert!(soon(stream.read(&mut [0; 1024])).await.unwrap() > 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Frames of any kind, on any stream, with streams of batches among them: the connection ends with the peer's half at
+    /// the latest, and nobody else notices.
+    #[test]
+    fn any_frames_harm_their_own_connection(
+        frames in proptest::collection::vec(
+            prop_oneof![
+                (0_u8..11, any::<u8>(), 0_u32..6, proptest::collection::vec(any::<u8>(), 0..24))
+                    .prop_map(|(kind, flags, stream, payload)| frame(kind, flags, stream, &payload)),
+                (0_u32..6).prop_map(|stream| frame(1, 4, stream, &OPEN.concat())),
+                (0_u32..6, any::<u64>()).prop_map(|(stream, id)| {
+                    let batch = CheckBatch { config_hash: String::new(), calls: vec![call(id, "/", SOON)] };
+                    frame(0, 0, stream, &prefixed(&batch.encode_to_vec()))
+                }),
+            ],
+            0..12,
+        ),
+    ) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let plugin = Plugin::start().await;
+            let mut stream = UnixStream::connect(&plugin.path).await.unwrap();
+            let bytes = [PREFACE, &frame(4, 0, 0, &[]), &frames.concat()].concat();
+            // It may have ended before all of them are sent.
+            stream.write_all(&bytes).await.ok();
+            stream.shutdown().await.ok();
+            while soon(stream.read(&mut [0; 1024])).await.is_ok_and(|read| read > 0) {}
+            plugin.answers().await;
+            plugin.shared.end();
+            tokio::time::timeout(GRACE, plugin.serving).await.unwrap().unwrap();
+        });
+    }
 }
 
 #[tokio::test]
@@ -479,7 +553,7 @@ async fn no_batches_are_taken_of_a_host_that_does_not_read() {
 async fn connections_are_bounded() {
     let plugin = Plugin::start().await;
     let mut hosts = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
+    for _ in 0..MOST {
         hosts.push(plugin.connect().await);
         hosts.last_mut().unwrap().is_answered().await;
     }
