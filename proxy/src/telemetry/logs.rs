@@ -41,6 +41,13 @@ pub(crate) fn parse_filter(text: &str) -> Result<String, String> {
     }
 }
 
+/// h2 warns of some of what a peer sends, each time: as often as the peer likes. A filter may name it all the same.
+///
+/// Who gives a filter has had it read before; an unreadable part is left out here.
+fn quieted(filter: &str) -> EnvFilter {
+    EnvFilter::builder().parse_lossy(format!("h2=error,{filter}"))
+}
+
 /// Sends the events of this process to stderr, without ever waiting for it. In a process that has a log already, that
 /// one stays.
 ///
@@ -50,8 +57,7 @@ pub(crate) fn parse_filter(text: &str) -> Result<String, String> {
 pub(crate) fn init(format: Format, filter: &str) -> io::Result<()> {
     let log = Queue::new(io::stderr())?;
     let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    // Who gives a filter has had it read before; an unreadable part is left out here.
-    let filter = EnvFilter::builder().parse_lossy(filter);
+    let filter = quieted(filter);
     let set = match format {
         Format::Text => set_global_default(text(filter, color, log.clone())),
         Format::Json => set_global_default(json(filter, log.clone())),
@@ -216,6 +222,18 @@ mod tests {
         });
         let event: serde_json::Value = serde_json::from_str(&log.text()).unwrap();
         assert_eq!((&event["message"], &event["listener"]), (&"listening".into(), &"web".into()));
+    }
+
+    #[test]
+    fn peers_write_no_lines_of_their_own_unless_they_are_asked_for() {
+        for (filter, written) in [("info", false), ("debug", false), ("debug,h2=warn", true), ("h2=warn", true)] {
+            let log = Kept::default();
+            let writer = log.clone();
+            tracing::subscriber::with_default(text(quieted(filter), false, move || writer.clone()), || {
+                tracing::warn!(target: "h2::proto::ping_pong", "recv PING ack that we never sent");
+            });
+            assert_eq!(!log.text().is_empty(), written, "{filter}: {}", log.text());
+        }
     }
 
     #[test]

@@ -41,6 +41,23 @@ struct Known {
     error: Option<String>,
 }
 
+impl Known {
+    /// Takes an answer in. Where it is none, what was known before stays.
+    fn take_in(&mut self, found: io::Result<impl Iterator<Item = SocketAddr>>) {
+        self.asking = false;
+        self.round += 1;
+        match found.map(|found| found.take(MOST).collect::<Vec<_>>()) {
+            Ok(addresses) if !addresses.is_empty() => {
+                self.addresses = addresses;
+                self.since = Some(Instant::now());
+                self.error = None;
+            }
+            Ok(_) => self.error = Some("it has no address".to_owned()),
+            Err(error) => self.error = Some(error.to_string()),
+        }
+    }
+}
+
 impl Name {
     /// In the runtime that is to ask.
     pub(super) fn new(host: &str, port: u16) -> Arc<Self> {
@@ -87,20 +104,7 @@ impl Name {
         // It ends when the resolver answers, which has deadlines of its own.
         self.runtime.spawn(async move {
             let found = tokio::net::lookup_host((name.host.as_str(), name.port)).await;
-            let found = found.map(|found| found.take(MOST).collect::<Vec<_>>());
-            name.known.send_modify(|known| {
-                known.asking = false;
-                known.round += 1;
-                match found {
-                    Ok(addresses) if !addresses.is_empty() => {
-                        known.addresses = addresses;
-                        known.since = Some(Instant::now());
-                        known.error = None;
-                    }
-                    Ok(_) => known.error = Some("it has no address".to_owned()),
-                    Err(error) => known.error = Some(error.to_string()),
-                }
-            });
+            name.known.send_modify(|known| known.take_in(found));
         });
     }
 }
@@ -141,8 +145,31 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_is_not_there_says_so_and_is_asked_for_again() {
         let name = Name::new("no-such-name.invalid", 80);
+        for round in 1..3 {
+            let asked = tokio::time::timeout(Duration::from_secs(60), name.addresses()).await;
+            assert!(asked.unwrap().unwrap_err().to_string().contains("no-such-name.invalid"));
+            assert_eq!(name.known.borrow().round, round);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_holds_until_there_is_another_but_not_for_ever() {
+        let name = Name::new("no-such-name.invalid", 80);
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        name.known.send_modify(|known| known.take_in(Ok((1..100).map(address))));
+        let all = name.addresses().await.unwrap();
+        assert_eq!(all.len(), MOST);
+        assert!((1..=16).all(|port| all.contains(&address(port))));
+        let refused = || io::Error::other("refused");
+        name.known.send_modify(|known| known.take_in(Err::<std::iter::Empty<_>, _>(refused())));
+        name.known.send_modify(|known| known.take_in(Ok(std::iter::empty())));
+        assert_eq!(name.addresses().await.unwrap().len(), MOST);
+        tokio::time::advance(FRESH).await;
+        assert_eq!(name.addresses().await.unwrap().len(), MOST);
+        assert!(name.known.borrow().asking, "a newer one is asked for");
+        tokio::time::advance(STALE - FRESH - Duration::from_millis(1)).await;
+        assert_eq!(name.addresses().await.unwrap().len(), MOST);
+        tokio::time::advance(Duration::from_millis(1)).await;
         assert!(name.addresses().await.unwrap_err().to_string().contains("no-such-name.invalid"));
-        assert!(name.addresses().await.is_err());
-        assert_eq!(name.known.borrow().round, 2);
     }
 }
