@@ -49,7 +49,7 @@ class _Batch:
     """The last one that a thread begins."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Coroutines:
     """Calls of one batch that tasks share: whichever comes to run takes the next one."""
 
@@ -59,6 +59,8 @@ class _Coroutines:
     """With what its function has returned, if that has been called already."""
     is_all: bool
     """Whether the batch is taken with the last one of them."""
+    tasks: int = 0
+    """Those that are on their way to a call."""
 
 
 class Outlet(Protocol):
@@ -96,6 +98,8 @@ class Batches:
         self._open = 0
         # Those that have not come to their end with their first step.
         self._tasks: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
+        # How many of the last batch, that is: as many tasks are likely to be needed for the next one.
+        self._waited = 0
         self._watching: asyncio.TimerHandle | None = None
         self._stopped = False
         self._ended = False
@@ -241,7 +245,8 @@ class Batches:
             else:
                 rest.append(call)
         if coroutines:
-            self._loop.create_task(self._carry(_Coroutines(configured, now, coroutines, not rest)))
+            likely, self._waited = self._waited + 1, 0
+            self._carry_on(_Coroutines(configured, now, coroutines, not rest), likely)
         elif not rest:
             self._taken_on()
             self._flush_soon()
@@ -252,12 +257,13 @@ class Batches:
     ) -> None:
         """One that a function has returned which is none itself."""
         calls = deque([(call, subject, begun)])
-        self._loop.create_task(self._carry(_Coroutines(configured, self._loop.time(), calls, False)))
+        self._carry_on(_Coroutines(configured, self._loop.time(), calls, False), 1)
 
     async def _carry(self, batch: _Coroutines) -> None:
         """Begins calls one after the other, until there are none or one waits: then, this is the task of that one."""
         task = asyncio.current_task()
         assert task is not None
+        batch.tasks -= 1
         while batch.calls and not self._ended:
             call, subject, begun = batch.calls.popleft()
             context = copy_context()
@@ -271,22 +277,25 @@ class Batches:
                 self._taken_on()
             if waits:
                 self._attend(task, _deadline(call, batch.came))
-                self._carry_on(batch)
+                self._waited += 1
+                # With two for each one that waits, few turns of the loop are enough where all do.
+                self._carry_on(batch, 2)
+                self._flush_soon()
                 await _go_on(context, coroutine, waits_for)
                 self._flush_soon()
                 return
             if _is_cancelled(task):
                 # By the call itself, which is over. It is no other one's concern.
-                self._carry_on(batch)
+                self._carry_on(batch, 1)
+                self._flush_soon()
                 return
         self._flush()
 
-    def _carry_on(self, batch: _Coroutines) -> None:
-        """The task that was at it has a call of its own."""
-        # As many wait, often, as there are. With two for each that does, it takes few turns of the loop to find them all.
-        for _ in range(min(len(batch.calls), 2)):
+    def _carry_on(self, batch: _Coroutines, tasks: int) -> None:
+        """Brings in so many more tasks, and none that would find nothing to do."""
+        for _ in range(min(len(batch.calls) - batch.tasks, tasks)):
+            batch.tasks += 1
             self._loop.create_task(self._carry(batch))
-        self._flush_soon()
 
     async def _finish(
         self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: Any
