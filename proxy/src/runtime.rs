@@ -310,15 +310,15 @@ async fn serve(
     };
     // First, so that who asks sends nobody here any more.
     house.readiness.closed();
+    house.connections.drain.cancel();
     tracing::info!(target: "palisade", signal, "draining");
     changes.let_go();
     drain(changes.drain_timeout(), &house.connections, signals).await;
     Ok(())
 }
 
-/// Lets open requests come to their end, up to `timeout`; then ends them.
+/// Lets open requests come to their end, in a drain that has begun, up to `timeout`; then ends them.
 async fn drain(timeout: Duration, connections: &Connections, signals: &mut Signals) {
-    connections.drain.cancel();
     connections.tasks.close();
     tokio::select! {
         () = connections.tasks.wait() => return,

@@ -418,10 +418,12 @@ async fn while_there(
     side: &Mutex<Side>,
 ) -> Result<http::Response<Body>, Over> {
     std::future::poll_fn(|cx| {
+        // Looked at even where there is a response: that says whether another request may come.
+        let over = watch.is_over(cx);
         if let Poll::Ready(response) = handling.as_mut().poll(cx) {
             return Poll::Ready(Ok(response));
         }
-        if watch.is_over(cx) {
+        if over {
             return Poll::Ready(Err(Over::Cut));
         }
         side::lock(side).poll_gone(cx).map(|()| Err(Over::Gone))
