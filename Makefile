@@ -138,10 +138,11 @@ bench: setup
 	$(CARGO) build --locked --release -p palisade-tests --bin bench-auth --bin bench-load
 	@$(WITH_JDK) $(PYTHON) tests/bench/bench.py $(BENCH)
 
-# Sees that the benchmark works, with what is installed, not how fast anything is.
+# Sees that the benchmark works, not how fast anything is: with what is installed, or SMOKE=--install, which would put
+# proxies onto a machine that is somebody's.
 bench-smoke: setup
 	$(call section,benchmark: smoke test)
-	@$(WITH_JDK) $(PYTHON) tests/bench/bench.py --smoke --programs target/debug --out target/bench-smoke
+	@$(WITH_JDK) $(PYTHON) tests/bench/bench.py --smoke $(SMOKE) --programs target/debug --out target/bench-smoke
 
 clean:
 	rm -rf target .venv .tools .mypy_cache .pytest_cache plugins-python/.mypy_cache plugins-python/.pytest_cache

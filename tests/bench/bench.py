@@ -1,6 +1,6 @@
 """Compares Palisade with nginx, HAProxy and Envoy: the same work through each in turn, in one run.
 
-    bench.py [--smoke] [--rounds N] [--seconds S] [--only SCENARIO,...] [--proxies PROXY,...] [--out DIR]
+    bench.py [--smoke [--install]] [--rounds N] [--seconds S] [--only SCENARIO,...] [--proxies PROXY,...] [--out DIR]
 
 The proxy runs alone on core 0, everything else on core 1; scenarios of two workers are not pinned. Each round runs
 every proxy for a few seconds, one after the other, so that what disturbs the machine disturbs all; the median of the
@@ -229,6 +229,7 @@ def certificate(scratch: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one short round of some: sees that it works")
+    parser.add_argument("--install", action="store_true", help="with --smoke: installs what is missing, too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2, help="of each round, whole ones")
     parser.add_argument("--only", default="", help="names of scenarios, joined by commas")
@@ -244,7 +245,7 @@ def main() -> None:
     unknown = set(wanted) - {scenario.name for scenario in SCENARIOS}
     if unknown:
         sys.exit(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in SCENARIOS)}")
-    if not options.smoke:
+    if options.install or not options.smoke:
         peers.install()
     elif lacking := [name for name in ("nginx", "wrk", "h2load", "curl") if not peers.there(name)]:
         print(f"skipped: {' and '.join(lacking)} not installed (`make bench` installs what it compares with)")
