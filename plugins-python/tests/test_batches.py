@@ -535,3 +535,109 @@ def test_calls_without_end_leave_a_turn_to_others() -> None:
         finally:
             thread.join()
         assert configured.is_set()
+
+
+ESCAPES = """
+    import asyncio, logging
+    from palisade import Plugin, allow
+
+    plugin = Plugin("test", workers=2)
+
+    class Panic(BaseException):
+        pass
+
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError("no text")
+
+    ERRORS = {"/panic": Panic("deep"), "/mute": Mute(), "/error": KeyError("plain"), "/generator": GeneratorExit()}
+
+    def judge(request, config):
+        if request.path in ERRORS:
+            raise ERRORS[request.path]
+        return allow()
+
+    async def wait_and_judge(request, config):
+        if request.path.endswith("s"):
+            await asyncio.sleep(0)
+        return judge(request, config)
+
+    ERRORS.update({f"{path}s": error for path, error in ERRORS.items()})
+    plain = logging.getLogRecordFactory()
+
+    def record(*args, **kwargs):
+        record = plain(*args, **kwargs)
+        if LOGS == "own":
+            record.request_id = "own"
+        elif record.name == "palisade" and LOGS == "broken":
+            raise Panic("no logs")
+        return record
+
+    if LOGS != "plain":
+        logging.basicConfig()
+        logging.setLogRecordFactory(record)
+    plugin.filter(wait_and_judge if ASYNC else judge)
+    plugin.serve()
+"""
+
+
+@pytest.mark.parametrize("logs", ["plain", "own", "broken"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_a_function_raises_the_calls_behind_it_are_answered(is_async: bool, logs: str) -> None:
+    with PluginProcess(ESCAPES.replace("ASYNC", str(is_async)).replace("LOGS", repr(logs))) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        raise_ = ["/panic", "/panics", "/mute", "/mutes", "/error", "/errors", "/generator", "/generators"]
+        batch = filter_pb2.CheckBatch(config_hash="1")
+        for id, path in enumerate([*raise_, "/"], 1):
+            call = batch.calls.add(id=id, timeout_micros=50_000_000)
+            call.request.request.path = path
+            call.request.context.request_id = f"request-{id}"
+        host.send_message(batch)
+        got = host.answers(9)
+        assert [got[id].error.code for id in range(1, 9)] == [13] * 8
+        assert verdict(got[9]) == "allow"
+        assert "Panic: deep" in got[1].error.message and "Panic: deep" in got[2].error.message
+        assert "Mute (it has no text)" in got[3].error.message
+        assert "KeyError: 'plain'" in got[5].error.message
+        host.send((10, "/"))
+        assert verdict(host.answers(1)[10]) == "allow"
+        assert host.taken == 2
+        if logs != "broken":
+            plugin.wait_for_log("Panic: deep")
+
+
+def test_an_answer_that_cannot_be_made_fails_its_own_call_alone() -> None:
+    program = """
+        from palisade import Plugin, _wire, allow, deny
+
+        plugin = Plugin("test", workers=1)
+        encode = _wire.encode_answer
+
+        def encode_or_not(id, verdict):
+            if id == 1:
+                raise MemoryError
+            if id == 2:
+                raise BaseException
+            return encode(id, verdict)
+
+        _wire.encode_answer = encode_or_not
+
+        def check(request, config):
+            return allow()
+
+        async def check_async(request, config):
+            return allow()
+
+        plugin.filter(check_async if ASYNC else check)
+        plugin.serve()
+    """
+    for is_async in (False, True):
+        with PluginProcess(program.replace("ASYNC", str(is_async))) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send((1, "/"), (2, "/"), (3, "/"))
+            got = host.answers(3)
+            assert [got[id].error.code for id in (1, 2)] == [13, 13]
+            assert verdict(got[3]) == "allow"
+            assert host.taken == 1

@@ -31,7 +31,7 @@ class Loader:
         with self._called:
             self.reasons.append(request.reason)
             self._called.notify_all()
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, BaseException):
             raise self.result
         return self.result
 
@@ -122,6 +122,10 @@ def test_a_change_of_another_certificate_is_not_pushed(certificate: Make) -> Non
         assert next(changes) == [second]
 
 
+class Panic(BaseException):
+    """What an extension module may raise."""
+
+
 def mismatched(make: Make) -> object:
     return Certificate(make().chain, make().private_key)
 
@@ -143,6 +147,7 @@ AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
     ("bad", "message"),
     [
         (lambda make: FileNotFoundError("cert.pem"), "FileNotFoundError: cert.pem"),
+        (lambda make: Panic("deep"), "RuntimeError: Panic: deep"),
         (mismatched, "'default' cannot be used: KEY_VALUES_MISMATCH"),
         (encrypted, "'default' cannot be used: its private key is encrypted"),
         (lambda make: Certificate(b"", make().private_key), "'default' cannot be used: "),

@@ -190,6 +190,8 @@ class Batches:
             answer = self._judgement.encode(call.id, subject, verdict), configured.hash
         except CallError as error:
             answer = _wire.encode_failure(call.id, error), ""
+        except BaseException:
+            answer = _unanswered(call)
         self._answers.append(answer)
 
     def _watch_on(self) -> None:
@@ -301,16 +303,21 @@ class Batches:
         self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: Any
     ) -> None:
         try:
-            if begun is None:
-                begun = self._judgement.begin(subject, configured.config)
-            verdict = await self._judgement.settle(subject, begun)
-            answer = self._judgement.encode(call.id, subject, verdict), configured.hash
-        except CallError as error:
-            answer = _wire.encode_failure(call.id, error), ""
-        except asyncio.CancelledError:
-            answer = _wire.encode_failure(call.id, _late()), ""
-        except Exception as error:
-            answer = _wire.encode_failure(call.id, self._judgement.failed(subject, error)), ""
+            try:
+                if begun is None:
+                    begun = self._judgement.begin(subject, configured.config)
+                verdict = await self._judgement.settle(subject, begun)
+                answer = self._judgement.encode(call.id, subject, verdict), configured.hash
+            except CallError as error:
+                answer = _wire.encode_failure(call.id, error), ""
+            except asyncio.CancelledError:
+                answer = _wire.encode_failure(call.id, _late()), ""
+            except Exception as error:
+                answer = _wire.encode_failure(call.id, self._judgement.failed(subject, error)), ""
+        except KeyboardInterrupt:
+            raise  # Ends the process.
+        except BaseException:
+            answer = _unanswered(call)
         self._answers.append(answer)
 
     def _taken_on(self) -> None:
@@ -420,6 +427,9 @@ def _go_on(context: Context, coroutine: Coroutine[Any, Any, None], waits_for: An
     while True:
         try:
             step, value = coroutine.send, (yield waits_for)
+        except GeneratorExit:
+            context.run(coroutine.close)
+            raise
         except BaseException as error:
             step, value = coroutine.throw, error
         try:
@@ -440,6 +450,11 @@ _VERDICTS = (Allow, Deny, Keep, Replace)
 
 def _deadline(call: _wire.BatchedCall, came: float) -> float:
     return came + call.timeout_micros / 1_000_000
+
+
+def _unanswered(call: _wire.BatchedCall) -> tuple[bytes, str]:
+    """The last resort: what escaped all else must not take the calls behind this one with it."""
+    return _wire.encode_failure(call.id, CallError("INTERNAL", "the call has come to nothing")), ""
 
 
 def _late() -> CallError:

@@ -69,7 +69,8 @@ class Handler:
     async def settle(self, begun: Awaitable[Any]) -> Any:
         """Awaits what belongs to a call of the function, and makes plain errors of what would not end as one.
 
-        SystemExit would end the event loop. A CancelledError that nobody asked for would leave the call unanswered.
+        SystemExit would end the event loop. A CancelledError that nobody asked for would leave the call unanswered, and
+        so would what is no Exception: a panic in Rust, say.
         """
         try:
             return await begun
@@ -79,6 +80,10 @@ class Handler:
             if _cancelled_by_others():
                 raise
             raise RuntimeError(f"{self} cancelled itself") from error
+        except (Exception, GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise RuntimeError(text_of(error)) from error
 
 
 def _cancelled_by_others() -> bool:
@@ -206,10 +211,25 @@ def _id_of(subject: Subject) -> str:
 
 
 def failure(message: str, error: BaseException | None = None, request_id: str = "") -> CallError:
-    """Logs why a call fails. The host then does what ``on_failure`` says, and never takes it for an allow."""
-    logger.error("%s", message, exc_info=error, extra={"request_id": request_id} if request_id else None)
+    """Logs why a call fails. The host then does what ``on_failure`` says, and never takes it for an allow.
+
+    Does not raise, whatever the program has made of its logging: the call would go without an answer.
+    """
+    try:
+        try:
+            logger.error("%s", message, exc_info=error, extra={"request_id": request_id} if request_id else None)
+        except KeyError:
+            # The program's record factory has set a "request_id" of its own.
+            logger.error("%s", message, exc_info=error)
+    except BaseException:
+        pass
     return CallError("INTERNAL", message[:_MAX_DETAILS].encode("utf-8", "backslashreplace").decode())
 
 
 def text_of(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    """Does not raise, whatever the error's class makes of that."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:
+        return f"{name} (it has no text)"
