@@ -423,7 +423,7 @@ TOGETHER = """
 """
 
 
-def bodies(got: dict[int, Any]) -> dict[int, object]:
+def bodies(got: dict[int, Any]) -> dict[int, Any]:
     return {id: answer.request.deny.body.decode() or verdict(answer) for id, answer in got.items()}
 
 
@@ -641,3 +641,62 @@ def test_an_answer_that_cannot_be_made_fails_its_own_call_alone() -> None:
             assert [got[id].error.code for id in (1, 2)] == [13, 13]
             assert verdict(got[3]) == "allow"
             assert host.taken == 1
+
+
+CONTEXTS = """
+    import contextvars
+    from palisade import Plugin, deny
+
+    plugin = Plugin("test", workers=1)
+    who = contextvars.ContextVar("who")
+    who.set("main")
+
+    async def judge(before):
+        return deny(403, f"{before} {who.get()}")
+
+    @plugin.filter
+    def check(request, config):
+        before = who.get("nobody")
+        who.set(request.path)
+        return judge(before) if request.path.startswith("/later") else deny(403, f"{before} {who.get()}")
+
+    plugin.serve()
+"""
+
+
+@pytest.mark.usefixtures("either_way")
+def test_functions_and_what_they_return_have_a_context_for_each_call() -> None:
+    with PluginProcess(CONTEXTS) as plugin:
+        plugin.connect()
+        paths = ["/a", "/later/b", "/c", "/later/d"]
+        host = Host(plugin)
+        for _ in range(2):
+            host.send(*enumerate(paths, 1))
+            assert bodies(host.answers(4)) == {id: f"main {path}" for id, path in enumerate(paths, 1)}
+        for path in paths * 2:
+            assert plugin.check(path).text == f"main {path}"
+
+
+def test_an_awaitable_has_the_deadline_of_its_call() -> None:
+    program = """
+        import asyncio, time
+        from palisade import Plugin, deny
+
+        plugin = Plugin("test")
+
+        async def judge():
+            await asyncio.sleep(1.5)
+            return deny(403)
+
+        @plugin.filter
+        def check(request, config):
+            time.sleep(1)
+            return judge()
+
+        plugin.serve()
+    """
+    with PluginProcess(program) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        host.send((1, "/"), timeout=2)
+        assert verdict(host.answers(1)[1]) == (4, "the host waits no longer")

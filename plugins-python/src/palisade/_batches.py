@@ -18,9 +18,8 @@ import asyncio
 import inspect
 import threading
 import time
-import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +27,7 @@ from typing import Any, Protocol
 import grpc
 
 from . import _wire
+from ._contexts import go_on
 from ._errors import CallError
 from ._judgement import Judgement, Subject
 from ._threads import Threads
@@ -49,14 +49,23 @@ class _Batch:
     """The last one that a thread begins."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Begun:
+    """A call whose function has been called already, and is no coroutine."""
+
+    awaitable: Any
+    """What it has returned."""
+    context: Context
+    """Where it was called."""
+
+
 @dataclass(slots=True, eq=False)
 class _Coroutines:
     """Calls of one batch that tasks share: whichever comes to run takes the next one."""
 
     configured: _wire.Configured
     came: float
-    calls: deque[tuple[_wire.BatchedCall, Subject, Any]]
-    """With what its function has returned, if that has been called already."""
+    calls: deque[tuple[_wire.BatchedCall, Subject, _Begun | None]]
     is_all: bool
     """Whether the batch is taken with the last one of them."""
     tasks: int = 0
@@ -84,6 +93,8 @@ class Batches:
         self._workers = workers
         self._outlet = outlet
         self._loop = asyncio.get_running_loop()
+        # What each function on a thread has a copy of: what one sets there is no other one's to see.
+        self._context = copy_context()
         # Read and changed by threads too, each time with one operation that no other can come between.
         self._queue: deque[tuple[_wire.BatchedCall, _Batch]] = deque()
         # With the hash of the configuration that it comes of; empty for what is no verdict.
@@ -183,9 +194,10 @@ class Batches:
             if time.monotonic() > _deadline(call, batch.came):
                 raise _late()
             subject = _wire.subject_of(call)
-            verdict = self._judgement.begin(subject, configured.config)
+            context = self._context.copy()
+            verdict = context.run(self._judgement.begin, subject, configured.config)
             if not isinstance(verdict, _VERDICTS) and inspect.isawaitable(verdict):
-                self._call_on_loop(self._begin_awaitable, call, configured, subject, verdict)
+                self._call_on_loop(self._begin_awaitable, call, batch, subject, _Begun(verdict, context))
                 return
             answer = self._judgement.encode(call.id, subject, verdict), configured.hash
         except CallError as error:
@@ -234,7 +246,7 @@ class Batches:
         self, calls: Sequence[_wire.BatchedCall], configured: _wire.Configured, now: float
     ) -> Sequence[_wire.BatchedCall]:
         """Returns the calls that are none."""
-        coroutines: deque[tuple[_wire.BatchedCall, Subject, Any]] = deque()
+        coroutines: deque[tuple[_wire.BatchedCall, Subject, _Begun | None]] = deque()
         rest = []
         for call in calls:
             try:
@@ -254,12 +266,10 @@ class Batches:
             self._flush_soon()
         return rest
 
-    def _begin_awaitable(
-        self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: Any
-    ) -> None:
+    def _begin_awaitable(self, call: _wire.BatchedCall, batch: _Batch, subject: Subject, begun: _Begun) -> None:
         """One that a function has returned which is none itself."""
-        calls = deque([(call, subject, begun)])
-        self._carry_on(_Coroutines(configured, self._loop.time(), calls, False), 1)
+        calls: deque[tuple[_wire.BatchedCall, Subject, _Begun | None]] = deque([(call, subject, begun)])
+        self._carry_on(_Coroutines(batch.configured, batch.came, calls, False), 1)
 
     async def _carry(self, batch: _Coroutines) -> None:
         """Begins calls one after the other, until there are none or one waits: then, this is the task of that one."""
@@ -268,7 +278,7 @@ class Batches:
         batch.tasks -= 1
         while batch.calls and not self._ended:
             call, subject, begun = batch.calls.popleft()
-            context = copy_context()
+            context = copy_context() if begun is None else begun.context
             coroutine = self._finish(call, batch.configured, subject, begun)
             waits_for, waits = None, True
             try:
@@ -283,7 +293,7 @@ class Batches:
                 # With two for each one that waits, few turns of the loop are enough where all do.
                 self._carry_on(batch, 2)
                 self._flush_soon()
-                await _go_on(context, coroutine, waits_for)
+                await go_on(context, coroutine, waits_for)
                 self._flush_soon()
                 return
             if _is_cancelled(task):
@@ -300,13 +310,15 @@ class Batches:
             self._loop.create_task(self._carry(batch))
 
     async def _finish(
-        self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: Any
+        self, call: _wire.BatchedCall, configured: _wire.Configured, subject: Subject, begun: _Begun | None
     ) -> None:
         try:
             try:
                 if begun is None:
-                    begun = self._judgement.begin(subject, configured.config)
-                verdict = await self._judgement.settle(subject, begun)
+                    awaitable = self._judgement.begin(subject, configured.config)
+                else:
+                    awaitable = begun.awaitable
+                verdict = await self._judgement.settle(subject, awaitable)
                 answer = self._judgement.encode(call.id, subject, verdict), configured.hash
             except CallError as error:
                 answer = _wire.encode_failure(call.id, error), ""
@@ -418,26 +430,6 @@ class _Queue:
 
     def finish(self) -> None:
         self.messages.put_nowait(None)
-
-
-@types.coroutine
-def _go_on(context: Context, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Awaits a coroutine that has had its first step, each further one in its own context, and not in the task's."""
-    step: Callable[[Any], Any]
-    while True:
-        try:
-            step, value = coroutine.send, (yield waits_for)
-        except GeneratorExit:
-            context.run(coroutine.close)
-            raise
-        except BaseException as error:
-            step, value = coroutine.throw, error
-        try:
-            waits_for = context.run(step, value)
-        except StopIteration:
-            # If that was an exception, its traceback leads back here.
-            value = None
-            return
 
 
 def _is_cancelled(task: asyncio.Task[None]) -> bool:

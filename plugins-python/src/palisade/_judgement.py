@@ -8,11 +8,13 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from . import _wire
+from ._contexts import await_in
 from ._errors import CallError
 from ._request import Request, Response
 from ._verdicts import Allow, Deny, Keep, Replace, ResponseVerdict, Verdict
@@ -61,10 +63,12 @@ class Handler:
     async def _call(self, pool: Executor, *arguments: object) -> Any:
         if self.is_async:
             return await self.function(*arguments)
-        outcome = await asyncio.get_running_loop().run_in_executor(pool, _Outcome.of, self.function, arguments)
+        # The pool's threads have one context for all that they do. This is of this call alone.
+        context, loop = copy_context(), asyncio.get_running_loop()
+        outcome = await loop.run_in_executor(pool, context.run, _Outcome.of, self.function, arguments)
         if outcome.error is not None:
             raise outcome.error
-        return await outcome.value if inspect.isawaitable(outcome.value) else outcome.value
+        return await await_in(context, outcome.value) if inspect.isawaitable(outcome.value) else outcome.value
 
     async def settle(self, begun: Awaitable[Any]) -> Any:
         """Awaits what belongs to a call of the function, and makes plain errors of what would not end as one.
