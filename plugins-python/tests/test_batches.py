@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from harness import FILTER, PluginProcess
+from harness import FILTER, HEALTH, PluginProcess
 from palisade._generated import filter_pb2
 
 PROGRAM = """
@@ -643,6 +643,43 @@ def test_an_answer_that_cannot_be_made_fails_its_own_call_alone() -> None:
             assert host.taken == 1
 
 
+def test_threads_that_cannot_be_started_are_tried_again() -> None:
+    program = """
+        import threading
+        from palisade import Plugin, allow
+
+        plugin = Plugin("test", workers=8)
+        go = threading.Event()
+        start, handlers = threading.Thread.start, []
+
+        def start_or_not(thread):
+            if thread.name.startswith("handler"):
+                handlers.append(thread)
+                if 1 < len(handlers) < 5:
+                    raise RuntimeError("can't start new thread")
+            start(thread)
+
+        threading.Thread.start = start_or_not
+
+        @plugin.filter
+        def check(request, config):
+            if request.path == "/wait":
+                assert go.wait(50)
+            else:
+                go.set()
+            return allow()
+
+        plugin.serve()
+    """
+    with PluginProcess(program) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        host.send((1, "/wait"), (2, "/go"))
+        assert {verdict(answer) for answer in host.answers(2).values()} == {"allow"}
+        host.send((3, "/"))
+        assert verdict(host.answers(1)[3]) == "allow"
+
+
 CONTEXTS = """
     import contextvars
     from palisade import Plugin, deny
@@ -700,3 +737,50 @@ def test_an_awaitable_has_the_deadline_of_its_call() -> None:
         host = Host(plugin)
         host.send((1, "/"), timeout=2)
         assert verdict(host.answers(1)[1]) == (4, "the host waits no longer")
+
+
+LONG = """
+    import os, threading, time
+    from palisade import Plugin, _batches, deny
+
+    # However slow this machine is, each call is quick.
+    _batches._PATIENCE = 0.2
+    _batches._LONG = 0.4
+    plugin = Plugin("test", workers=4)
+    threads = set()
+
+    def check(request, config):
+        threads.add(threading.get_ident())
+        heard = os.path.exists("heard")
+        if not heard:
+            time.sleep(0.02)
+        return deny(403, f"{heard} {len(threads) > 1}")
+
+    async def check_async(request, config):
+        return check(request, config)
+
+    plugin.filter(check_async if ASYNC else check)
+    plugin.serve()
+"""
+
+
+def test_answers_do_not_wait_for_all_that_is_quick() -> None:
+    for is_async in (False, True):
+        with PluginProcess(LONG.replace("ASYNC", str(is_async))) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send(*((id, "/") for id in range(1, 501)))
+            first = filter_pb2.CheckBatchAnswer.FromString(next(host.rest())).answers
+            # The loop has its turns for all else, too.
+            plugin.call(f"{HEALTH}/Check")
+            (plugin.directory / "heard").touch()
+            got = {answer.id: answer for answer in first} | host.answers(500 - len(first))
+            assert bodies(got)[500].startswith("True")
+
+
+def test_many_calls_that_are_quick_get_more_threads() -> None:
+    with PluginProcess(LONG.replace("ASYNC", "False")) as plugin:
+        plugin.connect()
+        host = Host(plugin)
+        host.send(*((id, "/") for id in range(1, 201)))
+        assert bodies(host.answers(200))[200] == "False True"

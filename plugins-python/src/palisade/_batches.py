@@ -34,7 +34,11 @@ from ._threads import Threads
 from ._verdicts import Allow, Deny, Keep, Replace
 
 _PATIENCE = 0.001
-"""Seconds that calls wait behind one that is worked on before other threads take over."""
+"""Seconds that calls wait behind one that is worked on before other threads take over. The event loop is kept no longer
+by coroutines that compute, and answers wait no longer for others."""
+
+_LONG = 4 * _PATIENCE
+"""Seconds after which a call that still has others before it, each of them quick, is reason for one more thread."""
 
 _FULL = 256 * 1024
 """A message is sent when its answers have this many bytes together."""
@@ -215,19 +219,30 @@ class Batches:
             self._watching = None
 
     def _watch(self, begun: int) -> None:
-        """Brings in more threads when none of those at work has begun a call for a while."""
+        """Brings in more threads when none of those at work has begun a call for a while, or when many wait."""
         self._watching = None
         if not self._working and not self._queue:
             return
-        if self._begun == begun:
-            # One that blocks is no reason for the host to wait.
-            self._flush()
+        # What others do is no reason for the host to wait.
+        self._flush()
+        more = len(self._queue) if self._begun == begun else int(self._is_long())
+        for _ in range(min(more, self._workers - self._working)):
             with self._lock:
-                more = min(len(self._queue), self._workers - self._working)
-                self._working += more
-            for _ in range(more):
+                self._working += 1
+            try:
                 self._threads.submit(self._work)
+            except RuntimeError:
+                # There is no thread to be had just now. One that comes to be free finds this to do.
+                break
         self._watch_on()
+
+    def _is_long(self) -> bool:
+        """Whether the call that is next has waited for long."""
+        try:
+            _, batch = self._queue[0]
+        except IndexError:
+            return False
+        return self._loop.time() - batch.came > _LONG
 
     def _wake(self) -> None:
         if not self._woken:
@@ -276,6 +291,7 @@ class Batches:
         task = asyncio.current_task()
         assert task is not None
         batch.tasks -= 1
+        until = time.monotonic() + _PATIENCE
         while batch.calls and not self._ended:
             call, subject, begun = batch.calls.popleft()
             context = copy_context() if begun is None else begun.context
@@ -301,6 +317,10 @@ class Batches:
                 self._carry_on(batch, 1)
                 self._flush_soon()
                 return
+            if batch.calls and time.monotonic() > until:
+                # Others on the loop have their turn, and the host what there is.
+                self._carry_on(batch, 1)
+                break
         self._flush()
 
     def _carry_on(self, batch: _Coroutines, tasks: int) -> None:
