@@ -140,25 +140,35 @@ impl Authority {
     pub fn client(&self) -> TlsClient {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
+        let roots = Arc::new(roots);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_root_certificates(roots)
+            .with_root_certificates(Arc::clone(&roots))
             .with_no_client_auth();
-        TlsClient(config)
+        TlsClient(config, roots)
     }
 }
 
 /// How to connect with TLS.
 #[derive(Debug, Clone)]
-pub struct TlsClient(ClientConfig);
+pub struct TlsClient(ClientConfig, Arc<RootCertStore>);
 
 impl TlsClient {
     /// Offers these protocols by ALPN.
     #[must_use]
     pub fn alpn(mut self, protocols: &[&str]) -> Self {
         self.0.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        self
+    }
+
+    /// Speaks TLS 1.2 and nothing newer.
+    #[must_use]
+    pub fn only_tls12(mut self) -> Self {
+        let provider = Arc::clone(self.0.crypto_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS12]);
+        self.0 = builder.unwrap().with_root_certificates(Arc::clone(&self.1)).with_no_client_auth();
         self
     }
 

@@ -9,8 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::kill;
-use palisade_tests::tls::{Authority, Certificate, replace};
+use palisade_tests::tls::{Authority, Certificate, TlsClient, replace};
 use palisade_tests::{Client, Proxy, Raw, Upstream, fake, place, soon};
+use rustls::HandshakeKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A proxy whose listener has the certificates of a directory.
 async fn start(certificates: &Path, tls: &str, upstream: &Upstream) -> Proxy {
@@ -344,5 +346,42 @@ plugins: {{certs: {{command: {}, ready_timeout: 2s, config: {{dir: '{}'}}}}}}
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     for part in ["plugin `certs`", "listener `web`", "certificate"] {
         assert!(outcome.stderr.contains(part), "no {part:?} in {}", outcome.stderr);
+    }
+}
+
+/// How a client's handshake went. It reads all that comes with an answer, tickets too.
+async fn handshake(client: &TlsClient, proxy: &Proxy) -> HandshakeKind {
+    let mut stream = client.connect(proxy.address(), "a.example").await.unwrap();
+    let kind = stream.get_ref().1.handshake_kind().unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    soon("the end", stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    kind
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_however_many_others_began_meanwhile() {
+    let (authority, dir) = (Authority::new(), place());
+    let upstream = Upstream::http1("app").await;
+    authority.certificate(&["a.example"]).write(dir.path(), "a");
+    let proxy = start(dir.path(), "", &upstream).await;
+    let clients = [authority.client(), authority.client().only_tls12()];
+    for client in &clients {
+        assert_eq!(handshake(client, &proxy).await, HandshakeKind::Full);
+        assert_eq!(handshake(client, &proxy).await, HandshakeKind::Resumed);
+    }
+    for _ in 0..300 {
+        let other = authority.client().connect(proxy.address(), "a.example").await.unwrap();
+        assert_eq!(other.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    }
+    for client in &clients {
+        assert_eq!(handshake(client, &proxy).await, HandshakeKind::Resumed);
+    }
+    // Another start has another key, and another listener too.
+    let other = start(dir.path(), "", &upstream).await;
+    for client in &clients {
+        assert_eq!(handshake(client, &other).await, HandshakeKind::Full);
+        assert_eq!(handshake(client, &other).await, HandshakeKind::Resumed);
     }
 }
