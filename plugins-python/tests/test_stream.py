@@ -456,6 +456,7 @@ BREACHES: dict[str, tuple[list[Frame | bytes], int]] = {
     "headers that are none": ([HeadersFrame(1, b"\xff" * 30, flags=["END_HEADERS"])], 1),
     "headers without a path": ([HeadersFrame(1, b"\x83\x86", flags=["END_HEADERS"])], 1),
     "upper case": ([opening(X_Y="1")], 1),
+    "headers too large": ([opening(x="x" * 17_000)], 11),
     "headers between headers": ([HeadersFrame(1, b""), opening(3)], 1),
     "headers that never end": ([HeadersFrame(1, b""), *[ContinuationFrame(1, b"")] * 200], 1),
     "a window of nothing": ([b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00"], 1),
@@ -616,6 +617,23 @@ async def test_a_stop_waits_for_what_is_open_and_takes_nothing_new() -> None:
         assert isinstance(reset, RstStreamFrame) and reset.error_code == 0
         assert isinstance(goaway, GoAwayFrame) and goaway.error_code == 0
         await stopping
+
+
+@run
+async def test_a_connection_that_comes_with_the_stop_is_not_kept() -> None:
+    class Transport(asyncio.Transport):
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    async with serving() as it:
+        await it.streams.stop(0)
+        # It has been accepted, and the loop says so only now.
+        transport = Transport()
+        _stream._Connection(it.streams).connection_made(transport)
+        assert transport.aborted
+        assert not it.streams.connections
 
 
 @run

@@ -87,6 +87,7 @@ class StreamServer:
         self.connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
+        self.stopped = False
         self._all_gone = asyncio.Event()
 
     async def start(self, path: Path) -> None:
@@ -106,6 +107,7 @@ class StreamServer:
 
     async def stop(self, grace: float) -> None:
         """Takes no more batches. Calls that it has get ``grace`` seconds to be answered."""
+        self.stopped = True
         if self._server is None or self._path is None:
             return
         self._server.close()
@@ -131,8 +133,9 @@ class _Connection(asyncio.BufferedProtocol):
     def __init__(self, server: StreamServer) -> None:
         self._server = server
         self.http2 = H2Connection(H2Configuration(client_side=False))
-        # In force from the first frame on, not only when the peer has seen them.
+        # In force from the first frame on, not only when the peer has seen them. What h2 looks at is a copy of some.
         self.http2.local_settings = Settings(client=False, initial_values=_SETTINGS)
+        self.http2.decoder.max_header_list_size = _SETTINGS[SettingCodes.MAX_HEADER_LIST_SIZE]
         self.http2.max_inbound_frame_size = self.http2.local_settings.max_frame_size
         # What asyncio would read into otherwise is so large that the kernel has to map it, and clear it, each time.
         self._buffer = bytearray(_READ)
@@ -154,6 +157,10 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if self._server.stopped:
+            # It was accepted before that, and nobody would end it.
+            transport.abort()
+            return
         if len(self._server.connections) >= _MAX_CONNECTIONS:
             logger.debug("batches: a connection too many")
             transport.abort()
