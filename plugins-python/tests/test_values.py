@@ -16,7 +16,7 @@ def test_headers_are_a_case_insensitive_mapping_of_first_values() -> None:
     assert dict(headers) == {"b": "1", "a": "2"}
     assert headers["b"] == headers.get("B") == "1"
     assert headers.get("c") is None
-    assert headers.get("c", "x") == "x"
+    assert headers.get("c", "x") == headers.get("c", default="x") == "x"
     assert "A" in headers
     assert "c" not in headers
     assert headers.get_all("B") == ["1", "3"]

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar, overload
+
+_T = TypeVar("_T")
 
 #: What a header value may be given as. Text is encoded as the module's doc says.
 HeaderValue = str | bytes
@@ -52,6 +55,19 @@ class Headers(Mapping[str, str]):
             if candidate == wanted:
                 return decode_value(value)
         raise KeyError(name)
+
+    @overload
+    def get(self, name: str, /) -> str | None: ...
+    @overload
+    def get(self, name: str, /, default: str | _T) -> str | _T: ...
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns the first value of ``name``, or ``default``."""
+        # As `Mapping` does it, a header that is missing costs an exception.
+        wanted = name.lower()
+        for candidate, value in self.raw:
+            if candidate == wanted:
+                return decode_value(value)
+        return default
 
     def get_all(self, name: str) -> list[str]:
         """Returns every value of ``name`` in its order; lines are not split at commas."""
