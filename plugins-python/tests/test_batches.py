@@ -784,3 +784,41 @@ def test_many_calls_that_are_quick_get_more_threads() -> None:
         host = Host(plugin)
         host.send(*((id, "/") for id in range(1, 201)))
         assert bodies(host.answers(200))[200] == "False True"
+
+
+def test_an_answer_that_is_too_large_fails_its_own_call_alone() -> None:
+    program = """
+        from palisade import Plugin, allow
+
+        plugin = Plugin("test")
+
+        def check(request, config):
+            return allow(set_headers={"x-large": "x" * int(request.path)})
+
+        async def check_async(request, config):
+            return check(request, config)
+
+        plugin.filter(check_async if ASYNC else check)
+        plugin.serve()
+    """
+    for is_async in (False, True):
+        with PluginProcess(program.replace("ASYNC", str(is_async))) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send((1, "100"), (2, "1200000"), (3, "1100000"))
+            got = host.answers(3)
+            assert [verdict(got[id]) for id in (1, 3)] == ["allow", "allow"]
+            assert got[2].error.code == 13 and "an answer of 12000" in got[2].error.message
+
+
+def test_a_batch_may_have_no_calls_and_calls_no_request() -> None:
+    for program in both():
+        with PluginProcess(program) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send()
+            assert filter_pb2.CheckBatchAnswer.FromString(next(host.rest())).taken == 1
+            batch = filter_pb2.CheckBatch()
+            batch.calls.add(id=1, timeout_micros=50_000_000).request.SetInParent()
+            host.send_message(batch)
+            assert verdict(host.answers(1)[1]) == (3, "no request")

@@ -413,6 +413,15 @@ def test_garbage_is_refused() -> None:
         assert plugin.check().allowed
 
 
+def test_a_call_without_a_request_is_refused() -> None:
+    with PluginProcess(FILTER_PROGRAM) as plugin:
+        message = filter_pb2.CheckRequestRequest.FromString(request())
+        message.ClearField("request")
+        with pytest.raises(grpc.RpcError, match="no request") as refused:
+            plugin.connect().call(f"{FILTER}/CheckRequest", message.SerializeToString())
+        assert code(refused) is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_services_that_are_not_registered_are_not_there() -> None:
     with PluginProcess(FILTER_PROGRAM) as plugin:
         with pytest.raises(grpc.RpcError) as refused:

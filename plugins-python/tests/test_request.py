@@ -33,7 +33,13 @@ MADE = Request(
 
 
 def received(request: Request = MADE, body: bytes | None = b"body") -> Request:
-    return _wire.decode_check_request(_host_wire.encode_check_request(request, body, "1")).request
+    return decoded(_host_wire.encode_check_request(request, body, "1"))
+
+
+def decoded(message: bytes) -> Request:
+    request = _wire.decode_check_request(message).request
+    assert request is not None
+    return request
 
 
 def test_a_request_is_what_the_host_has_sent() -> None:
@@ -47,7 +53,7 @@ def test_a_request_is_what_the_host_has_sent() -> None:
 
 
 def test_what_the_host_has_not_sent_is_not_there() -> None:
-    request = _wire.decode_check_request(encoded()).request
+    request = decoded(encoded())
     assert (request.tls, request.route) == (None, None)
     assert len(request.headers) == 0
     with pytest.raises(RuntimeError, match="body"):

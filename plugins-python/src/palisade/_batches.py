@@ -154,6 +154,10 @@ class Batches:
             calls = self._begin_coroutines(calls, configured, now)
             if not calls:
                 return
+        elif not calls:
+            self._taken_on()
+            self._flush()
+            return
         batch = _Batch(configured, now, calls[-1])
         self._queue.extend([(call, batch) for call in calls])
         with self._lock:

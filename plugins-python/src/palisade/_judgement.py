@@ -24,6 +24,9 @@ logger = logging.getLogger("palisade")
 
 _MAX_DETAILS = 500
 
+_MAX_ANSWER = 1024 * 1024 + 128 * 1024
+"""Bytes of one answer in a batch: a reply of 1 MiB and its headers. A larger one would cost the whole stream."""
+
 #: What a filter is asked about.
 Subject = Request | Response
 
@@ -181,13 +184,17 @@ class Judgement:
         return self._raised(handler, error, _id_of(subject))
 
     def encode(self, id: int, subject: Subject, verdict: Any) -> bytes:
-        """Raises CallError if it is no verdict."""
+        """Raises CallError if it is no verdict, or too large a one."""
         if isinstance(subject, Request):
             if not isinstance(verdict, (Allow, Deny)):
                 raise self._no_request_verdict(verdict, subject.id)
         elif not isinstance(verdict, (Keep, Replace)):
             raise self._no_response_verdict(verdict, subject.request.id)
-        return _wire.encode_answer(id, verdict)
+        answer = _wire.encode_answer(id, verdict)
+        if len(answer) > _MAX_ANSWER:
+            what = f"{self._handler(subject)} returned an answer of {len(answer)} bytes, at most {_MAX_ANSWER}"
+            raise failure(what, request_id=_id_of(subject))
+        return answer
 
     def _handler(self, subject: Subject) -> Handler | None:
         return self._check if isinstance(subject, Request) else self._respond

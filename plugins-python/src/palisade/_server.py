@@ -215,6 +215,8 @@ class Server:
     async def _check_request(self, call: _wire.CheckRequestCall, context: Context) -> bytes:
         try:
             configured = self._configured(call.config_hash)
+            if call.request is None:
+                raise _wire.no_request()
             verdict = await self._judgement.judge_request(call.request, configured.config)
             return _wire.encode_check_request(verdict, configured.hash)
         except CallError as error:

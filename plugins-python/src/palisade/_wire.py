@@ -126,7 +126,8 @@ def _value(value: struct_pb2.Value) -> Any:
 @dataclass(frozen=True, slots=True)
 class CheckRequestCall:
     config_hash: str
-    request: Request
+    request: Request | None
+    """None: the host has sent none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class CheckResponseCall:
 
 def decode_check_request(data: bytes) -> CheckRequestCall:
     message = filter_pb2.CheckRequestRequest.FromString(data)
-    return CheckRequestCall(message.context.config_hash, _request(message))
+    return CheckRequestCall(message.context.config_hash, _request(message) if message.HasField("request") else None)
 
 
 def decode_check_response(data: bytes) -> CheckResponseCall:
@@ -171,12 +172,20 @@ def decode_batch(data: bytes) -> tuple[str, Sequence[BatchedCall]]:
 
 
 def subject_of(call: BatchedCall) -> Request | Response:
-    """What the call asks about. Raises CallError if that is nothing that is known."""
+    """What the call asks about. Raises CallError if that is nothing, or nothing that is known."""
     if call.HasField("request"):
-        return _request(call.request)
+        message = call.request
+        if not message.HasField("request"):
+            raise no_request()
+        return _request(message)
     if call.HasField("response"):
         return _response(call.response)
     raise CallError("UNIMPLEMENTED", "a call that this plugin does not know")
+
+
+def no_request() -> CallError:
+    """Not to be judged as one in which everything is empty."""
+    return CallError("INVALID_ARGUMENT", "no request")
 
 
 def encode_answer(id: int, verdict: Verdict | ResponseVerdict) -> bytes:
