@@ -14,6 +14,7 @@ mod stream;
 use std::error::Error;
 use std::io::Cursor;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -86,6 +87,14 @@ impl Line {
             async move { connector.stream().await }.boxed()
         };
         Own::open(Box::new(dial)).await.map(|own| Self::Own(Arc::new(own)))
+    }
+
+    /// What is asked from now on goes over another connection than before, where it is this one's to make: what serves the
+    /// one that there is may stand still.
+    pub(super) fn renew(&self) {
+        if let Self::Own(own) = self {
+            own.renew();
+        }
     }
 
     /// Asks, and gives the one message of the answer, of at most `most` bytes.
@@ -198,6 +207,13 @@ impl Own {
         answer::read(answer.map(Received), most, rpc.service()).await
     }
 
+    fn renew(&self) {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(Ok(open)) = last.now_or_never() {
+            open.retired.store(true, Ordering::Relaxed);
+        }
+    }
+
     async fn open_connection(&self) -> Result<Arc<Open>, CallError> {
         match self.connection() {
             Ok(open) => Ok(open),
@@ -242,6 +258,8 @@ pub(super) struct Open {
     turn: tokio::sync::Mutex<SendRequest<Payload>>,
     state: SendRequest<Payload>,
     backlog: Arc<Backlog>,
+    /// Whether the next calls are to go over another one.
+    retired: AtomicBool,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -263,7 +281,8 @@ impl Open {
                 tracing::debug!(target: "palisade::plugin", error, "a connection for calls ended");
             }
         });
-        Ok(Self { turn: send.clone().into(), state: send, backlog, _driver: AbortOnDropHandle::new(driver) })
+        let driver = AbortOnDropHandle::new(driver);
+        Ok(Self { turn: send.clone().into(), state: send, backlog, retired: AtomicBool::new(false), _driver: driver })
     }
 
     /// Sends a call's head, when its turn has come. Cancel safe.
@@ -281,7 +300,7 @@ impl Open {
     /// Whether the next call can be sent: there was neither an end nor a GOAWAY, and there are numbers left for streams.
     fn takes_calls(&self) -> bool {
         let ready = self.state.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
-        matches!(ready, Poll::Ready(Ok(())))
+        matches!(ready, Poll::Ready(Ok(()))) && !self.retired.load(Ordering::Relaxed)
     }
 }
 

@@ -6,12 +6,15 @@
 //! Everything that the plugin says is checked against what it was asked. An answer to a call that is not open is no
 //! mistake of one call: the stream is given up with all calls on it, none of which is then taken for judged. A call
 //! that nobody waits for any more keeps its place until it is answered, so a late answer is none of those.
+//!
+//! A plugin may cease to answer, on this stream or some of its calls, and do well in all else: see [`PATIENCE`].
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Uri;
@@ -38,6 +41,12 @@ const MOST_OPEN: usize = 1 << 14;
 
 /// Calls that nobody waits for and the plugin has not answered, before it is taken not to answer at all.
 const MOST_ABANDONED: usize = MOST_OPEN / 2;
+
+/// How long a plugin that lets calls run out of time may yet come back to them. A call whose time was over that long ago
+/// is taken for forgotten, and is none of those any more that the plugin works on. A stream that keeps a call from being
+/// sent, on which no call has time left, and of which nothing was heard for so long, is given up: what serves its
+/// connection may stand still for ever, and health is asked over another one. So the next is over a new connection.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Largest message of answers.
 const MAX_ANSWERS: usize = 2 << 20;
@@ -109,9 +118,19 @@ struct State {
     free: Vec<usize>,
     /// Counts calls.
     serial: u64,
+    /// Calls that the plugin works on, with those that nobody waits for any more, but for those that it has forgotten.
     sent: usize,
+    /// Of those that were sent, how many nobody waits for.
     abandoned: usize,
+    forgotten: usize,
+    /// When to look for calls that it has forgotten: not after the first time that there is one.
+    forgets: Option<Instant>,
     untaken: u32,
+    /// Since when nothing was heard on the stream, where a call has run out of time since: when the last one did that was
+    /// sent.
+    silent: Option<Instant>,
+    /// Whether the next stream is to have another connection than the last one.
+    renew: bool,
     /// The stream's sending half, once it is open.
     outgoing: Option<Outgoing>,
     /// When the stream's task looks for calls whose time is over: not after the first deadline.
@@ -136,6 +155,7 @@ struct Slot {
     kind: Kind,
     deadline: Instant,
     sent: bool,
+    forgotten: bool,
     /// `None`: nobody waits any more.
     waiter: Option<oneshot::Sender<Answer>>,
 }
@@ -214,6 +234,9 @@ impl Batches {
         if !state.open {
             state.open = true;
             state.stream += 1;
+            if std::mem::take(&mut state.renew) {
+                self.line.renew();
+            }
             let work = work(self.line.clone(), Arc::clone(&self.shared), state.stream);
             let task = match &self.runtime {
                 Some(runtime) => runtime.spawn(work),
@@ -224,6 +247,9 @@ impl Batches {
         if self.shared.ends_late && state.alarm.is_none_or(|alarm| deadline < alarm) {
             state.alarm = Some(deadline);
             state.wake();
+        }
+        if state.sent >= self.shared.bounds.calls {
+            state.forget();
         }
         // Not sent here: what comes in the same turn goes in one batch.
         if state.may_send(self.shared.bounds) {
@@ -238,14 +264,14 @@ impl State {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.slots.len() < MOST_OPEN => {
-                self.slots.push(Slot { id: 0, kind, deadline, sent: false, waiter: None });
+                self.slots.push(Slot { id: 0, kind, deadline, sent: false, forgotten: false, waiter: None });
                 self.slots.len() - 1
             }
             None => return None,
         };
         self.serial += 1;
         let id = self.serial << INDEX_BITS | index as u64;
-        self.slots[index] = Slot { id, kind, deadline, sent: false, waiter: Some(waiter) };
+        self.slots[index] = Slot { id, kind, deadline, sent: false, forgotten: false, waiter: Some(waiter) };
         Some(id)
     }
 
@@ -262,12 +288,18 @@ impl State {
     }
 
     /// Gives up a call for which somebody waits, and returns who. One that was sent keeps its place until it is answered.
-    fn give_up(&mut self, id: u64) -> Option<oneshot::Sender<Answer>> {
+    fn give_up(&mut self, id: u64, now: Instant) -> Option<oneshot::Sender<Answer>> {
         let slot = self.slot(id)?;
         let waiter = slot.waiter.take()?;
+        let mut stuck = false;
         if slot.sent {
+            let forgets = slot.deadline + PATIENCE;
+            self.forgets = Some(self.forgets.map_or(forgets, |first| first.min(forgets)));
             self.abandoned += 1;
+            self.silent = Some(now);
         } else {
+            let silent = *self.silent.get_or_insert(now);
+            stuck = self.sent + self.forgotten == self.abandoned && now >= silent + PATIENCE;
             // A plugin that takes no batches must not make them pile up. Ids grow from one call to the next, so they are
             // in order.
             self.free(id);
@@ -275,10 +307,33 @@ impl State {
                 self.pending.remove(index);
             }
         }
-        if self.abandoned > MOST_ABANDONED {
+        if stuck || self.abandoned > MOST_ABANDONED {
+            self.renew = true;
             self.broken(&CallError::Lost("it does not answer".to_owned()));
         }
         Some(waiter)
+    }
+
+    /// Makes room for others in the place of calls that were never answered.
+    fn forget(&mut self) {
+        if self.forgets.is_none_or(|first| Instant::now() < first) {
+            return;
+        }
+        let now = Instant::now();
+        self.forgets = None;
+        for slot in &mut self.slots {
+            if slot.id == 0 || slot.waiter.is_some() || !slot.sent || slot.forgotten {
+                continue;
+            }
+            let forgets = slot.deadline + PATIENCE;
+            if forgets <= now {
+                slot.forgotten = true;
+                self.sent -= 1;
+                self.forgotten += 1;
+            } else {
+                self.forgets = Some(self.forgets.map_or(forgets, |first| first.min(forgets)));
+            }
+        }
     }
 
     /// What a call comes to whose time is over.
@@ -303,7 +358,7 @@ impl State {
                 continue;
             }
             let error = self.late(id, bounds);
-            if let Some(waiter) = self.give_up(id) {
+            if let Some(waiter) = self.give_up(id, now) {
                 waiter.send(Err(error)).ok();
             }
         }
@@ -391,6 +446,7 @@ impl State {
     /// Takes a message of answers in.
     fn take_in(&mut self, message: Bytes, generation: &Generation) -> Result<(), CallError> {
         let message: CheckBatchAnswer = codec::read(message).map_err(CallError::Invalid)?;
+        self.silent = None;
         let untaken = self.untaken.checked_sub(message.taken);
         self.untaken = untaken.ok_or_else(|| CallError::Invalid("it takes batches that were not sent".to_owned()))?;
         let verdicts = message.answers.iter().any(|answer| !is_error(answer));
@@ -410,7 +466,7 @@ impl State {
             return Err(format!("it answers call {id}, which is not open"));
         }
         let Some(slot) = self.free(id) else { return Ok(()) };
-        self.sent -= 1;
+        *if slot.forgotten { &mut self.forgotten } else { &mut self.sent } -= 1;
         let Some(waiter) = slot.waiter else {
             self.abandoned -= 1;
             return Ok(());
@@ -445,6 +501,9 @@ impl State {
         }
         self.sent = 0;
         self.abandoned = 0;
+        self.forgotten = 0;
+        self.forgets = None;
+        self.silent = None;
         self.untaken = 0;
         self.outgoing = None;
         self.alarm = None;
@@ -470,7 +529,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         if !self.answered {
-            let waiter = self.shared.state().give_up(self.id);
+            let waiter = self.shared.state().give_up(self.id, Instant::now());
             drop(waiter);
         }
     }

@@ -414,3 +414,116 @@ async fn calls_that_are_never_taken_do_not_pile_up() {
         assert_eq!(batches.shared.state().pending.len(), 0);
     }
 }
+
+/// Whether calls come to be answered again after the plugin has answered none of some for ever.
+async fn until_answered(batches: &Batches) -> Answer {
+    let mut last = ask_within(batches, Duration::from_secs(1)).await;
+    // Within twice the time that the plugin has for it.
+    for _ in 0..10 {
+        if last.is_ok() {
+            break;
+        }
+        last = ask_within(batches, Duration::from_secs(1)).await;
+    }
+    last
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_not_served_any_more_is_given_up_with_its_connection() {
+    for bounds in [Bounds::new(0, false), Bounds::new(0, true), Bounds::new(3, false)] {
+        let done = Arc::default();
+        let serve = move |_, stream| serve(stream, |to, _| std::mem::forget(to), Arc::clone(&done));
+        let (line, dials) = line(serve).await;
+        let batches = Batches::of_all(line, generation(), bounds);
+        assert_eq!(until_answered(&batches).await, Ok(allowed()), "{bounds:?}");
+        // Whatever serves the first one may stand still.
+        assert_eq!(dials.load(Ordering::SeqCst), 2, "{bounds:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_is_busy_with_a_call_keeps_its_stream() {
+    let (line, dials) = line(|_, stream| async move {
+        let mut connection = handshake(stream).await;
+        while let Some(Ok((request, to))) = connection.accept().await {
+            tokio::spawn(async move {
+                let mut asked = Asked::of(request.into_body());
+                let first = asked.next().await.unwrap();
+                tokio::time::sleep(Duration::from_secs(30)).await;
+                let mut body = respond(to, &allows(&first, 1));
+                while let Some(calls) = asked.next().await {
+                    body.send_data(allows(&calls, 1).into(), false).unwrap();
+                }
+            });
+        }
+    })
+    .await;
+    let batches = Batches::of_worker(line, generation(), Bounds::new(0, true));
+    let long = tokio::spawn(ask(&batches));
+    while batches.shared.state().sent == 0 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..20 {
+        assert_eq!(ask_within(&batches, Duration::from_secs(1)).await, Err(CallError::Timeout));
+    }
+    assert_eq!(long.await.unwrap(), Ok(allowed()));
+    assert_eq!(ask(&batches).await, Ok(allowed()));
+    assert_eq!((dials.load(Ordering::SeqCst), batches.shared.state().stream), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_never_answered_take_no_place_for_ever() {
+    let release = Arc::new(tokio::sync::Notify::new());
+    let released = Arc::clone(&release);
+    let (line, _) = line(move |_, stream| {
+        let released = Arc::clone(&released);
+        async move {
+            let mut connection = handshake(stream).await;
+            while let Some(Ok((request, mut to))) = connection.accept().await {
+                let released = Arc::clone(&released);
+                tokio::spawn(async move {
+                    let mut asked = Asked::of(request.into_body());
+                    let mut body = to.send_response(head(), false).unwrap();
+                    let dropped = asked.next().await.unwrap();
+                    body.send_data(allows(&[], 1).into(), false).unwrap();
+                    loop {
+                        tokio::select! {
+                            () = released.notified() => body.send_data(allows(&dropped, 0).into(), false).unwrap(),
+                            calls = asked.next() => match calls {
+                                Some(calls) => body.send_data(allows(&calls, 1).into(), false).unwrap(),
+                                None => return,
+                            },
+                        }
+                    }
+                });
+            }
+        }
+    })
+    .await;
+    let batches = Batches::of_all(line, generation(), Bounds::new(2, false));
+    let long = ask_within(&batches, Duration::from_secs(1));
+    assert_eq!(long.await, Err(CallError::Timeout));
+    // The other place does for all, and they are heard: that one answer is missing is no reason to end them.
+    for _ in 0..5 {
+        tokio::time::sleep(PATIENCE / 4).await;
+        assert_eq!(ask(&batches).await, Ok(allowed()));
+    }
+    let places = |batches: &Batches| {
+        let state = batches.shared.state();
+        (state.stream, state.sent, state.abandoned, state.forgotten)
+    };
+    assert_eq!(places(&batches), (1, 1, 1, 0));
+    let both = join_all((0..2).map(|_| ask(&batches))).await;
+    assert_eq!((both, places(&batches)), (vec![Ok(allowed()); 2], (1, 1, 1, 0)));
+    // Where there is no place left, the forgotten one's is.
+    batches.shared.state().sent += 1;
+    assert_eq!(ask(&batches).await, Ok(allowed()));
+    assert_eq!(places(&batches), (1, 1, 1, 1));
+    // A late answer is nobody's, and breaks nothing.
+    release.notify_one();
+    while batches.shared.state().forgotten == 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ask(&batches).await, Ok(allowed()));
+    assert_eq!(places(&batches), (1, 1, 0, 0));
+}
