@@ -19,7 +19,7 @@ async fn what_is_no_answer_fails_its_call_and_no_other() {
         ("half", "plugin_invalid"),
         ("compressed", "plugin_invalid"),
         ("odd", "plugin_invalid"),
-        ("large", "plugin_failed"),
+        ("large", "plugin_invalid"),
         ("details", "plugin_failed"),
         ("refuse", "plugin_unavailable"),
         ("reset", "plugin_unavailable"),
@@ -48,6 +48,20 @@ async fn a_connection_that_takes_no_more_calls_is_made_anew() {
         assert_eq!(upstream.count(), before + 1);
     }
     assert_eq!(proxy.plugin_pid("auth").await, pid);
+}
+
+/// It may be a refusal.
+#[tokio::test]
+async fn an_answer_that_can_t_be_read_never_becomes_an_allow() {
+    let (proxy, upstream) = start(", timeout: 10s, on_failure: allow").await;
+    for what in ["two", "compressed", "odd", "large"] {
+        proxy.get("/", &[("x-fake", what)]).await.assert_failed(503, "plugin_invalid");
+    }
+    assert_eq!(upstream.count(), 0);
+    // Where there is none, `on_failure` decides.
+    for what in ["half", "reset", "cut", "refuse"] {
+        assert_eq!(proxy.get("/", &[("x-fake", what)]).await.status, 200, "{what}");
+    }
 }
 
 #[tokio::test]

@@ -97,6 +97,17 @@ async fn a_denial_that_can_t_be_sent_never_becomes_an_allow() {
 }
 
 #[tokio::test]
+async fn a_denial_that_is_too_large_to_be_read_never_becomes_an_allow() {
+    for actions in [&["serve-bare"][..], &["needs:batches", "serve-bare"]] {
+        let (proxy, upstream) =
+            Proxy::behind_fake(actions, ", timeout: 10s, stop_timeout: 500ms, on_failure: allow").await;
+        proxy.get("/", &[ADMIN, ("x-fake", "huge-body")]).await.assert_failed(503, "plugin_invalid");
+        assert_eq!(upstream.count(), 0);
+        assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn a_replacement_that_can_t_be_sent_never_lets_the_response_through() {
     let (proxy, upstream) = Proxy::behind_fake(&["needs:response", "serve"], ", timeout: 10s, on_failure: allow").await;
     let paths =

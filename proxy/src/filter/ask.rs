@@ -41,13 +41,15 @@ impl From<CallError> for Failed {
         let reason = match &error {
             CallError::Lost(_) | CallError::Unsent(_) => Reason::PluginUnavailable,
             CallError::Timeout => Reason::PluginTimeout,
-            CallError::Overloaded => Reason::PluginOverloaded,
+            CallError::Overloaded | CallError::Busy(_) => Reason::PluginOverloaded,
             CallError::Failed(_) => Reason::PluginFailed,
             CallError::Invalid(_) => Reason::PluginInvalid,
             CallError::OtherConfig(_) => Reason::PluginOtherConfig,
             // Else one that ends the plugin would get past it.
             CallError::Poison => return Self::stopping(Failure::new(Reason::PoisonRequest).with(error)),
-            CallError::InvalidReply(_) => return Self::stopping(Failure::new(Reason::PluginInvalid).with(error)),
+            CallError::InvalidReply(_) | CallError::Unreadable(_) => {
+                return Self::stopping(Failure::new(Reason::PluginInvalid).with(error));
+            }
             CallError::Unrepresentable(_) => return Self::stopping(Failure::new(Reason::BadHeader).with(error)),
         };
         Self { failure: Failure::new(reason).with(error), stops: false }
@@ -138,9 +140,9 @@ where
     }
 }
 
-/// Whether it is the plugin's decision. A refusal is one, whatever its reply is.
+/// Whether it is the plugin's decision. A refusal is one, whatever its reply is, and what can't be read may be one.
 fn decides<T>(answer: &Result<T, CallError>) -> bool {
-    matches!(answer, Ok(_) | Err(CallError::InvalidReply(_)))
+    matches!(answer, Ok(_) | Err(CallError::InvalidReply(_) | CallError::Unreadable(_)))
 }
 
 /// Calls about one request that found no connection, before it is given up: as many instances as may have ended at once.

@@ -252,15 +252,21 @@ pub(crate) enum CallError {
     Unsent(String),
     #[error("no answer in time")]
     Timeout,
-    /// More calls wait than it can take in time.
+    /// More calls wait than it can take in time. It has not been asked.
     #[error("too many calls at a time")]
     Overloaded,
+    /// It answered that it has no room for more.
+    #[error("{0}")]
+    Busy(String),
     /// It answered with an error.
     #[error("{0}")]
     Failed(String),
     /// Its answer is not one that the contract knows.
     #[error("{0}")]
     Invalid(String),
+    /// It answered, and it can't be told what: it may have refused.
+    #[error("{0}")]
+    Unreadable(String),
     /// Its answer comes of another configuration than the one that the request is judged by.
     #[error("it answers by another configuration, {0:?}")]
     OtherConfig(String),

@@ -40,7 +40,9 @@ impl Record {
                 | CallError::Unsent(_)
                 | CallError::Timeout
                 | CallError::Failed(_)
+                | CallError::Busy(_)
                 | CallError::Invalid(_)
+                | CallError::Unreadable(_)
                 | CallError::OtherConfig(_)
                 | CallError::InvalidReply(_),
             ) => {
@@ -69,6 +71,9 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Status;
+
+    use super::super::status::call_error;
     use super::*;
 
     const QUARANTINE: Quarantine = Quarantine { failures: 2, time: Duration::from_secs(10) };
@@ -80,7 +85,8 @@ mod tests {
         record.note(&failed);
         record.note(&Err::<(), _>(CallError::Overloaded));
         assert!(!record.fails(QUARANTINE));
-        record.note(&failed);
+        // That it has no room is what it says itself, and others may have some.
+        record.note(&Err::<(), _>(call_error(&Status::resource_exhausted(""))));
         assert!(record.fails(QUARANTINE) && !record.may_be_tried(QUARANTINE));
         tokio::time::advance(QUARANTINE.time).await;
         // One, not all that wait.

@@ -25,7 +25,7 @@ pub(super) fn call_error(status: &Status) -> CallError {
         Code::DeadlineExceeded | Code::Cancelled => CallError::Timeout,
         // go-plugin's way to say that it is on its way out.
         Code::Unavailable => CallError::Lost(status_text(status)),
-        Code::ResourceExhausted => CallError::Overloaded,
+        Code::ResourceExhausted => CallError::Busy(status_text(status)),
         _ => CallError::Failed(status_text(status)),
     }
 }

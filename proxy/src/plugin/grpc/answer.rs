@@ -7,7 +7,7 @@ use futures_util::future::poll_fn;
 use http::header::{CONTENT_TYPE, HeaderMap};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame};
-use palisade_plugin_proto::pieces::{Pieces, PiecesError};
+use palisade_plugin_proto::pieces::Pieces;
 use percent_encoding::percent_decode;
 use tonic::{Code, Status};
 
@@ -27,7 +27,7 @@ where
     let Some(message) = messages.next().await? else { return Err(invalid("there is no message")) };
     match messages.next().await? {
         None => Ok(message),
-        Some(_) => Err(invalid("there is more than one message")),
+        Some(_) => Err(unreadable("there is more than one message")),
     }
 }
 
@@ -60,7 +60,7 @@ impl<B: Body<Data = Bytes, Error = CallError> + Unpin> Messages<B> {
     /// The next message, in one piece; `None`: there are no more, and the call went well. Cancel safe.
     pub(in crate::plugin) async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
         loop {
-            if let Some(message) = self.pieces.take().map_err(|error| unreadable(&error))? {
+            if let Some(message) = self.pieces.take().map_err(|error| unreadable(&error.to_string()))? {
                 return Ok(Some(message));
             }
             if self.over {
@@ -90,13 +90,9 @@ fn invalid(what: &str) -> CallError {
     CallError::Invalid(format!("the answer is not gRPC's: {what}"))
 }
 
-fn unreadable(error: &PiecesError) -> CallError {
-    match error {
-        PiecesError::Compressed => invalid(&error.to_string()),
-        PiecesError::TooLarge { length, most } => {
-            CallError::Failed(format!("an answer of {length} bytes, at most {most}"))
-        }
-    }
+/// There was an answer, whatever it was. One that ends before it is whole, as where the plugin does, is not such a one.
+fn unreadable(why: &str) -> CallError {
+    CallError::Unreadable(format!("the answer can't be read: {why}"))
 }
 
 /// What headers say of how the call went, unless it is an error.

@@ -103,7 +103,7 @@ async fn ask(line: &Line, time: Duration) -> &'static str {
         Err(CallError::Timeout) => "late",
         Err(CallError::Lost(_)) => "lost",
         Err(CallError::Unsent(_)) => "unsent",
-        Err(CallError::Invalid(_)) => "invalid",
+        Err(CallError::Unreadable(_)) => "unreadable",
         Err(_) => "other",
     }
 }
@@ -176,7 +176,7 @@ async fn a_flood_costs_its_own_plugin_its_calls() {
         ),
         ("empty DATA", "lost", (head, |call| frame(DATA, 0, call, &[]))),
         ("padding", "lost", (head, |call| frame(DATA, 8, call, &[3, 0, 0, 0]))),
-        ("messages", "invalid", (head, |call| frame(DATA, 0, call, &framed(&[])))),
+        ("messages", "unreadable", (head, |call| frame(DATA, 0, call, &framed(&[])))),
         ("GOAWAY that stays", "late", (nothing, |_| goaway(u32::MAX >> 1))),
         ("GOAWAY", "unsent", (nothing, |_| goaway(0))),
     ];

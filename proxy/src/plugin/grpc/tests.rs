@@ -133,16 +133,14 @@ async fn what_is_read_makes_room_for_more() {
 
 #[tokio::test]
 async fn what_is_no_answer_of_grpc_is_none() {
-    let invalid: [(&str, Deed); 11] = [
+    let invalid: [(&str, Deed); 9] = [
         ("no trailers", |to| answer(to, &[&framed(b"x")], None)),
         ("trailers without a status", |to| answer(to, &[&framed(b"x")], Some(&[("x-a", "b")]))),
         ("nothing", |to| answer(to, &[], None)),
         ("no message", |to| answer(to, &[], Some(&[("grpc-status", "0")]))),
         ("half a message", |to| answer(to, &[&framed(b"answered")[..9]], Some(&[("grpc-status", "0")]))),
         ("half a prefix", |to| answer(to, &[&[0, 0]], Some(&[("grpc-status", "0")]))),
-        ("two messages", |to| answer(to, &[&framed(b"x"), &framed(b"x")], Some(&[("grpc-status", "0")]))),
         ("a byte too many", |to| answer(to, &[&framed(b"x"), b"x"], Some(&[("grpc-status", "0")]))),
-        ("a compressed message", |to| answer(to, &[&[1, 0, 0, 0, 1, 0]], Some(&[("grpc-status", "0")]))),
         ("a page", |mut to| {
             let page = Response::builder().header(CONTENT_TYPE, "text/html").body(()).unwrap();
             let mut body = to.send_response(page, false).unwrap();
@@ -162,8 +160,27 @@ async fn what_is_no_answer_of_grpc_is_none() {
 }
 
 #[tokio::test]
+async fn an_answer_that_can_t_be_read_is_known_for_one() {
+    let unreadable: [(&str, Deed); 3] = [
+        ("two messages", |to| answer(to, &[&framed(b"x"), &framed(b"x")], Some(&[("grpc-status", "0")]))),
+        ("a compressed message", |to| answer(to, &[&[1, 0, 0, 0, 1, 0]], Some(&[("grpc-status", "0")]))),
+        // Refused as soon as it is announced.
+        ("a message that is too large", |mut to| {
+            let mut body = to.send_response(head(), false).unwrap();
+            body.send_data(Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff]), false).unwrap();
+            tokio::spawn(async move { poll_fn(|cx| body.poll_reset(cx)).await });
+        }),
+    ];
+    for (name, what) in unreadable {
+        let answer = always(what).await;
+        let Err(CallError::Unreadable(text)) = answer else { panic!("{name}: {answer:?}") };
+        assert!(text.len() < 2_500 && !text.contains('\n'), "{name}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn an_error_is_told_and_bounded() {
-    let failed: [(&str, Deed); 7] = [
+    let failed: [(&str, Deed); 6] = [
         ("a status", |to| answer(to, &[], Some(&[("grpc-status", "7"), ("grpc-message", "no%20entry%0A2026 ERROR")]))),
         ("a status after a message", |to| answer(to, &[&framed(b"x")], Some(&[("grpc-status", "13")]))),
         ("no such status", |to| answer(to, &[&framed(b"x")], Some(&[("grpc-status", "x")]))),
@@ -177,12 +194,6 @@ async fn an_error_is_told_and_bounded() {
         ("a status of HTTP", |mut to| {
             drop(to.send_response(Response::builder().status(404).body(()).unwrap(), true).unwrap());
         }),
-        // Refused as soon as it is announced.
-        ("a message that is too large", |mut to| {
-            let mut body = to.send_response(head(), false).unwrap();
-            body.send_data(Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff]), false).unwrap();
-            tokio::spawn(async move { poll_fn(|cx| body.poll_reset(cx)).await });
-        }),
     ];
     for (name, what) in failed {
         let answer = always(what).await;
@@ -192,7 +203,7 @@ async fn an_error_is_told_and_bounded() {
     let own: [(&str, CallError); 4] = [
         ("1", CallError::Timeout),
         ("4", CallError::Timeout),
-        ("8", CallError::Overloaded),
+        ("8", CallError::Busy("ResourceExhausted: ".to_owned())),
         ("12", CallError::Failed("it does not serve test.Service".to_owned())),
     ];
     for (code, expected) in own {

@@ -4,11 +4,10 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName};
 use palisade_plugin_proto::mosn::Response;
-use prost::Message as _;
 use serde::Deserialize;
 
 use super::super::mutation::{self, HeaderOp};
-use super::super::native::Message;
+use super::super::native::{Message, codec};
 use super::super::{CallError, CertificateBundle, CertificateUpdate, Verdict};
 use crate::http::headers::is_owned;
 use crate::respond::Reply;
@@ -112,7 +111,7 @@ pub(super) fn certificates(answer: Bytes) -> Result<CertificateUpdate, CallError
 }
 
 fn read(answer: Bytes) -> Result<Response, CallError> {
-    Response::decode(answer).map_err(|error| CallError::Invalid(error.to_string()))
+    codec::read(answer).map_err(CallError::Unreadable)
 }
 
 #[cfg(test)]
@@ -121,6 +120,7 @@ mod tests {
 
     use http::HeaderValue;
     use palisade_plugin_proto::mosn::Request;
+    use prost::Message as _;
 
     use super::*;
 
@@ -163,6 +163,16 @@ mod tests {
         for allowed in [0, 1, 7] {
             assert!(matches!(status(allowed), Verdict::Allow { .. }), "{allowed}");
         }
+    }
+
+    #[test]
+    fn what_can_t_be_read_may_be_a_refusal() {
+        // `status` is -1, and the header's value is not UTF-8.
+        let torn = Bytes::from_static(b"\x0a\x06\x0a\x01a\x12\x01\xff\x20\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01");
+        assert!(matches!(verdict(torn), Err(CallError::Unreadable(_))));
+        // Each of two bytes, and of hundreds when it is read.
+        let many = Bytes::from([0x0a, 0].repeat(5000));
+        assert!(matches!(verdict(many), Err(CallError::Unreadable(_))));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! next batch. So a single call never waits for company, and batches grow with the load by themselves.
 //!
 //! Everything that the plugin says is checked against what it was asked. An answer to a call that is not open is no
-//! mistake of one call: the stream is given up with all calls on it, none of which is then taken for judged. A call
+//! mistake of one call: the stream is given up with all calls on it, none of which is then taken for judged, and any of
+//! which may have been refused. A call
 //! that nobody waits for any more keeps its place until it is answered, so a late answer is none of those.
 //!
 //! A plugin may cease to answer, on this stream or some of its calls, and do well in all else: see [`PATIENCE`].
@@ -445,16 +446,17 @@ impl State {
 
     /// Takes a message of answers in.
     fn take_in(&mut self, message: Bytes, generation: &Generation) -> Result<(), CallError> {
-        let message: CheckBatchAnswer = codec::read(message).map_err(CallError::Invalid)?;
+        let message: CheckBatchAnswer = codec::read(message).map_err(CallError::Unreadable)?;
         self.silent = None;
         let untaken = self.untaken.checked_sub(message.taken);
-        self.untaken = untaken.ok_or_else(|| CallError::Invalid("it takes batches that were not sent".to_owned()))?;
+        self.untaken =
+            untaken.ok_or_else(|| CallError::Unreadable("it takes batches that were not sent".to_owned()))?;
         let verdicts = message.answers.iter().any(|answer| !is_error(answer));
         if verdicts {
             generation.check(&message.config_hash)?;
         }
         for answer in message.answers {
-            self.answer(answer).map_err(CallError::Invalid)?;
+            self.answer(answer).map_err(CallError::Unreadable)?;
         }
         Ok(())
     }
@@ -487,16 +489,17 @@ impl State {
     /// Ends every open call with `error`; those that have not been sent are said to be so. The next one opens another
     /// stream.
     fn broken(&mut self, error: &CallError) {
+        // Whatever the plugin has said, it was not said of those.
         let unsent = match error {
-            CallError::Lost(why) => &CallError::Unsent(why.clone()),
-            error => error,
+            CallError::Lost(why) | CallError::Unsent(why) => CallError::Unsent(why.clone()),
+            error => CallError::Unsent(error.to_string()),
         };
         self.open = false;
         self.pending.clear();
         self.free.clear();
         for Slot { sent, waiter, .. } in self.slots.drain(..) {
             if let Some(waiter) = waiter {
-                waiter.send(Err(if sent { error } else { unsent }.clone())).ok();
+                waiter.send(Err(if sent { error } else { &unsent }.clone())).ok();
             }
         }
         self.sent = 0;

@@ -61,7 +61,7 @@ impl<T: Message + Answer + Default> Decoder for Incoming<T> {
 }
 
 /// A message, looked at before it is read. The error says what is wrong with it.
-pub(super) fn read<T: Message + Answer + Default>(message: Bytes) -> Result<T, String> {
+pub(in crate::plugin) fn read<T: Message + Answer + Default>(message: Bytes) -> Result<T, String> {
     match shape::is_modest::<T>(&message) {
         true => T::decode(message).map_err(|error| error.to_string()),
         false => Err("an answer of too many fields".to_owned()),

@@ -1,7 +1,7 @@
 //! The native contract, `palisade.plugin.v1`, from the host's side.
 
 mod batches;
-mod codec;
+pub(in crate::plugin) mod codec;
 mod encode;
 mod generation;
 mod shape;
@@ -243,7 +243,7 @@ impl Native {
         let permits = self.permits.clone();
         async move {
             let _permit = permit(permits, deadline).await?;
-            codec::read(call.await?).map_err(CallError::Invalid)
+            codec::read(call.await?).map_err(CallError::Unreadable)
         }
     }
 

@@ -4,15 +4,16 @@
 //! its own. So a bound on bytes alone is none on memory. This counts fields where they can be messages or stand in
 //! lists, and knows no more of a message than which of its fields to look into.
 
+use palisade_plugin_proto::mosn;
 use palisade_plugin_proto::v1::{
     CheckBatchAnswer, CheckRequestResponse, CheckResponseResponse, WatchCertificatesResponse,
 };
 
 /// The fields of a message that are messages, by their numbers.
-pub(super) struct Shape(&'static [(u64, &'static Shape)]);
+pub(in crate::plugin) struct Shape(&'static [(u64, &'static Shape)]);
 
 /// An answer that is looked at before it is read.
-pub(super) trait Answer {
+pub(in crate::plugin) trait Answer {
     const SHAPE: &'static Shape;
     /// Fields of all messages in it together.
     const MOST_FIELDS: usize;
@@ -35,6 +36,7 @@ const RESPONSE: Shape = Shape(&[(1, &PASS), (2, &REPLY)]);
 const ANSWER: Shape = Shape(&[(2, &REQUEST), (3, &RESPONSE), (4, &LEAF)]);
 const ANSWERS: Shape = Shape(&[(1, &ANSWER)]);
 const CERTIFICATES: Shape = Shape(&[(1, &LEAF)]);
+const MOSN: Shape = Shape(&[(1, &LEAF), (2, &LEAF)]);
 
 impl Answer for CheckRequestResponse {
     const SHAPE: &'static Shape = &REQUEST;
@@ -43,6 +45,11 @@ impl Answer for CheckRequestResponse {
 
 impl Answer for CheckResponseResponse {
     const SHAPE: &'static Shape = &RESPONSE;
+    const MOST_FIELDS: usize = ONE;
+}
+
+impl Answer for mosn::Response {
+    const SHAPE: &'static Shape = &MOSN;
     const MOST_FIELDS: usize = ONE;
 }
 

@@ -141,6 +141,8 @@ fn kind(answer: &Answer) -> &'static str {
         Err(CallError::Unsent(_)) => "unsent",
         Err(CallError::Overloaded) => "overloaded",
         Err(CallError::Timeout) => "timeout",
+        Err(CallError::Busy(_)) => "busy",
+        Err(CallError::Unreadable(_)) => "unreadable",
         Err(_) => "other",
     }
 }
@@ -178,7 +180,7 @@ async fn what_is_no_stream_of_answers_ends_every_call_on_it() {
         }),
         ("an end at once", "lost", |to, _| refuse(to, &[("grpc-status", "0")])),
         ("an error at once", "failed", |to, _| refuse(to, &[("grpc-status", "13"), ("grpc-message", "no%0A")])),
-        ("no room", "overloaded", |to, _| refuse(to, &[("grpc-status", "8")])),
+        ("no room", "busy", |to, _| refuse(to, &[("grpc-status", "8")])),
         ("no such method", "failed", |to, _| refuse(to, &[("grpc-status", "12")])),
         ("details that are none", "failed", |to, _| {
             refuse(to, &[("grpc-status", "3"), ("grpc-status-details-bin", "!")]);
@@ -189,12 +191,12 @@ async fn what_is_no_stream_of_answers_ends_every_call_on_it() {
         ("an end within a message", "invalid", |to, calls| {
             answer(to, &[&allows(calls, 1)[..9]], Some(&[("grpc-status", "0")]));
         }),
-        ("a compressed message", "invalid", |to, _| say(to, &[1, 0, 0, 0, 1, 0])),
-        ("a message that is too large", "failed", |to, _| say(to, &[0, 0xff, 0xff, 0xff, 0xff])),
-        ("no message of answers", "invalid", |to, _| say(to, &framed(b"garbage"))),
-        ("too many fields", "invalid", |to, _| say(to, &framed(&[0x0a, 0].repeat(1 << 19)))),
-        ("an answer to nothing", "invalid", |to, calls| say(to, &allows(&[calls[0] + (1 << 40)], 1))),
-        ("more batches than were sent", "invalid", |to, _| say(to, &allows(&[], 2))),
+        ("a compressed message", "unreadable", |to, _| say(to, &[1, 0, 0, 0, 1, 0])),
+        ("a message that is too large", "unreadable", |to, _| say(to, &[0, 0xff, 0xff, 0xff, 0xff])),
+        ("no message of answers", "unreadable", |to, _| say(to, &framed(b"garbage"))),
+        ("too many fields", "unreadable", |to, _| say(to, &framed(&[0x0a, 0].repeat(1 << 19)))),
+        ("an answer to nothing", "unreadable", |to, calls| say(to, &allows(&[calls[0] + (1 << 40)], 1))),
+        ("more batches than were sent", "unreadable", |to, _| say(to, &allows(&[], 2))),
         ("another configuration's answer", "other", |to, calls| {
             let answers = vec![CheckAnswer { id: calls[0], answer: Some(allowed()) }];
             let other = CheckBatchAnswer { answers, taken: 1, config_hash: "other".to_owned() };
@@ -214,12 +216,36 @@ async fn what_is_no_stream_of_answers_ends_every_call_on_it() {
     }
 }
 
+/// What is said of other calls is not said of those that were never sent: they are made again.
+#[tokio::test]
+async fn calls_that_were_not_sent_are_told_so_however_the_stream_ends() {
+    let all: [(&str, &str, Deed); 5] = [
+        ("an error", "failed", |to, _| answer(to, &[], Some(&[("grpc-status", "2")]))),
+        ("no room", "busy", |to, _| refuse(to, &[("grpc-status", "8")])),
+        ("no status", "invalid", |to, _| answer(to, &[], None)),
+        ("nonsense", "unreadable", |to, _| say(to, &framed(b"garbage"))),
+        ("another configuration's answer", "other", |to, calls| {
+            let answers = vec![CheckAnswer { id: calls[0], answer: Some(allowed()) }];
+            let other = CheckBatchAnswer { answers, taken: 1, config_hash: "other".to_owned() };
+            say(to, &framed(&other.encode_to_vec()));
+        }),
+    ];
+    for (name, expected, deed) in all {
+        let done = Arc::default();
+        let (line, _) = line(move |_, stream| serve(stream, deed, Arc::clone(&done))).await;
+        let batches = Batches::of_worker(line, generation(), Bounds::new(2, false));
+        let answers = join_all((0..4).map(|_| ask(&batches))).await;
+        let kinds: Vec<_> = answers.iter().map(kind).collect();
+        assert_eq!(kinds, [expected, expected, "unsent", "unsent"], "{name}: {answers:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_was_answered_before_the_end_counts() {
     let all: [(&str, &str, Deed); 3] = [
         ("an end", "lost", |to, calls| answer(to, &[&allows(&calls[..2], 1)], Some(&[("grpc-status", "0")]))),
-        ("a second answer", "invalid", |to, calls| say(to, &allows(&[calls[0], calls[1], calls[1]], 1))),
-        ("a message of nonsense", "invalid", |to, calls| {
+        ("a second answer", "unreadable", |to, calls| say(to, &allows(&[calls[0], calls[1], calls[1]], 1))),
+        ("a message of nonsense", "unreadable", |to, calls| {
             say(to, &[allows(&calls[..2], 1), framed(b"garbage")].concat());
         }),
     ];
