@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use palisade_tests::{ADMIN, Proxy};
+use palisade_tests::{ADMIN, Proxy, soon};
 
 async fn start(rest: &str) -> (Proxy, palisade_tests::Upstream) {
     Proxy::behind_fake(&["serve-frames"], &format!(", contract: mosn, stop_timeout: 300ms{rest}")).await
@@ -62,6 +62,16 @@ async fn an_answer_that_can_t_be_read_never_becomes_an_allow() {
     for what in ["half", "reset", "cut", "refuse"] {
         assert_eq!(proxy.get("/", &[("x-fake", what)]).await.status, 200, "{what}");
     }
+}
+
+#[tokio::test]
+async fn waiting_for_an_exit_leaves_time_to_ask_again() {
+    // No more than the news of an exit may take.
+    let (proxy, _upstream) = start(", timeout: 40ms").await;
+    soon("an answer in time", async {
+        while proxy.get("/", &[ADMIN, ("x-fake", "refuse-first")]).await.status != 200 {}
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ impl Adapter for Contracts {
             }
             Contract::Mosn => Speaks::Mosn(Mosn::attach(channel, connector, workers).await),
         };
-        Ok(Client { speaks, record: Record::default(), calls: instance.calls })
+        Ok(Client { speaks, pid: instance.pid, record: Record::default(), calls: instance.calls })
     }
 
     fn observe(&self, transition: &Transition) {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use http::{HeaderMap, StatusCode};
-use palisade_supervisor::{Calls, StartError};
+use palisade_supervisor::{Calls, StartError, State, Status};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -147,6 +147,8 @@ fn roles(config: &Config, name: &str) -> Roles {
 #[derive(Debug)]
 pub(crate) struct Client {
     speaks: Speaks,
+    /// Its process; `None` where somebody else has started it.
+    pid: Option<i32>,
     record: Record,
     /// Tells its supervisor of the calls under way.
     calls: Calls,
@@ -281,7 +283,20 @@ pub(crate) enum CallError {
     Unrepresentable(String),
 }
 
+/// Whether an instance in this state has the process that has served. Calls may be kept from it.
+fn runs(state: &State) -> bool {
+    matches!(state, State::Serving | State::NotServing { .. } | State::Draining)
+}
+
 impl Client {
+    /// Whether its process runs, by what is known of its instance now. One from which calls are kept does.
+    fn lives(self: &Arc<Self>, serves: Option<Arc<Self>>, status: &Status) -> bool {
+        match serves {
+            Some(client) => Arc::ptr_eq(self, &client),
+            None => status.pid == self.pid && runs(&status.state),
+        }
+    }
+
     pub(crate) fn needs(&self) -> Needs {
         match &self.speaks {
             Speaks::Native(native) => native.needs(),
@@ -344,7 +359,18 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use palisade_supervisor::NotServing;
+
     use super::*;
+
+    #[test]
+    fn a_process_that_calls_are_kept_from_has_not_ended() {
+        let withheld = [NotServing::Reported, NotServing::Suspect, NotServing::Frozen];
+        let withheld = withheld.map(|why| State::NotServing { why });
+        assert!(withheld.iter().chain(&[State::Serving, State::Draining]).all(runs));
+        let ended = [State::Starting, State::AwaitReady, State::Stopping, State::Stopped];
+        assert!(!ended.iter().any(runs));
+    }
 
     #[test]
     fn texts_of_plugins_are_bounded() {

@@ -284,14 +284,17 @@ impl Running {
     pub(crate) async fn is_gone(&self, lost: &Lease, deadline: Instant) -> bool {
         let instance = &self.instances[lost.index].supervised;
         let mut status = instance.watch();
-        let notice = deadline.min(Instant::now() + EXIT_NOTICE);
-        while instance.client().is_some_and(|client| Arc::ptr_eq(&client, &lost.client)) {
-            match tokio::time::timeout_at(notice, status.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return false,
+        // The rest is for asking somebody else.
+        let notice = EXIT_NOTICE.min(deadline.saturating_duration_since(Instant::now()) / 2);
+        let ended = async {
+            while lost.client.lives(instance.client(), &status.borrow_and_update()) {
+                if status.changed().await.is_err() {
+                    return false;
+                }
             }
-        }
-        true
+            true
+        };
+        tokio::time::timeout(notice, ended).await.unwrap_or(false)
     }
 
     /// The turn of a call that was lost. Waiting for it takes no more than half of the time there is; then it goes on

@@ -1,6 +1,7 @@
 //! MOSN's contract over HTTP/2 as a plugin likes it: `X-Fake` in a call says what comes of it.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -60,6 +61,12 @@ fn fail(mut to: SendResponse<Bytes>, said: &[(&'static str, &'static str)]) {
     to.send_response(head, true).map(drop).ok();
 }
 
+/// Whether this request was not asked about before.
+fn is_new(id: String) -> bool {
+    static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    SEEN.lock().unwrap().insert(id)
+}
+
 async fn call(mut body: RecvStream, mut to: SendResponse<Bytes>, end: Arc<End>) {
     let mut sent = Vec::new();
     while let Some(Ok(data)) = body.data().await {
@@ -84,6 +91,8 @@ async fn call(mut body: RecvStream, mut to: SendResponse<Bytes>, end: Arc<End>) 
         "odd" => framed[5..].fill(0xff),
         "details" => return fail(to, &[("grpc-status", "3"), ("grpc-status-details-bin", "!")]),
         "refuse" => return to.send_reset(Reason::REFUSED_STREAM),
+        "refuse-first" if is_new(said("X-Request-Id")) => return to.send_reset(Reason::REFUSED_STREAM),
+        "refuse-first" => {}
         "reset" => return to.send_reset(Reason::INTERNAL_ERROR),
         "goaway" => end.goaway.notify_one(),
         "cut" => return end.cut.notify_one(),
