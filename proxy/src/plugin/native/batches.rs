@@ -300,7 +300,7 @@ impl State {
             self.silent = Some(now);
         } else {
             let silent = *self.silent.get_or_insert(now);
-            stuck = self.sent + self.forgotten == self.abandoned && now >= silent + PATIENCE;
+            stuck = self.unanswered() == self.abandoned && now >= silent + PATIENCE;
             // A plugin that takes no batches must not make them pile up. Ids grow from one call to the next, so they are
             // in order.
             self.free(id);
@@ -444,9 +444,13 @@ impl State {
         Some(batch.into_bytes().into())
     }
 
+    /// How many calls the plugin may yet answer.
+    fn unanswered(&self) -> usize {
+        self.sent + self.forgotten
+    }
+
     /// Takes a message of answers in.
-    fn take_in(&mut self, message: Bytes, generation: &Generation) -> Result<(), CallError> {
-        let message: CheckBatchAnswer = codec::read(message).map_err(CallError::Unreadable)?;
+    fn take_in(&mut self, message: CheckBatchAnswer, generation: &Generation) -> Result<(), CallError> {
         self.silent = None;
         let untaken = self.untaken.checked_sub(message.taken);
         self.untaken =
@@ -584,6 +588,9 @@ async fn exchange(line: &Line, shared: &Shared, stream: u64) -> Result<(), CallE
     }
     let mut messages = incoming.await?;
     while let Some(message) = messages.next().await? {
+        let Some(open) = shared.state_of(stream).map(|state| state.unanswered()) else { return Ok(()) };
+        // Not under the lock: it may be large, and others ask meanwhile.
+        let message = codec::read_answers(message, open).map_err(CallError::Unreadable)?;
         let Some(mut state) = shared.state_of(stream) else { return Ok(()) };
         state.take_in(message, &shared.generation)?;
         state.send(shared);

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use bytes::{Buf, BufMut, Bytes};
+use palisade_plugin_proto::v1::CheckBatchAnswer;
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -57,6 +58,14 @@ impl<T: Message + Answer + Default> Decoder for Incoming<T> {
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
         // In one piece, and not copied for that.
         read(buffer.copy_to_bytes(buffer.remaining())).map(Some).map_err(Status::internal)
+    }
+}
+
+/// As [`read`], of answers to some of so many calls.
+pub(super) fn read_answers(message: Bytes, calls: usize) -> Result<CheckBatchAnswer, String> {
+    match shape::are_modest(&message, calls) {
+        true => CheckBatchAnswer::decode(message).map_err(|error| error.to_string()),
+        false => Err("answers of too many fields, or to more calls than are open".to_owned()),
     }
 }
 

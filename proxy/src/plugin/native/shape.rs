@@ -68,6 +68,19 @@ pub(super) fn is_modest<A: Answer>(bytes: &[u8]) -> bool {
     is_within(bytes, A::SHAPE, &mut A::MOST_FIELDS.clone())
 }
 
+/// As [`is_modest`], where so many calls are open: there are no more answers than those.
+pub(super) fn are_modest(bytes: &[u8], calls: usize) -> bool {
+    let mut left = calls.saturating_add(1).saturating_mul(ONE).min(MANY);
+    let (mut rest, mut answers) = (bytes, 0);
+    while let Some(Field { number, .. }) = field(&mut rest) {
+        answers += usize::from(number == ANSWERS.0[0].0);
+        if answers > calls {
+            return false;
+        }
+    }
+    is_within(bytes, &ANSWERS, &mut left)
+}
+
 /// Takes the fields of a message off what is `left`.
 fn is_within(mut bytes: &[u8], shape: &Shape, left: &mut usize) -> bool {
     while !bytes.is_empty() {
@@ -75,24 +88,39 @@ fn is_within(mut bytes: &[u8], shape: &Shape, left: &mut usize) -> bool {
             return false;
         }
         *left -= 1;
-        let Some(tag) = varint(&mut bytes) else { return true };
-        let length = match tag & 7 {
-            0 => varint(&mut bytes).map(|_| 0),
-            1 => Some(8),
-            2 => varint(&mut bytes),
-            5 => Some(4),
-            // Groups are nobody's any more, and who reads would skip them.
-            _ => return false,
-        };
-        let cut = length.and_then(|length| bytes.split_at_checked(usize::try_from(length).ok()?));
-        let Some((field, rest)) = cut else { return true };
-        bytes = rest;
-        let inner = shape.0.iter().find(|(number, _)| *number == tag >> 3).filter(|_| tag & 7 == 2);
-        if inner.is_some_and(|(_, shape)| !is_within(field, shape, left)) {
+        let Some(Field { number, kind, inside }) = field(&mut bytes) else { return true };
+        // Groups are nobody's any more, and who reads would skip them.
+        if !matches!(kind, 0 | 1 | 2 | 5) {
+            return false;
+        }
+        let inner = shape.0.iter().find(|(known, _)| *known == number).filter(|_| kind == 2);
+        if inner.is_some_and(|(_, shape)| !is_within(inside, shape, left)) {
             return false;
         }
     }
     true
+}
+
+/// A field as it stands in a message. What it holds is told of one that has a length; of a group, none is.
+struct Field<'a> {
+    number: u64,
+    kind: u64,
+    inside: &'a [u8],
+}
+
+/// Takes the next field off; `None`: it is malformed, or there is none.
+fn field<'a>(bytes: &mut &'a [u8]) -> Option<Field<'a>> {
+    let tag = varint(bytes)?;
+    let length = match tag & 7 {
+        0 => varint(bytes).map(|_| 0)?,
+        1 => 8,
+        2 => varint(bytes)?,
+        5 => 4,
+        _ => 0,
+    };
+    let (inside, rest) = bytes.split_at_checked(usize::try_from(length).ok()?)?;
+    *bytes = rest;
+    Some(Field { number: tag >> 3, kind: tag & 7, inside })
 }
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
@@ -136,6 +164,7 @@ mod tests {
         let answer = CheckAnswer { id: 1, answer: Some(check_answer::Answer::Request(allow())) };
         let answers = CheckBatchAnswer { answers: vec![answer; 256], taken: 1, ..Default::default() };
         assert!(is_modest::<CheckBatchAnswer>(&answers.encode_to_vec()));
+        assert!(are_modest(&answers.encode_to_vec(), 256));
         let names = vec!["a.example".to_owned(); 20];
         let bundle = CertificateBundle { name: "a".to_owned(), server_names: names, ..CertificateBundle::default() };
         let update =
@@ -159,6 +188,21 @@ mod tests {
         let hidden = [&[0xfb, 0x01, 0xfc, 0x01][..], &update.encode_to_vec()].concat();
         assert!(WatchCertificatesResponse::decode(&*hidden).is_ok());
         assert!(!is_modest::<WatchCertificatesResponse>(&hidden));
+    }
+
+    #[test]
+    fn answers_are_as_many_as_calls_at_most() {
+        let of = |answer: CheckAnswer, count| {
+            CheckBatchAnswer { answers: vec![answer; count], taken: 1, ..Default::default() }.encode_to_vec()
+        };
+        let small = CheckAnswer { id: 1, ..CheckAnswer::default() };
+        assert!(are_modest(&of(small.clone(), 2), 2) && are_modest(&of(small.clone(), 0), 0));
+        assert!(!are_modest(&of(small.clone(), 3), 2) && !are_modest(&of(small, 1), 0));
+        let nothing = vec![HeaderMutation { mutation: None }; 3 * ONE];
+        let pass = check_response_response::Verdict::Pass(HeaderMutations { headers: nothing });
+        let pass = CheckResponseResponse { verdict: Some(pass), ..Default::default() };
+        let large = CheckAnswer { id: 1, answer: Some(check_answer::Answer::Response(pass)) };
+        assert!(!are_modest(&of(large, 1), 1));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub(crate) fn judge_answers(bytes: &Bytes, size: usize) {
     let exchange = async {
         let mut messages = Messages::of(in_pieces(bytes, size), MOST, "test")?;
         while let Some(message) = messages.next().await? {
+            let message = codec::read_answers(message, state.unanswered()).map_err(CallError::Unreadable)?;
             state.take_in(message, &shared.generation)?;
             let waiting = state.slots.iter().filter(|slot| slot.waiter.is_some()).count();
             assert_eq!((state.sent, state.abandoned), (waiting, 0));
