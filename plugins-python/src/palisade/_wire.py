@@ -174,10 +174,11 @@ def decode_batch(data: bytes) -> tuple[str, Sequence[BatchedCall]]:
 def subject_of(call: BatchedCall) -> Request | Response:
     """What the call asks about. Raises CallError if that is nothing, or nothing that is known."""
     if call.HasField("request"):
-        message = call.request
-        if not message.HasField("request"):
+        subject = _request(call.request)
+        # With headers there is a request, and asking for it is not cheap.
+        if not subject.headers.raw and not call.request.HasField("request"):
             raise no_request()
-        return _request(message)
+        return subject
     if call.HasField("response"):
         return _response(call.response)
     raise CallError("UNIMPLEMENTED", "a call that this plugin does not know")
