@@ -14,15 +14,16 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Uri;
 use palisade_plugin_proto::v1::{CheckAnswer, CheckBatchAnswer, check_answer};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::PollSemaphore;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
@@ -65,10 +66,10 @@ pub(super) enum Kind {
 }
 
 /// What a stream may have under way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Bounds {
-    /// Calls that the plugin works on at a time.
-    calls: usize,
+    /// As many permits as the plugin takes calls at a time, in batches or by themselves; `None`: no limit.
+    places: Option<Arc<Semaphore>>,
     /// Batches on their way that the plugin has not taken on. With more than two, they would stay small, and cost a slow
     /// plugin more than they save.
     batches: u32,
@@ -78,11 +79,44 @@ impl Bounds {
     /// `calls`: how many the plugin works on at a time; 0: as many as there are. `on_one_core`: whether a message costs it
     /// so much that it is better off waiting for a larger one than with one that is there when it has done its work.
     pub(super) fn new(calls: u32, on_one_core: bool) -> Self {
-        let calls = match calls {
-            0 => usize::MAX,
-            calls => calls as usize,
+        let places = match calls {
+            0 => None,
+            calls => Some(Arc::new(Semaphore::new((calls as usize).min(Semaphore::MAX_PERMITS)))),
         };
-        Self { calls, batches: if on_one_core { 1 } else { 2 } }
+        Self { places, batches: if on_one_core { 1 } else { 2 } }
+    }
+
+    /// What calls by themselves take of them.
+    pub(super) fn places(&self) -> Option<Arc<Semaphore>> {
+        self.places.clone()
+    }
+
+    fn is_full(&self) -> bool {
+        self.places.as_ref().is_some_and(|places| places.available_permits() == 0)
+    }
+
+    /// Takes a place, if there is one at this moment; it is given back by [`Bounds::give_back`].
+    fn take_place(&self) -> bool {
+        self.places.as_ref().is_none_or(|places| places.try_acquire().map(SemaphorePermit::forget).is_ok())
+    }
+
+    /// As [`Bounds::take_place`], in its turn. Who does not want one any more drops `turn`.
+    fn poll_place(&self, turn: &mut Option<PollSemaphore>, cx: &mut Context<'_>) -> Poll<()> {
+        if turn.is_none() && self.take_place() {
+            return Poll::Ready(());
+        }
+        let Some(places) = &self.places else { return Poll::Ready(()) };
+        let waits = turn.get_or_insert_with(|| PollSemaphore::new(Arc::clone(places)));
+        // They are never closed.
+        let Some(place) = ready!(waits.poll_acquire(cx)) else { return Poll::Pending };
+        place.forget();
+        Poll::Ready(())
+    }
+
+    fn give_back(&self, count: usize) {
+        if let Some(places) = self.places.as_ref().filter(|_| count > 0) {
+            places.add_permits(count);
+        }
     }
 }
 
@@ -119,7 +153,8 @@ struct State {
     free: Vec<usize>,
     /// Counts calls.
     serial: u64,
-    /// Calls that the plugin works on, with those that nobody waits for any more, but for those that it has forgotten.
+    /// Calls that the plugin works on, with those that nobody waits for any more, but for those that it has forgotten. Each
+    /// has a place.
     sent: usize,
     /// Of those that were sent, how many nobody waits for.
     abandoned: usize,
@@ -249,11 +284,11 @@ impl Batches {
             state.alarm = Some(deadline);
             state.wake();
         }
-        if state.sent >= self.shared.bounds.calls {
-            state.forget();
+        if self.shared.bounds.is_full() {
+            state.forget(&self.shared.bounds);
         }
         // Not sent here: what comes in the same turn goes in one batch.
-        if state.may_send(self.shared.bounds) {
+        if state.wants_to_send(&self.shared.bounds) {
             state.wake();
         }
         Some(id)
@@ -289,7 +324,7 @@ impl State {
     }
 
     /// Gives up a call for which somebody waits, and returns who. One that was sent keeps its place until it is answered.
-    fn give_up(&mut self, id: u64, now: Instant) -> Option<oneshot::Sender<Answer>> {
+    fn give_up(&mut self, id: u64, now: Instant, bounds: &Bounds) -> Option<oneshot::Sender<Answer>> {
         let slot = self.slot(id)?;
         let waiter = slot.waiter.take()?;
         let mut stuck = false;
@@ -310,13 +345,13 @@ impl State {
         }
         if stuck || self.abandoned > MOST_ABANDONED {
             self.renew = true;
-            self.broken(&CallError::Lost("it does not answer".to_owned()));
+            self.broken(&CallError::Lost("it does not answer".to_owned()), bounds);
         }
         Some(waiter)
     }
 
     /// Makes room for others in the place of calls that were never answered.
-    fn forget(&mut self) {
+    fn forget(&mut self, bounds: &Bounds) {
         if self.forgets.is_none_or(|first| Instant::now() < first) {
             return;
         }
@@ -331,6 +366,7 @@ impl State {
                 slot.forgotten = true;
                 self.sent -= 1;
                 self.forgotten += 1;
+                bounds.give_back(1);
             } else {
                 self.forgets = Some(self.forgets.map_or(forgets, |first| first.min(forgets)));
             }
@@ -338,14 +374,14 @@ impl State {
     }
 
     /// What a call comes to whose time is over.
-    fn late(&mut self, id: u64, bounds: Bounds) -> CallError {
+    fn late(&mut self, id: u64, bounds: &Bounds) -> CallError {
         let sent = self.slot(id).is_none_or(|slot| slot.sent);
         // What the limit held back was never the plugin's to answer.
-        if !sent && self.sent >= bounds.calls { CallError::Overloaded } else { CallError::Timeout }
+        if !sent && bounds.is_full() { CallError::Overloaded } else { CallError::Timeout }
     }
 
     /// Ends the calls whose time is over, and sets the alarm for the others.
-    fn end_late(&mut self, bounds: Bounds) {
+    fn end_late(&mut self, bounds: &Bounds) {
         let now = Instant::now();
         self.alarm = None;
         let mut index = 0;
@@ -359,7 +395,7 @@ impl State {
                 continue;
             }
             let error = self.late(id, bounds);
-            if let Some(waiter) = self.give_up(id, now) {
+            if let Some(waiter) = self.give_up(id, now, bounds) {
                 waiter.send(Err(error)).ok();
             }
         }
@@ -371,14 +407,15 @@ impl State {
         }
     }
 
-    fn may_send(&self, bounds: Bounds) -> bool {
-        self.untaken < bounds.batches && self.sent < bounds.calls && !self.pending.is_empty()
+    /// Whether there is something to be sent, as soon as there is a place for it.
+    fn wants_to_send(&self, bounds: &Bounds) -> bool {
+        self.untaken < bounds.batches && !self.pending.is_empty()
     }
 
-    /// Sends what may be sent. Where there is no room for it, the stream's task waits for some.
+    /// Sends what may be sent. Where there is no room or no place for it, the stream's task waits for some.
     fn send(&mut self, shared: &Shared) {
-        while self.may_send(shared.bounds) {
-            if !self.outgoing.as_mut().is_some_and(Outgoing::has_room) {
+        while self.wants_to_send(&shared.bounds) {
+            if !self.outgoing.as_mut().is_some_and(Outgoing::has_room) || !shared.bounds.take_place() {
                 return self.wake();
             }
             self.send_batch(shared);
@@ -386,7 +423,8 @@ impl State {
     }
 
     /// What the stream's task does whenever it is woken: it ends what is late, and sends what may be sent.
-    fn attend(&mut self, shared: &Shared, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) {
+    fn attend(&mut self, shared: &Shared, waits: &mut Waits, cx: &mut Context<'_>) {
+        let Waits { timer, turn } = waits;
         if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             self.task = Some(cx.waker().clone());
         }
@@ -398,17 +436,24 @@ impl State {
             if timer.as_mut().poll(cx).is_pending() {
                 break;
             }
-            self.end_late(shared.bounds);
+            self.end_late(&shared.bounds);
         }
-        while self.may_send(shared.bounds) {
+        while self.wants_to_send(&shared.bounds) {
             let room = self.outgoing.as_mut().map(|outgoing| outgoing.poll_room(cx));
             if !room.is_some_and(|room| room.is_ready()) {
                 break;
             }
+            if shared.bounds.poll_place(turn, cx).is_pending() {
+                return;
+            }
             self.send_batch(shared);
         }
+        // Whose turn it is keeps the place from others.
+        *turn = None;
     }
 
+    /// Sends a batch, for whose first call there is a place.
+    ///
     /// What HTTP/2 has not sent yet is less than two batches: there was room when the last one was made, so nothing of the
     /// one before was left. A batch is at most [`MOST_BYTES`] and one call.
     fn send_batch(&mut self, shared: &Shared) {
@@ -418,16 +463,22 @@ impl State {
         }
     }
 
-    /// The next batch.
+    /// The next batch, for whose first call there is a place.
     fn batch(&mut self, shared: &Shared) -> Option<Bytes> {
         let mut batch = Message::with_capacity(1024);
         batch.bytes(1, shared.generation.hash.as_bytes());
         let now = Instant::now();
-        let mut calls = 0;
-        while calls < MOST_CALLS && self.sent < shared.bounds.calls && batch.len() < MOST_BYTES {
+        let (mut calls, mut has_place) = (0, true);
+        while calls < MOST_CALLS && batch.len() < MOST_BYTES {
+            let Some(id) = self.pending.front().map(|pending| pending.id) else { break };
+            has_place = has_place || shared.bounds.take_place();
+            if !has_place {
+                break;
+            }
             let Some(pending) = self.pending.pop_front() else { break };
-            let Some(slot) = self.slot(pending.id) else { continue };
+            let Some(slot) = self.slot(id) else { continue };
             slot.sent = true;
+            has_place = false;
             self.sent += 1;
             calls += 1;
             let timeout = pending.deadline.saturating_duration_since(now).as_micros();
@@ -437,6 +488,7 @@ impl State {
                 call.present(pending.kind as u64, &pending.message);
             });
         }
+        shared.bounds.give_back(usize::from(has_place));
         if calls == 0 {
             return None;
         }
@@ -450,7 +502,14 @@ impl State {
     }
 
     /// Takes a message of answers in.
-    fn take_in(&mut self, message: CheckBatchAnswer, generation: &Generation) -> Result<(), CallError> {
+    fn take_in(&mut self, message: CheckBatchAnswer, shared: &Shared) -> Result<(), CallError> {
+        let before = self.sent;
+        let taken_in = self.take_answers(message, &shared.generation);
+        shared.bounds.give_back(before - self.sent);
+        taken_in
+    }
+
+    fn take_answers(&mut self, message: CheckBatchAnswer, generation: &Generation) -> Result<(), CallError> {
         self.silent = None;
         let untaken = self.untaken.checked_sub(message.taken);
         self.untaken =
@@ -492,7 +551,7 @@ impl State {
 
     /// Ends every open call with `error`; those that have not been sent are said to be so. The next one opens another
     /// stream.
-    fn broken(&mut self, error: &CallError) {
+    fn broken(&mut self, error: &CallError, bounds: &Bounds) {
         // Whatever the plugin has said, it was not said of those.
         let unsent = match error {
             CallError::Lost(why) | CallError::Unsent(why) => CallError::Unsent(why.clone()),
@@ -506,6 +565,7 @@ impl State {
                 waiter.send(Err(if sent { error } else { &unsent }.clone())).ok();
             }
         }
+        bounds.give_back(self.sent);
         self.sent = 0;
         self.abandoned = 0;
         self.forgotten = 0;
@@ -529,17 +589,25 @@ struct Open {
 
 impl Open {
     fn late(&self) -> CallError {
-        self.shared.state().late(self.id, self.shared.bounds)
+        self.shared.state().late(self.id, &self.shared.bounds)
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         if !self.answered {
-            let waiter = self.shared.state().give_up(self.id, Instant::now());
+            let waiter = self.shared.state().give_up(self.id, Instant::now(), &self.shared.bounds);
             drop(waiter);
         }
     }
+}
+
+/// What a stream's task waits for.
+#[derive(Default)]
+struct Waits {
+    timer: Option<Pin<Box<Sleep>>>,
+    /// For a place.
+    turn: Option<PollSemaphore>,
 }
 
 /// Works for a stream until it ends, and then ends all calls on it.
@@ -547,10 +615,10 @@ async fn work(line: Line, shared: Arc<Shared>, stream: u64) {
     let mut end = End { shared, stream, error: CallError::Lost("the stream's task ended".to_owned()) };
     let shared = &end.shared;
     let mut exchange = pin!(exchange(&line, shared, stream));
-    let mut timer = None;
+    let mut waits = Waits::default();
     let ended = poll_fn(|cx| match shared.state_of(stream) {
         Some(mut state) => {
-            state.attend(shared, &mut timer, cx);
+            state.attend(shared, &mut waits, cx);
             drop(state);
             exchange.as_mut().poll(cx)
         }
@@ -574,7 +642,7 @@ impl Drop for End {
         if let Some(mut state) = self.shared.state_of(self.stream) {
             let Self { error, .. } = self;
             tracing::debug!(target: "palisade::plugin", %error, calls = state.sent, "a stream of calls ended");
-            state.broken(error);
+            state.broken(error, &self.shared.bounds);
         }
     }
 }
@@ -592,7 +660,7 @@ async fn exchange(line: &Line, shared: &Shared, stream: u64) -> Result<(), CallE
         // Not under the lock: it may be large, and others ask meanwhile.
         let message = codec::read_answers(message, open).map_err(CallError::Unreadable)?;
         let Some(mut state) = shared.state_of(stream) else { return Ok(()) };
-        state.take_in(message, &shared.generation)?;
+        state.take_in(message, shared)?;
         state.send(shared);
     }
     Ok(())

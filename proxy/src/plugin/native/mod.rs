@@ -72,7 +72,7 @@ pub(crate) struct Native {
     lines: PerWorker<Line>,
     needs: Needs,
     generation: Generation,
-    /// As many permits as the plugin takes calls at a time; `None`: no limit.
+    /// As many permits as the plugin takes calls at a time, in batches too; `None`: no limit.
     permits: Option<Arc<Semaphore>>,
 }
 
@@ -116,7 +116,7 @@ impl Native {
             false => None,
         };
         let of_workers = |lines: &PerWorker<Line>| {
-            Streams::Each(lines.map(|line| Batches::of_worker(line.clone(), generation.clone(), bounds)))
+            Streams::Each(lines.map(|line| Batches::of_worker(line.clone(), generation.clone(), bounds.clone())))
         };
         let (streams, lines) = match (filter.batches, one, beside) {
             (false, ..) => (Streams::None, lines::open(shared, workers, open).await),
@@ -134,7 +134,7 @@ impl Native {
                     None => lines::one(shared.clone(), open()).await,
                     Some(beside) => Line::open(beside).await.map_err(|why| why.to_string())?,
                 };
-                let batches = Batches::of_all(line, generation.clone(), bounds);
+                let batches = Batches::of_all(line, generation.clone(), bounds.clone());
                 (Streams::One(Box::new(batches)), PerWorker::of(shared, Vec::new()))
             }
         };
@@ -151,11 +151,7 @@ impl Native {
             version = clip(&description.version),
             "plugin described itself",
         );
-        let permits = match description.max_concurrent_calls {
-            0 => None,
-            calls => Some(Arc::new(Semaphore::new((calls as usize).min(Semaphore::MAX_PERMITS)))),
-        };
-        Ok(Self { first, streams, lines, needs, generation, permits })
+        Ok(Self { first, streams, lines, needs, generation, permits: bounds.places() })
     }
 
     pub(super) fn needs(&self) -> Needs {

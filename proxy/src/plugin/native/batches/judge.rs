@@ -29,7 +29,7 @@ pub(crate) fn judge_answers(bytes: &Bytes, size: usize) {
         let mut messages = Messages::of(in_pieces(bytes, size), MOST, "test")?;
         while let Some(message) = messages.next().await? {
             let message = codec::read_answers(message, state.unanswered()).map_err(CallError::Unreadable)?;
-            state.take_in(message, &shared.generation)?;
+            state.take_in(message, &shared)?;
             let waiting = state.slots.iter().filter(|slot| slot.waiter.is_some()).count();
             assert_eq!((state.sent, state.abandoned), (waiting, 0));
             assert!(state.untaken <= 1);
@@ -39,7 +39,7 @@ pub(crate) fn judge_answers(bytes: &Bytes, size: usize) {
     // Nothing of it has to be waited for.
     let ended = exchange.now_or_never().unwrap_or(Err(CallError::Timeout));
     assert_ne!(ended, Err(CallError::Timeout));
-    state.broken(&CallError::Lost("the end".to_owned()));
+    state.broken(&CallError::Lost("the end".to_owned()), &shared.bounds);
     for (kind, mut answer) in asked {
         match answer.try_recv() {
             Ok(Ok(check_answer::Answer::Request(_))) => assert_eq!(kind, Kind::Request),

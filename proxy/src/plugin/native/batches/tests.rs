@@ -460,7 +460,7 @@ async fn a_stream_that_is_not_served_any_more_is_given_up_with_its_connection() 
         let done = Arc::default();
         let serve = move |_, stream| serve(stream, |to, _| std::mem::forget(to), Arc::clone(&done));
         let (line, dials) = line(serve).await;
-        let batches = Batches::of_all(line, generation(), bounds);
+        let batches = Batches::of_all(line, generation(), bounds.clone());
         assert_eq!(until_answered(&batches).await, Ok(allowed()), "{bounds:?}");
         // Whatever serves the first one may stand still.
         assert_eq!(dials.load(Ordering::SeqCst), 2, "{bounds:?}");
@@ -542,14 +542,43 @@ async fn calls_that_are_never_answered_take_no_place_for_ever() {
     let both = join_all((0..2).map(|_| ask(&batches))).await;
     assert_eq!((both, places(&batches)), (vec![Ok(allowed()); 2], (1, 1, 1, 0)));
     // Where there is no place left, the forgotten one's is.
-    batches.shared.state().sent += 1;
+    assert!(batches.shared.bounds.take_place());
     assert_eq!(ask(&batches).await, Ok(allowed()));
-    assert_eq!(places(&batches), (1, 1, 1, 1));
+    assert_eq!(places(&batches), (1, 0, 1, 1));
     // A late answer is nobody's, and breaks nothing.
     release.notify_one();
     while batches.shared.state().forgotten == 1 {
         tokio::task::yield_now().await;
     }
     assert_eq!(ask(&batches).await, Ok(allowed()));
-    assert_eq!(places(&batches), (1, 1, 0, 0));
+    assert_eq!(places(&batches), (1, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_in_batches_and_by_themselves_share_their_places() {
+    let (line, _) = line(|_, stream| serve(stream, |_, _| {}, Arc::new(AtomicBool::new(true)))).await;
+    let bounds = Bounds::new(2, false);
+    let places = bounds.places().unwrap();
+    let batches = Batches::of_all(line, generation(), bounds);
+    // As a call by itself does.
+    let both = Arc::clone(&places).acquire_many_owned(2).await.unwrap();
+    assert_eq!(ask_within(&batches, Duration::from_secs(1)).await, Err(CallError::Overloaded));
+    let waiting: Vec<_> = (0..5).map(|_| tokio::spawn(ask(&batches))).collect();
+    while batches.shared.state().pending.len() < 5 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(batches.shared.state().sent, 0);
+    // The stream is told of one that is free.
+    drop(both);
+    for call in waiting {
+        assert_eq!(call.await.unwrap(), Ok(allowed()));
+    }
+    assert_eq!(places.available_permits(), 2);
+    // Nobody has the turn of a call that was given up.
+    let both = Arc::clone(&places).acquire_many_owned(2).await.unwrap();
+    assert_eq!(ask_within(&batches, Duration::from_secs(1)).await, Err(CallError::Overloaded));
+    drop(both);
+    while places.available_permits() < 2 {
+        tokio::task::yield_now().await;
+    }
 }
