@@ -123,7 +123,8 @@ impl Bell {
     fn lie_down(&self) -> bool {
         let free = self.state.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if !free {
-            self.state.store(AWAKE, Ordering::Release);
+            // Somebody may have rung once more since: a store alone would not see what was done before that.
+            self.state.swap(AWAKE, Ordering::AcqRel);
         }
         free
     }
