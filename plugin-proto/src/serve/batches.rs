@@ -2,7 +2,8 @@
 //!
 //! The calls of a batch are begun one after the other. Those that are answered at once, as those of most filters are,
 //! go back together in one message; those that wait for something become tasks of their own, and so does the rest of a
-//! batch that takes long. So no batch waits for a call of the one before it.
+//! batch that takes long. So no batch waits for a call of the one before it. What was not begun before it became a task
+//! may block as those before it did, so it is begun beside the runtime (`aside`).
 //!
 //! A message costs both sides more than a verdict does, and a task costs about as much as one. So a thread that others
 //! took the core from is not taken for a filter that blocks, after which calls would go by themselves for a while.
@@ -27,7 +28,7 @@ use crate::v1::{CheckAnswer, CheckBatch, CheckBatchAnswer, CheckCall, CheckError
 const TURN: Duration = Duration::from_micros(200);
 
 /// A filter that blocks for longer than this makes others wait.
-const SLOW: Duration = Duration::from_millis(1);
+pub(super) const SLOW: Duration = Duration::from_millis(1);
 
 /// How many calls become tasks at once after a slow one.
 const CAREFUL: u32 = 1_000;
@@ -146,10 +147,15 @@ impl<F: Filter, B: Stream<Item = Result<CheckBatch, Status>> + Unpin> Served<F, 
                     continue;
                 }
             };
-            let timeout = Duration::from_micros(call.timeout_micros);
-            let mut work = Box::pin(judge(Arc::clone(&self.filter), config, call));
+            let deadline = began + Duration::from_micros(call.timeout_micros);
+            if last >= deadline {
+                message.push(late(id));
+                continue;
+            }
+            let mut work = judge(Arc::clone(&self.filter), config, call).boxed();
             self.careful = self.careful.saturating_sub(1);
-            if self.careful == 0 && last.duration_since(began) < TURN {
+            let here = self.careful == 0 && last.duration_since(began) < TURN;
+            if here {
                 let answer = work.as_mut().now_or_never();
                 let now = Instant::now();
                 if now.duration_since(last) > SLOW {
@@ -164,9 +170,14 @@ impl<F: Filter, B: Stream<Item = Result<CheckBatch, Status>> + Unpin> Served<F, 
                     continue;
                 }
             }
+            let shared = Arc::clone(&self.shared);
             self.waiting.spawn(async move {
-                let late = || (failed(id, &Status::deadline_exceeded("the host waits no longer")), None);
-                tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| late())
+                let work = async { if here { Some(work.await) } else { shared.aside.begin(work).await } };
+                match tokio::time::timeout_at(deadline.into(), work).await {
+                    Ok(Some(answer)) => answer,
+                    Ok(None) => (failed(id, &Status::unavailable("the plugin ends")), None),
+                    Err(_) => late(id),
+                }
             });
         }
         message.finish(1, &mut self.ready);
@@ -217,7 +228,7 @@ impl Outgoing {
 /// One call, from the message to its answer.
 async fn judge<F: Filter>(filter: Arc<F>, config: Arc<Config>, call: CheckCall) -> Judged {
     let id = call.id;
-    let judged = async {
+    let judged = guarded(async {
         match call.call {
             None => Err(Status::unimplemented("a call that this plugin does not know")),
             Some(check_call::Call::Request(call)) => {
@@ -230,13 +241,21 @@ async fn judge<F: Filter>(filter: Arc<F>, config: Arc<Config>, call: CheckCall) 
                 Ok(check_answer::Answer::Response(verdict))
             }
         }
-    };
-    match AssertUnwindSafe(judged).catch_unwind().await {
-        Ok(Ok(answer)) => (CheckAnswer { id, answer: Some(answer) }, Some(config)),
-        Ok(Err(status)) => (failed(id, &status), None),
-        // The panic itself is on stderr.
-        Err(_) => (failed(id, &Status::internal("the filter panicked")), None),
+    });
+    match judged.await {
+        Ok(answer) => (CheckAnswer { id, answer: Some(answer) }, Some(config)),
+        Err(status) => (failed(id, &status), None),
     }
+}
+
+/// What a filter says; a panic of its is an error. The panic itself is on stderr.
+pub(super) async fn guarded<T>(judged: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let panicked = |_| Err(Status::internal("the filter panicked"));
+    AssertUnwindSafe(judged).catch_unwind().await.unwrap_or_else(panicked)
+}
+
+fn late(id: u64) -> Judged {
+    (failed(id, &Status::deadline_exceeded("the host waits no longer")), None)
 }
 
 fn failed(id: u64, status: &Status) -> CheckAnswer {

@@ -20,6 +20,7 @@
 //! [`Plugin::serve`] listens on a unix socket in the directory that the host gave, prints the handshake line, answers
 //! health checks, takes its configuration, and ends when the host asks (`Shutdown`, SIGTERM) or is gone.
 
+mod aside;
 mod batches;
 mod config;
 mod key;
@@ -69,8 +70,11 @@ const MAX_MESSAGE: usize = 16 << 20;
 ///
 /// A filter is asked on a thread of the SDK's: there is one for each thread of the host that serves. It finds there the
 /// runtime that [`Plugin::serve`] was called in; what it waits for, and the rest of its work from there on, is that
-/// runtime's. One that blocks its thread makes others wait, as anywhere in async code; after that has happened, calls are
-/// the runtime's from the beginning, for a while.
+/// runtime's. One that blocks its thread makes others of that thread wait; after that has happened, and where a batch takes
+/// long, calls are begun on threads of the runtime that may be blocked (`tokio::task::spawn_blocking`), 256 at a time.
+/// So what comes before the first wait may use tokio's blocking calls. What comes after it must not block, as anywhere in
+/// async code, and neither may calls over a stream of batches at the first socket, which a host opens where it knows
+/// of no other.
 pub trait Filter: Send + Sync + 'static {
     /// Which parts and phases the filter wants. Default: all but the body and the client's certificate, no response
     /// phase.

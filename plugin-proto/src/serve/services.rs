@@ -7,7 +7,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Certificates, Config, Filter, REFRESH, batches, report};
+use super::aside::Aside;
+use super::batches::{self, guarded};
+use super::{Certificates, Config, Filter, REFRESH, report};
 use crate::goplugin::{Empty, grpc_controller_server::GrpcController};
 use crate::v1::{
     self, CallContext, CertificateBundle, CheckBatch, CheckBatchAnswer, CheckRequestRequest, CheckRequestResponse,
@@ -15,15 +17,16 @@ use crate::v1::{
     DescribeResponse, WatchCertificatesRequest, WatchCertificatesResponse, lifecycle_server::Lifecycle,
 };
 
-/// What the services share: the configuration in force, and the end.
+/// What the services share: the configuration in force, the end, and where calls are begun that may block.
 pub(super) struct Shared {
+    pub(super) aside: Aside,
     config: watch::Sender<Option<Arc<Config>>>,
     end: watch::Sender<bool>,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Self { config: watch::Sender::new(None), end: watch::Sender::new(false) }
+        Self { aside: Aside::new(), config: watch::Sender::new(None), end: watch::Sender::new(false) }
     }
 
     /// Asks everything to end.
@@ -113,8 +116,12 @@ impl<F: Filter> v1::filter_server::Filter for FilterService<F> {
         let call = request.into_inner();
         let config = self.shared.config_for(call.context.as_ref())?;
         let request = call.request.ok_or_else(|| Status::invalid_argument("no request"))?;
-        let verdict = self.filter.check_request(&request, &config).await.map_err(internal)?;
-        Ok(Response::new(CheckRequestResponse { config_hash: config.hash().to_owned(), ..verdict }))
+        let filter = Arc::clone(&self.filter);
+        let judged = self.aside(async move {
+            let verdict = filter.check_request(&request, &config).await.map_err(internal)?;
+            Ok(CheckRequestResponse { config_hash: config.hash().to_owned(), ..verdict })
+        });
+        judged.await.map(Response::new)
     }
 
     async fn check_response(
@@ -123,8 +130,23 @@ impl<F: Filter> v1::filter_server::Filter for FilterService<F> {
     ) -> Result<Response<CheckResponseResponse>, Status> {
         let response = request.into_inner();
         let config = self.shared.config_for(response.context.as_ref())?;
-        let verdict = self.filter.check_response(&response, &config).await.map_err(internal)?;
-        Ok(Response::new(CheckResponseResponse { config_hash: config.hash().to_owned(), ..verdict }))
+        let filter = Arc::clone(&self.filter);
+        let judged = self.aside(async move {
+            let verdict = filter.check_response(&response, &config).await.map_err(internal)?;
+            Ok(CheckResponseResponse { config_hash: config.hash().to_owned(), ..verdict })
+        });
+        judged.await.map(Response::new)
+    }
+}
+
+impl<F> FilterService<F> {
+    /// One call by itself is begun where those of a batch are that may block.
+    async fn aside<T: Send + 'static>(
+        &self,
+        judged: impl Future<Output = Result<T, Status>> + Send + 'static,
+    ) -> Result<T, Status> {
+        let judged = self.shared.aside.begin(Box::pin(guarded(judged))).await;
+        judged.unwrap_or_else(|| Err(Status::unavailable("the plugin ends")))
     }
 }
 

@@ -6,7 +6,7 @@
 //! of its own threads, so calls are judged on as many cores as it has put to work.
 //!
 //! Filters find the runtime of the program there as anywhere else, and what waits for something is finished by it. One
-//! that blocks holds up the calls of its own connection, and neither the runtime nor others.
+//! that blocks before it waits holds up the calls of its own connection, and neither the runtime nor others.
 //!
 //! HTTP/2 is the h2 crate's; this is gRPC on top of it, for one method, and what a server owes itself:
 //!

@@ -15,8 +15,9 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tonic::Request as Call;
 
+use super::super::batches::SLOW;
 use super::super::services::LifecycleService;
-use super::super::{Config, Error, Filter, batches};
+use super::super::{Config, Error, Filter, aside, batches};
 use super::*;
 use crate::v1::{self, lifecycle_server::Lifecycle};
 use crate::v1::{
@@ -83,8 +84,9 @@ impl Filter for Scripted {
             "/block" => {
                 let (sender, receiver) = mpsc::channel();
                 self.blocks.send(sender)?;
-                receiver.recv()?;
+                receiver.recv_timeout(SOON)?;
             }
+            "/block_on" => drop(Handle::current().block_on(tokio::spawn(tokio::task::yield_now()))?),
             "/wait" => {
                 let (sender, receiver) = tokio::sync::oneshot::channel();
                 self.waits.send(sender)?;
@@ -121,7 +123,7 @@ impl Plugin {
         let path = directory.path().join("stream.sock");
         let (shared, judged) = (Arc::new(Shared::new()), Arc::<AtomicU32>::default());
         configure(&shared, "one").await;
-        let ((blocking, blocks), (waiting, waits)) = (mpsc::sync_channel(9), tokio::sync::mpsc::unbounded_channel());
+        let ((blocking, blocks), (waiting, waits)) = (mpsc::sync_channel(999), tokio::sync::mpsc::unbounded_channel());
         let runtime = Handle::current().id();
         let large = vec![b'x'; 3 << 20].into();
         let filter =
@@ -135,6 +137,19 @@ impl Plugin {
 
     async fn connect(&self) -> Host {
         Host::over(UnixStream::connect(&self.path).await.unwrap()).await.unwrap()
+    }
+
+    /// One more call blocks by now.
+    async fn blocked(&self) -> mpsc::Sender<()> {
+        soon(async {
+            loop {
+                match self.blocks.try_recv() {
+                    Ok(release) => break release,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        })
+        .await
     }
 
     async fn answers(&self) {
@@ -325,18 +340,88 @@ async fn one_that_blocks_holds_up_its_own_connection_and_the_runtime_not_at_all(
     let (mut first, mut second) = (plugin.connect().await, plugin.connect().await);
     let mut blocked = first.open().await;
     blocked.ask(&[(1, "/block"), (2, "/")]);
-    let release = soon(async {
-        loop {
-            match plugin.blocks.try_recv() {
-                Ok(release) => break release,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    })
-    .await;
+    let release = plugin.blocked().await;
     second.is_answered().await;
     release.send(()).unwrap();
     assert_eq!(blocked.codes().await[0], (1, 0));
+}
+
+/// What becomes of calls once one was slow: they may block as before. The runtime has one thread, and it is the test's.
+#[tokio::test]
+async fn calls_behind_a_slow_one_may_block_too_and_the_runtime_does_not() {
+    let plugin = Plugin::start().await;
+    let (mut host, mut other) = (plugin.connect().await, plugin.connect().await);
+    let mut stream = host.open().await;
+    stream.ask(&[(1, "/block"), (2, "/block"), (3, "/block"), (4, "/block_on")]);
+    let first = plugin.blocked().await;
+    // So that it was a slow one.
+    tokio::time::sleep(2 * SLOW).await;
+    first.send(()).unwrap();
+    let rest = [plugin.blocked().await, plugin.blocked().await];
+    let mut answered = stream.codes().await;
+    assert_eq!(answered, [(1, 0)]);
+    // The one beside them, and what comes later; and other connections.
+    assert_eq!(stream.codes().await, [(4, 0)]);
+    stream.ask(&[(5, "/block_on")]);
+    assert_eq!(stream.codes().await, []);
+    assert_eq!(stream.codes().await, [(5, 0)]);
+    stream.ask(&[(6, "/panic")]);
+    assert_eq!(stream.codes().await, []);
+    assert_eq!(stream.codes().await, [(6, Code::Internal as u32)]);
+    other.is_answered().await;
+    for release in rest {
+        release.send(()).unwrap();
+    }
+    answered.clear();
+    while answered.len() < 2 {
+        answered.extend(stream.codes().await);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [(2, 0), (3, 0)]);
+}
+
+/// Nobody can end a filter that blocks; but its calls are answered, and those that never began are not begun any more.
+#[tokio::test]
+async fn calls_that_block_are_given_up_in_time() {
+    let plugin = Plugin::start().await;
+    let mut stream = plugin.connect().await.open().await;
+    stream.ask(&[(1, "/block")]);
+    let first = plugin.blocked().await;
+    tokio::time::sleep(2 * SLOW).await;
+    first.send(()).unwrap();
+    assert_eq!(stream.codes().await, [(1, 0)]);
+    let calls = 2..aside::PLACES as u64 + 3;
+    stream.ask_by("one", calls.clone().map(|id| call(id, "/block", Duration::from_secs(1))));
+    let mut answered = Vec::new();
+    while answered.len() < aside::PLACES + 1 {
+        answered.extend(stream.codes().await);
+    }
+    answered.sort_unstable();
+    assert!(answered.into_iter().eq(calls.map(|id| (id, Code::DeadlineExceeded as u32))));
+    let judged = plugin.judged.load(Ordering::SeqCst) as usize;
+    assert!(judged < aside::PLACES + 2, "{judged}: the one without a place never was");
+    plugin.blocks.try_iter().for_each(drop);
+    stream.ask(&[(999, "/")]);
+    assert_eq!(stream.codes().await, []);
+    assert_eq!(stream.codes().await, [(999, 0)]);
+}
+
+/// Behind a call that blocks, others wait; they have no more time for that than the host has.
+#[tokio::test]
+async fn a_call_that_is_late_is_not_judged() {
+    let plugin = Plugin::start().await;
+    let mut stream = plugin.connect().await.open().await;
+    stream.ask_by("one", [call(1, "/block", SOON), call(2, "/", Duration::from_micros(1)), call(3, "/", SOON)]);
+    let release = plugin.blocked().await;
+    tokio::time::sleep(2 * SLOW).await;
+    release.send(()).unwrap();
+    let mut answered = stream.codes().await;
+    while answered.len() < 3 {
+        answered.extend(stream.codes().await);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [(1, 0), (2, Code::DeadlineExceeded as u32), (3, 0)]);
+    assert_eq!(plugin.judged.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
