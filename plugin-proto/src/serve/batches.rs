@@ -24,6 +24,9 @@ use super::spent::Spent;
 use super::{Config, Filter};
 use crate::v1::{CheckAnswer, CheckBatch, CheckBatchAnswer, CheckCall, CheckError, check_answer, check_call};
 
+/// With this many calls that wait, no batch is taken: as many as the host has of its own accord.
+pub(super) const MOST_WAITING: usize = 1 << 14;
+
 /// How long calls of one batch are worked on one after the other, before the rest become tasks.
 const TURN: Duration = Duration::from_micros(200);
 
@@ -121,7 +124,7 @@ impl<F: Filter, B: Stream<Item = Result<CheckBatch, Status>> + Unpin> Served<F, 
             biased;
             // A panic was caught, and nobody aborts a task while the stream is there.
             Some(Ok(answer)) = self.waiting.join_next() => Event::Answered(answer),
-            batch = self.batches.next(), if !self.closing => match batch {
+            batch = self.batches.next(), if !self.closing && self.waiting.len() < MOST_WAITING => match batch {
                 Some(Ok(batch)) => Event::Batch(batch),
                 None => Event::End,
                 Some(Err(status)) => Event::Broken(status),

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tonic::Request as Call;
 
-use super::super::batches::SLOW;
+use super::super::batches::{MOST_WAITING, SLOW};
 use super::super::services::LifecycleService;
 use super::super::{Config, Error, Filter, aside, batches};
 use super::*;
@@ -634,6 +634,29 @@ async fn no_batches_are_taken_of_a_host_that_does_not_read() {
         assert!(matches!(verdict, check_request_response::Verdict::Deny(reply) if reply.body.len() == 1 << 20));
         assert_eq!(message.answers[0].id, u64::from(id) + 1);
     }
+}
+
+#[tokio::test]
+async fn no_batches_are_taken_while_too_many_calls_wait() {
+    let mut plugin = Plugin::start().await;
+    let mut host = plugin.connect().await;
+    let mut stream = host.open().await;
+    let most = MOST_WAITING as u64;
+    stream.ask_by("one", (1..=most).map(|id| call(id, "/wait", 10 * SOON)));
+    assert_eq!(stream.codes().await, []);
+    let mut waits = Vec::new();
+    while waits.len() < MOST_WAITING {
+        waits.push(soon(plugin.waits.recv()).await.unwrap());
+    }
+    stream.ask(&[(most + 1, "/")]);
+    host.settled().await;
+    assert_eq!(plugin.judged.load(Ordering::SeqCst) as usize, MOST_WAITING);
+    waits.pop().unwrap().send(()).unwrap();
+    let mut answered = Vec::new();
+    while answered.len() < 2 {
+        answered.extend(stream.codes().await);
+    }
+    assert_eq!(answered[1], (most + 1, 0));
 }
 
 #[tokio::test]
