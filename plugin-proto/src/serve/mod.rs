@@ -112,7 +112,7 @@ where
 /// Provides certificates. Plain functions from `&Config` to bundles are providers too.
 pub trait Certificates: Send + Sync + 'static {
     /// All bundles as they are now. Called at start and then every second; what differs from the time before is
-    /// pushed to the host. An error is printed to stderr, and what was there stays.
+    /// pushed to the host. An error or a panic is printed to stderr, and what was there stays.
     fn load(&self, config: &Config) -> impl Future<Output = Result<Vec<CertificateBundle>, Error>> + Send;
 }
 
@@ -179,9 +179,10 @@ impl Plugin {
 
     /// Serves the Certificates contract with this.
     pub fn certificates(mut self, certificates: impl Certificates) -> Self {
-        let service = services::CertificatesService::start(certificates, Arc::clone(&self.shared));
+        let shared = Arc::clone(&self.shared);
+        // Loading begins with serving: here may be no runtime yet.
         self.certificates = Some(Box::new(|routes| {
-            routes.add_service(CertificatesServer::new(service));
+            routes.add_service(CertificatesServer::new(services::CertificatesService::start(certificates, shared)));
         }));
         self
     }

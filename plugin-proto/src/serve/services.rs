@@ -1,7 +1,9 @@
 //! The gRPC services of a plugin, over the handlers that it was given.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
@@ -186,8 +188,10 @@ async fn load(
     loop {
         let config = configured.borrow_and_update().clone();
         if let Some(config) = config {
-            match certificates.load(&config).await {
-                Ok(bundles) => {
+            // The panic itself is on stderr; the next turn tries again.
+            match AssertUnwindSafe(async { certificates.load(&config).await }).catch_unwind().await {
+                Err(_) => {}
+                Ok(Ok(bundles)) => {
                     sender.send_if_modified(|current| {
                         let changed = current.as_deref() != Some(&bundles);
                         if changed {
@@ -196,7 +200,7 @@ async fn load(
                         changed
                     });
                 }
-                Err(error) => report(error.as_ref()),
+                Ok(Err(error)) => report(error.as_ref()),
             }
         }
         tokio::select! {
@@ -246,5 +250,42 @@ impl v1::certificates_server::Certificates for CertificatesService {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tokio_stream::StreamExt;
+
+    use super::super::{Error, Plugin};
+    use super::v1::certificates_server::Certificates as _;
+    use super::*;
+
+    /// Says which configuration it was loaded by, and panics by the first.
+    #[allow(clippy::unnecessary_wraps, reason = "it is a provider")]
+    fn load_but_once(config: &Config) -> Result<Vec<CertificateBundle>, Error> {
+        assert_ne!(config.hash(), "one", "as the test wants it");
+        Ok(vec![CertificateBundle { name: config.hash().to_owned(), ..CertificateBundle::default() }])
+    }
+
+    #[tokio::test]
+    async fn a_load_that_panics_is_not_the_last() {
+        let shared = Arc::new(Shared::new());
+        let service = CertificatesService::start(load_but_once, Arc::clone(&shared));
+        let set = |hash: &str| shared.config.send_replace(Some(Arc::new(Config::new(None, hash.to_owned()))));
+        set("one");
+        let mut pushed = service.watch(Request::new(WatchCertificatesRequest::default())).await.unwrap().into_inner();
+        let mut pushed_soon = async || tokio::time::timeout(std::time::Duration::from_secs(60), pushed.next()).await;
+        tokio::task::yield_now().await;
+        set("two");
+        let message = pushed_soon().await.expect("it was loaded again").unwrap().unwrap();
+        assert_eq!(message.bundles[0].name, "two");
+    }
+
+    #[test]
+    fn a_plugin_is_made_without_a_runtime() {
+        drop(Plugin::new("certificates").certificates(load_but_once));
     }
 }
