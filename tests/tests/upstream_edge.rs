@@ -177,6 +177,32 @@ async fn an_answer_that_breaks_off_never_becomes_a_whole_one() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_answer_can_t_be_read_to_its_end_is_not_used_again() {
+    for body in [
+        "0\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        "2\r\nok\r\n0\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "1\r\na\r\n5 XXX\r\n0\r\n\r\n",
+    ] {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        let upstream = Scripted::start(move |stream, _| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+            async move { serve(stream, answer.as_bytes()).await }
+        })
+        .await;
+        let proxy = Proxy::in_front_of(upstream.address(), "", ", retries: 0").await;
+        for n in 1..=3 {
+            let mut raw = Raw::connect(proxy.address()).await;
+            raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            let got = String::from_utf8(raw.rest().await).unwrap();
+            assert!(!got.ends_with("0\r\n\r\n"), "{body:?}: {got}");
+            assert_eq!(connections.load(Ordering::SeqCst), n, "{body:?}: the connection was used again");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_comes_back_is_seen_to_do_so() {
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let yaml = format!(

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use palisade_tests::{Proxy, Raw, Seen, Upstream};
+use palisade_tests::{Proxy, Raw, Scripted, Seen, Upstream, fake, read_head};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What must come of a request.
 #[derive(Debug)]
@@ -37,8 +38,9 @@ fn chunked(body: &str) -> String {
     post("Transfer-Encoding: chunked", body)
 }
 
+const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+
 fn cases() -> Vec<(String, Expected)> {
-    const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     let text = |text: &str| text.to_owned();
     vec![
         // The request line.
@@ -299,7 +301,8 @@ async fn every_case_is_read_in_one_way() {
             Broken => (answer.0 == 0 || answer.0 >= 400) && seen.iter().all(|seen| seen.body.is_empty()),
         };
         // Nothing is read behind what has no end.
-        let endless = ["malformed", "coding_refused", "headers_too_large"].contains(&answer.1.as_str());
+        let endless = matches!(expected, Broken)
+            || ["malformed", "coding_refused", "headers_too_large"].contains(&answer.1.as_str());
         let ended = !endless || raw.reply().await.is_none();
         if !right || !ended || seen.iter().any(|seen| seen.target.contains("smuggled")) {
             let shown: String = request.escape_debug().to_string().chars().take(160).collect();
@@ -308,6 +311,59 @@ async fn every_case_is_read_in_one_way() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(proxy.get("/", &[]).await.status, 200);
+}
+
+/// Bodies that can't be read on. Each would have an end, were it read again from where it went wrong.
+const REFUSED: [&str; 4] = [
+    "1\r\na\r\n5 XXX\r\n0\r\n\r\n",
+    "1\r\naX\r\n0\r\n\r\n",
+    "0\r\nX : 1\r\n\r\n",
+    "0\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+];
+
+#[tokio::test]
+async fn what_follows_a_refused_body_is_never_answered() {
+    let upstream = Upstream::http1("app").await;
+    let plain = Proxy::in_front_of(upstream.address(), "", "").await;
+    let holding = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {}, timeout: 10s}}}}
+",
+        upstream.address(),
+        fake(&["needs:body", "serve"])
+    );
+    let holding = Proxy::start(&holding).await;
+    for (who, proxy) in [("nobody", &plain), ("a filter", &holding)] {
+        for body in REFUSED {
+            let mut raw = Raw::connect(proxy.address()).await;
+            raw.send(post("User: admin\r\nTransfer-Encoding: chunked", &format!("{body}{SMUGGLED}"))).await;
+            let reply = raw.reply().await.unwrap();
+            let said = [reply.header("x-palisade-reason"), reply.header("connection")];
+            assert_eq!((reply.status, said), (400, ["bad_body".into(), "close".into()]), "{who} holds {body:?}");
+            assert_eq!(String::from_utf8_lossy(&raw.rest().await), "", "{who} holds {body:?}");
+        }
+    }
+    let targets: Vec<_> = upstream.seen().into_iter().map(|seen| seen.target).collect();
+    assert!(targets.iter().all(|target| target == "/post"), "{targets:?}");
+}
+
+#[tokio::test]
+async fn what_follows_a_body_that_is_refused_behind_its_response_is_never_answered() {
+    let upstream = Scripted::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").await.unwrap();
+        let _end = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", "").await;
+    for body in REFUSED {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send(chunked("")).await;
+        assert_eq!(raw.reply().await.unwrap().text(), "early");
+        raw.send(format!("{body}{SMUGGLED}")).await;
+        assert_eq!(String::from_utf8_lossy(&raw.rest().await), "", "{body:?}");
+    }
 }
 
 #[tokio::test]

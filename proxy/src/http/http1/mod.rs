@@ -305,7 +305,7 @@ impl Connection<'_> {
                 }
             }
             // What is left is nobody's, unless somebody takes it still.
-            let over = !self.is_sending_on() && side::lock(&self.side).skip_body();
+            let over = !self.is_sending_on() && side::lock(&self.side).skip_body() == Ok(true);
             Poll::Ready(if over { Ok(()) } else { Err(Over::Done) })
         })
         .await
@@ -328,8 +328,10 @@ impl Connection<'_> {
                 if side.is_expecting() {
                     return Poll::Ready(false);
                 }
-                if side.skip_body() {
-                    return Poll::Ready(true);
+                match side.skip_body() {
+                    Ok(true) => return Poll::Ready(true),
+                    Ok(false) => {}
+                    Err(_) => return Poll::Ready(false),
                 }
                 match side.poll_read(cx) {
                     Poll::Ready(Ok(count @ 1..)) if count <= left => left -= count,

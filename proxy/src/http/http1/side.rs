@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWrite;
 
 use super::super::BoxStream;
-use super::super::wire::{Bounds, Piece, Reader};
+use super::super::wire::{Bounds, Fault, Piece, Reader};
 
 /// What asks for a body (RFC 9110 section 15.2.1).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -93,13 +93,13 @@ impl Side {
         }
     }
 
-    /// Passes over what has come of a body that nobody wanted. Whether that is all of it.
-    pub(super) fn skip_body(&mut self) -> bool {
+    /// Passes over what has come of a body that nobody wanted. Whether that is all of it. The error: it never will be.
+    pub(super) fn skip_body(&mut self) -> Result<bool, Fault> {
         loop {
-            match self.reader.body() {
-                Ok(Piece::Data(_)) => {}
-                Ok(Piece::End | Piece::Trailers(_)) => return true,
-                Ok(Piece::More) | Err(_) => return false,
+            match self.reader.body()? {
+                Piece::Data(_) => {}
+                Piece::End | Piece::Trailers(_) => return Ok(true),
+                Piece::More => return Ok(false),
             }
         }
     }

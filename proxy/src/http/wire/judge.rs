@@ -44,7 +44,13 @@ pub(crate) fn read(side: Side, bounds: Bounds, bytes: &[u8], cuts: &[usize]) -> 
 fn take(side: Side, reader: &mut Reader, reading: &mut Reading) -> Result<(), super::Fault> {
     loop {
         if !reader.is_at_end() {
-            let piece = reader.body()?;
+            let piece = match reader.body() {
+                Ok(piece) => piece,
+                Err(fault) => {
+                    stays(fault, reader);
+                    return Err(fault);
+                }
+            };
             let Some(message) = reading.messages.last_mut() else { return Ok(()) };
             match piece {
                 Piece::Data(data) => message.push_str(&data.escape_ascii().to_string()),
@@ -66,5 +72,14 @@ fn take(side: Side, reader: &mut Reader, reading: &mut Reading) -> Result<(), su
             Some(message) => reading.messages.push(message + " "),
             None => return Ok(()),
         }
+    }
+}
+
+/// A body that was refused once stays so, whatever is read of what follows: it would be read as what it is not.
+fn stays(fault: super::Fault, reader: &mut Reader) {
+    for more in [&b""[..], b"\r\n0\r\n\r\n", b"\n\r\n"] {
+        reader.feed(more);
+        assert_eq!(reader.body().err(), Some(fault), "it is read on behind {fault}");
+        assert!(!reader.is_at_end() && !reader.finish(), "it has an end behind {fault}");
     }
 }

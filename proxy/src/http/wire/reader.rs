@@ -43,6 +43,8 @@ enum Content {
     Chunked(Box<Chunked>),
     /// Until the connection ends.
     Rest,
+    /// It could not be read on: nobody knows where it ends, or what follows it.
+    Broken(Fault),
 }
 
 /// Reads one message behind the other: where each head begins is known exactly, for each body is read to its end.
@@ -104,7 +106,7 @@ impl Reader {
     pub(crate) fn is_at_end(&self) -> bool {
         match &self.content {
             Content::End => true,
-            Content::Length(_) | Content::Rest => false,
+            Content::Length(_) | Content::Rest | Content::Broken(_) => false,
             Content::Chunked(chunked) => chunked.is_at_end(),
         }
     }
@@ -156,7 +158,7 @@ impl Reader {
         Ok(Some((head.freeze(), fields)))
     }
 
-    /// The next piece of the body, from what has come.
+    /// The next piece of the body, from what has come. An error is final: from then on there is no other answer.
     pub(crate) fn body(&mut self) -> Result<Piece, Fault> {
         let piece = match &mut self.content {
             Content::End => Piece::End,
@@ -171,7 +173,14 @@ impl Reader {
                 Piece::Data(data)
             }
             Content::Rest => Piece::Data(self.buffer.split().freeze()),
-            Content::Chunked(chunked) => chunked.take(&mut self.buffer, &self.bounds)?,
+            Content::Chunked(chunked) => match chunked.take(&mut self.buffer, &self.bounds) {
+                Ok(piece) => piece,
+                Err(fault) => {
+                    self.content = Content::Broken(fault);
+                    return Err(fault);
+                }
+            },
+            Content::Broken(fault) => return Err(*fault),
         };
         if matches!(piece, Piece::End | Piece::Trailers(_)) {
             self.content = Content::End;
@@ -197,7 +206,7 @@ impl Reader {
             Content::End => Some(0),
             Content::Length(left) => Some(*left),
             Content::Chunked(chunked) if chunked.is_at_end() => Some(0),
-            Content::Chunked(_) | Content::Rest => None,
+            Content::Chunked(_) | Content::Rest | Content::Broken(_) => None,
         }
     }
 }

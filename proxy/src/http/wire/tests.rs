@@ -174,6 +174,7 @@ fn requests_that_could_be_read_in_two_ways_do_not_pass() {
 
 #[test]
 fn a_chunked_body_has_one_reading() {
+    let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
     for body in [
         "x\r\n",
         "\r\n",
@@ -192,11 +193,13 @@ fn a_chunked_body_has_one_reading() {
         "0\r\nX : 1\r\n\r\n",
         "0\r\nX: \0\r\n\r\n",
         "1234567890123456\r\n",
+        "1\r\na\r\n5 XXX\r\n0\r\n\r\n",
     ] {
-        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
         let reading = both(Side::Client, format!("{head}{body}").as_bytes());
         assert_eq!((reading.messages.len(), reading.fault), (1, Some(Reason::BadBody)), "{body:?}");
     }
+    let trailers = "0\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n";
+    assert_eq!(both(Side::Client, format!("{head}{trailers}").as_bytes()).fault, Some(Reason::BadFraming));
 }
 
 #[test]
@@ -322,7 +325,7 @@ proptest! {
     fn how_bytes_are_cut_makes_no_difference(
         pieces in prop::collection::vec(prop::sample::select(vec![
             "GET / HTTP/1.1\r\n", "POST / HTTP/1.1\r\n", "Host: a\r\n", "Content-Length: 5\r\n", "\r\n", "\n", "\r",
-            "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n", "0\r\n\r\n", "hello", "X: y", ": ", " ", "\0", "a",
+            "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n", "5 X\r\n", "0\r\n\r\n", "hello", "X: y", ": ", " ", "\0", "a",
         ]), 0..12),
         cuts in prop::collection::vec(0_usize..120, 0..8),
     ) {
