@@ -202,6 +202,49 @@ async fn a_connection_whose_answer_can_t_be_read_to_its_end_is_not_used_again() 
     }
 }
 
+/// How it ends is all that tells a whole response from a part, where the connection ends it.
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_no_whole_one_for_http_1_0_either() {
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    let seen = Arc::new(Notify::new());
+    let ends = Arc::clone(&seen);
+    let upstream = Scripted::start(move |mut stream, _| {
+        let ends = Arc::clone(&ends);
+        async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                assert!(stream.read_buf(&mut head).await.is_ok_and(|count| count > 0));
+            }
+            stream.write_all(CHUNKED.as_bytes()).await.unwrap();
+            if head.starts_with(b"GET /whole") {
+                stream.write_all(b"0\r\n\r\n").await.unwrap();
+            } else if head.starts_with(b"GET /broken") {
+                return ends.notified().await;
+            }
+            let _end = stream.read_to_end(&mut Vec::new()).await;
+        }
+    })
+    .await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", retries: 0, timeout: 2s").await;
+    for (path, expected) in [
+        ("/whole", Ok(())),
+        ("/broken", Err(std::io::ErrorKind::ConnectionReset)),
+        ("/stalled", Err(std::io::ErrorKind::ConnectionReset)),
+    ] {
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        client.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\nabc") {
+            assert!(soon("its beginning", client.read_buf(&mut got)).await.is_ok_and(|count| count > 0), "{path}");
+        }
+        if path == "/broken" {
+            seen.notify_one();
+        }
+        let ended = soon("the end", client.read_to_end(&mut Vec::new())).await;
+        assert_eq!(ended.map(drop).map_err(|error| error.kind()), expected, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn a_request_that_comes_back_is_seen_to_do_so() {
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -23,11 +23,32 @@ pub(crate) use self::request::{Client, Place, Request, Rules, TlsFacts, read};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 
 /// A connection of any kind.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Has closing it break it off, where it can tell that from an end.
+    fn reset_on_close(&self) {}
+}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+impl Stream for TcpStream {
+    fn reset_on_close(&self) {
+        self.set_zero_linger().ok();
+    }
+}
+
+/// There is no such thing as a reset here.
+impl Stream for UnixStream {}
+
+impl Stream for TlsStream<BoxStream> {
+    fn reset_on_close(&self) {
+        self.get_ref().0.reset_on_close();
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Stream for tokio::io::DuplexStream {}
 
 pub(crate) type BoxStream = Box<dyn Stream>;
 

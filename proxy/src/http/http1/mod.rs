@@ -275,6 +275,9 @@ impl Connection<'_> {
         let mut outgoing = Outgoing::new(out, ends, bodiless, false);
         let sent = self.send(&mut outgoing, Pin::new(&mut body)).await;
         if let Err((over, why)) = sent {
+            if ends == Ends::Closed {
+                side::lock(&self.side).reset();
+            }
             if outgoing.is_begun() || !bodiless {
                 self.slot.proxy().cut(&self.client, &why);
             }

@@ -44,6 +44,13 @@ impl Side {
         Some((io, self.reader.rest()))
     }
 
+    /// Has the connection end in a way that nobody takes for the end of a whole message.
+    pub(super) fn reset(&mut self) {
+        if let Some(io) = &self.io {
+            io.reset_on_close();
+        }
+    }
+
     /// Whether the client is to be asked before its body is read.
     pub(super) fn expects(&mut self, expects: bool) {
         self.expects = expects;
