@@ -8,7 +8,6 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
-use http_body_util::BodyExt;
 use tokio::time::Instant;
 
 use crate::config;
@@ -204,21 +203,15 @@ impl Proxy {
         let sending =
             Sending { timeout: route.config.timeout, retries: route.config.retries, upgrade, progress, alarm };
         let response = route.upstream.send(request, body, sending).await.map_err(Stop::Failed)?;
-        let (mut parts, body) = response.into_parts();
+        let (mut parts, mut body) = response.into_parts();
         // It says who made a reply: nobody but the proxy may.
         parts.headers.remove(X_PALISADE_REASON);
         let owned = &self.rules.owned;
-        let body = Body::from(body);
-        if owned.is_empty() {
-            return Ok(Response::from_parts(parts, body));
+        if !owned.is_empty() {
+            headers::remove(&mut parts.headers, |name| owned.contains(name));
+            body.without_trailers(owned);
         }
-        headers::remove(&mut parts.headers, |name| owned.contains(name));
-        if !matches!(body, Body::Streaming(_)) {
-            return Ok(Response::from_parts(parts, body));
-        }
-        let owned = Arc::clone(owned);
-        let body = body.map_frame(move |frame| headers::without_trailers(frame, |name| owned.contains(name)));
-        Ok(Response::from_parts(parts, Body::Streaming(Box::pin(body))))
+        Ok(Response::from_parts(parts, Body::from(body)))
     }
 
     fn record(

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Upstream, get, place};
+use palisade_tests::{Client, Proxy, Raw, Upstream, fake, get, place};
 
 /// A proxy and the upstream behind it.
 async fn app() -> (Proxy, Upstream) {
@@ -25,6 +25,29 @@ async fn http1_keeps_connections_on_both_sides() {
     assert_eq!(upstream.count(), 21);
     // A connection whose last response has just ended may not be back yet.
     assert!(upstream.connections() <= 3, "{}", upstream.connections());
+}
+
+#[tokio::test]
+async fn a_response_keeps_its_length_whatever_plugins_own() {
+    let upstream = Upstream::http1("app").await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {}, owns: [X-Echo], timeout: 10s}}}}
+",
+        upstream.address(),
+        fake(&["serve"])
+    );
+    let proxy = Proxy::start(&yaml).await;
+    for (version, fields) in [("1.1", ""), ("1.0", "Connection: keep-alive\r\n")] {
+        let mut raw = Raw::connect(proxy.address()).await;
+        for _ in 0..2 {
+            raw.send(format!("GET /bytes/100000 HTTP/{version}\r\nHost: a\r\nUser: admin\r\n{fields}\r\n")).await;
+            let reply = raw.reply().await.unwrap();
+            let framing = [reply.header("content-length"), reply.header("transfer-encoding")];
+            assert_eq!((reply.status, framing), (200, ["100000".into(), String::new()]), "{version}");
+        }
+    }
 }
 
 #[tokio::test]

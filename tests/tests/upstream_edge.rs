@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, read_head, soon};
+use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, fake, read_head, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -403,6 +403,33 @@ async fn answered_before_the_end(framing: &'static str) {
     assert!(raw.rest().await.is_empty());
     eventually("all of what was sent has arrived", || whole.load(Ordering::SeqCst) == 3).await;
     assert_eq!(proxy.get("/", &[]).await.header("x-connection"), "0", "the connection is kept");
+}
+
+/// Nobody knows yet whether the rest of the request ever comes, so the connection can't be kept, and it is said.
+#[tokio::test]
+async fn a_response_that_is_replaced_before_the_end_of_its_request_says_that_it_is_the_last() {
+    let upstream = Scripted::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        stream.write_all(OK.as_bytes()).await.unwrap();
+        let _end = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {}, timeout: 10s}}}}
+",
+        upstream.address(),
+        fake(&["needs:response", "serve"])
+    );
+    let proxy = Proxy::start(&yaml).await;
+    for (path, status) in [("/response-replace", 418), ("/response-crlf", 503)] {
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send(format!("POST {path} HTTP/1.1\r\nHost: a\r\nUser: admin\r\nContent-Length: 1000\r\n\r\nabc")).await;
+        let reply = raw.reply().await.unwrap();
+        assert_eq!((reply.status, reply.header("connection").as_str()), (status, "close"), "{path}");
+        assert!(raw.rest().await.is_empty(), "{path}");
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use super::http1::Http1Body;
 use super::{Switched, headers};
 use crate::config::Limits;
 use crate::respond::{Failure, Reason};
+use crate::upstream::UpstreamBody;
 
 /// Any error of a body.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -25,7 +26,7 @@ pub(crate) enum Body {
     /// All there.
     Whole(Bytes),
     /// As it comes from the upstream.
-    Streaming(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>),
+    Streaming(Box<UpstreamBody>),
     /// Another protocol follows.
     Switched(Box<Switched>),
 }
@@ -33,6 +34,13 @@ pub(crate) enum Body {
 /// No body.
 pub(crate) fn empty() -> Body {
     Body::Whole(Bytes::new())
+}
+
+impl Body {
+    /// Whether it comes to its end only when the request has gone out, too, which its owner sends meanwhile.
+    pub(crate) fn carries_request(&self) -> bool {
+        matches!(self, Self::Streaming(body) if body.carries_request())
+    }
 }
 
 /// A body that is all there.
@@ -48,7 +56,7 @@ impl http_body::Body for Body {
         match &mut *self {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Streaming(body) => body.as_mut().poll_frame(cx),
+            Self::Streaming(body) => Pin::new(&mut **body).poll_frame(cx),
             Self::Switched(_) => Poll::Ready(None),
         }
     }

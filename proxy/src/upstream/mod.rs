@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use palisade_supervisor::chain;
@@ -369,7 +369,7 @@ fn received(
     }
     headers::remove_hop_by_hop(&mut headers);
     let stall = sending.timeout.map(|timeout| Stall::new(timeout, Arc::clone(sending.progress)));
-    let mut response = Response::new(UpstreamBody { incoming, stall, guard });
+    let mut response = Response::new(UpstreamBody { incoming, stall, guard, owned: None });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     Ok(response)
@@ -449,6 +449,8 @@ pub(crate) struct UpstreamBody {
     incoming: Incoming,
     stall: Option<Stall>,
     guard: EndpointGuard,
+    /// Trailers that are not the upstream's to send.
+    owned: Option<Arc<[HeaderName]>>,
 }
 
 /// What comes from the upstream.
@@ -463,7 +465,7 @@ enum Incoming {
 
 impl From<UpstreamBody> for Body {
     fn from(body: UpstreamBody) -> Self {
-        let UpstreamBody { incoming, stall, guard } = body;
+        let UpstreamBody { incoming, stall, guard, owned } = body;
         match incoming {
             Incoming::Switched(exchange) => match exchange.into_switched() {
                 Some((io, rest)) => Self::Switched(Box::new(Switched { io, rest, held: Box::new(guard) })),
@@ -471,13 +473,13 @@ impl From<UpstreamBody> for Body {
                 None => crate::http::empty(),
             },
             incoming => {
-                let mut body = UpstreamBody { incoming, stall, guard };
+                let mut body = UpstreamBody { incoming, stall, guard, owned };
                 body.release();
                 match &body.incoming {
                     Incoming::Http1(None) => crate::http::empty(),
                     Incoming::Http2(incoming) if incoming.is_end_stream() => crate::http::empty(),
                     // A request may be on its way still when its response has ended.
-                    _ => Self::Streaming(Box::pin(body)),
+                    _ => Self::Streaming(Box::new(body)),
                 }
             }
         }
@@ -524,6 +526,28 @@ impl Stall {
 }
 
 impl UpstreamBody {
+    /// Takes these out of its trailers.
+    pub(crate) fn without_trailers(&mut self, owned: &Arc<[HeaderName]>) {
+        self.owned = Some(Arc::clone(owned));
+    }
+
+    /// Whether it comes to its end only when the request has gone out, too.
+    pub(crate) fn carries_request(&self) -> bool {
+        matches!(self.incoming, Incoming::Http1(Some(_)))
+    }
+
+    /// What the upstream may say.
+    fn cleaned(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        if frame.is_data() {
+            return frame;
+        }
+        let frame = headers::clean_trailers(frame);
+        match &self.owned {
+            Some(owned) => headers::without_trailers(frame, |name| owned.contains(name)),
+            None => frame,
+        }
+    }
+
     /// Gives the connection back if the exchange is over. One that was given up half-way can't be used again.
     fn release(&mut self) {
         if let Incoming::Http1(exchange) = &mut self.incoming
@@ -555,13 +579,15 @@ impl http_body::Body for UpstreamBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let polled = self.poll_incoming(cx);
         self.release();
-        let Some(stall) = &mut self.stall else { return polled.map(cleaned) };
-        match polled {
-            Poll::Ready(frame) => {
-                stall.moved();
-                Poll::Ready(cleaned(frame))
+        match (polled, &mut self.stall) {
+            (Poll::Ready(frame), stall) => {
+                if let Some(stall) = stall {
+                    stall.moved();
+                }
+                Poll::Ready(frame.map(|frame| frame.map(|frame| self.cleaned(frame))))
             }
-            Poll::Pending => stall.poll(cx).map(|stalled| Some(Err(stalled.into()))),
+            (Poll::Pending, Some(stall)) => stall.poll(cx).map(|stalled| Some(Err(stalled.into()))),
+            (Poll::Pending, None) => Poll::Pending,
         }
     }
 
@@ -580,8 +606,4 @@ impl http_body::Body for UpstreamBody {
             Incoming::Http2(incoming) => incoming.size_hint(),
         }
     }
-}
-
-fn cleaned(frame: Option<Result<Frame<Bytes>, BoxError>>) -> Option<Result<Frame<Bytes>, BoxError>> {
-    frame.map(|frame| frame.map(headers::clean_trailers))
 }

@@ -268,8 +268,9 @@ impl Connection<'_> {
             },
         };
         let goes_on = self.is_sending_on();
+        let carries = body.carries_request();
         // A client that is not told would lose the request that it sends next.
-        let stays = stays && ends != Ends::Closed && !self.watch.is_draining() && self.body_is_over().await;
+        let stays = stays && ends != Ends::Closed && !self.watch.is_draining() && self.body_is_over(carries).await;
         let mut out = Vec::with_capacity(HEAD);
         write::response(&mut out, version, parts.status, &parts.headers, ends, !stays);
         let mut outgoing = Outgoing::new(out, ends, bodiless, false);
@@ -314,8 +315,9 @@ impl Connection<'_> {
         .await
     }
 
-    /// Passes over what has come of a body that nobody wants. Whether another request may follow.
-    async fn body_is_over(&mut self) -> bool {
+    /// Passes over what has come of a body that nobody wants. Whether another request may follow. `carries`: the response
+    /// ends only when the request has ended, too.
+    async fn body_is_over(&mut self, carries: bool) -> bool {
         let mut left = MOST_UNWANTED;
         let over = std::future::poll_fn(|cx| {
             let mut side = side::lock(&self.side);
@@ -323,9 +325,9 @@ impl Connection<'_> {
                 if side.reader.is_at_end() {
                     return Poll::Ready(true);
                 }
-                // It goes on beside the response.
+                // It goes on beside the response, or nobody knows for how long.
                 if Arc::strong_count(&self.side) > 1 {
-                    return Poll::Ready(true);
+                    return Poll::Ready(carries);
                 }
                 // A client that waits to be asked has not decided.
                 if side.is_expecting() {
