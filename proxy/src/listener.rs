@@ -38,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a drain goes on to take connections out of the kernel's queue.
 const QUEUED: Duration = Duration::from_millis(50);
 
-/// Idle seconds before the kernel asks whether a client is still there.
+/// Idle seconds before the kernel asks whether a client, or an upstream, is still there.
 const KEEPALIVE: u32 = 60;
 
 /// A socket that has its address but takes no connections yet.
@@ -557,6 +557,11 @@ impl Service {
 fn bound(stream: &impl AsFd, untaken: Duration) {
     let untaken = u32::try_from(untaken.as_millis()).unwrap_or(u32::MAX);
     setsockopt(stream, sockopt::TcpUserTimeout, &untaken).ok();
+    keep_alive(stream);
+}
+
+/// Has the kernel find out whether the other side is still there when it has been silent for [`KEEPALIVE`].
+pub(crate) fn keep_alive(stream: &impl AsFd) {
     if setsockopt(stream, sockopt::KeepAlive, &true).is_ok() {
         setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE).ok();
         setsockopt(stream, sockopt::TcpKeepInterval, &(KEEPALIVE / 4)).ok();

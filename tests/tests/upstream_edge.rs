@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, fake, read_head, soon};
+use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, fake, place, read_head, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::Notify;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine";
@@ -510,6 +510,55 @@ async fn what_follows_a_switch_at_once_is_carried() {
     raw.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
     assert_eq!(raw.reply_head().await.unwrap().status, 101);
     assert_eq!(raw.exactly(11).await, b"first words");
+}
+
+/// The client would take what follows the switch for what it asked, and the upstream the rest of the head for its own.
+#[tokio::test]
+async fn a_switch_before_the_end_of_its_request_is_refused() {
+    let dir = place();
+    let path = dir.path().join("app.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let upstream = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // More has been sent than the socket holds.
+        let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        stream.write_all(switch).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0, limits: {{max_header_bytes: 1MiB, max_header_memory: 2MiB}}}}]
+routes: [{{upstream: 'unix:{}', upgrades: [websocket], retries: 0}}]
+",
+        path.display()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut raw = Raw::connect(proxy.address()).await;
+    let large = "x".repeat(900_000);
+    let head = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nX: {large}\r\n\r\n");
+    raw.send(head).await;
+    let reply = raw.reply().await.unwrap();
+    assert_eq!((reply.status, reply.header("x-palisade-reason").as_str()), (502, "upstream_invalid"), "{reply:?}");
+    upstream.abort();
+}
+
+/// Else one that vanished without a word would hold a tunnel for ever.
+#[tokio::test]
+async fn the_kernel_asks_whether_a_silent_upstream_is_still_there() {
+    let upstream = Upstream::http1("app").await;
+    let proxy = Proxy::in_front_of(upstream.address(), "", ", upgrades: [websocket]").await;
+    let mut raw = Raw::connect(proxy.address()).await;
+    raw.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    assert_eq!(raw.reply_head().await.unwrap().status, 101);
+    // proc_pid_net(5): `rem_address`, `st` is 01 where it is established, `tr` is 02 where the keep-alive timer runs.
+    let port = format!(":{:04X}", upstream.address().port());
+    let timer = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let ours = |fields: &Vec<&str>| fields[2].ends_with(&port) && fields[3] == "01";
+        let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(ours);
+        fields.map(|fields| fields[5].to_owned())
+    };
+    // Until what was sent is acknowledged, another timer runs.
+    eventually("the keep-alive timer", || timer().is_some_and(|timer| timer.starts_with("02:"))).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::resolve::Name;
 use crate::config::Endpoint;
 use crate::http::BoxStream;
+use crate::listener::keep_alive;
 
 /// Where connections to an endpoint go.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub(super) async fn connect(target: &Target) -> io::Result<BoxStream> {
 async fn tcp(addresses: &[SocketAddr]) -> io::Result<BoxStream> {
     let stream = TcpStream::connect(addresses).await?;
     stream.set_nodelay(true)?;
+    // No bound on what it leaves untaken: how long an answer may take is the route's affair, and a tunnel's nobody's.
+    keep_alive(&stream);
     Ok(Box::new(stream))
 }
 

@@ -332,6 +332,11 @@ impl Exchange {
         self.is_at_end() && !matches!(self.io, Io::Split(_, Some(_)))
     }
 
+    /// Whether the request had gone out when the response's head came.
+    pub(super) fn is_sent(&self) -> bool {
+        self.outgoing.is_done() && matches!(self.io, Io::Whole(_))
+    }
+
     /// How much of the response's body is still to come, where that is known.
     pub(super) fn left(&self) -> Option<u64> {
         self.reader.left()

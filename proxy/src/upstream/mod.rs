@@ -358,12 +358,10 @@ fn received(
         if agreed.is_none() || agreed.as_deref() != sending.upgrade {
             return Err(invalid("it switches to a protocol that was not asked for"));
         }
-        if !matches!(incoming, Incoming::Http1(_)) {
-            return Err(invalid("it switches protocols where that can't be"));
-        }
-        if let Incoming::Http1(Some(exchange)) = std::mem::replace(&mut incoming, Incoming::Http1(None)) {
-            incoming = Incoming::Switched(exchange);
-        }
+        incoming = match incoming {
+            Incoming::Http1(Some(exchange)) if exchange.is_sent() => Incoming::Switched(exchange),
+            _ => return Err(invalid("it switches protocols where that can't be")),
+        };
     } else if status.is_informational() {
         return Err(invalid("an informational status in place of a final one"));
     }
@@ -469,7 +467,7 @@ impl From<UpstreamBody> for Body {
         match incoming {
             Incoming::Switched(exchange) => match exchange.into_switched() {
                 Some((io, rest)) => Self::Switched(Box::new(Switched { io, rest, held: Box::new(guard) })),
-                // Never: a request that asks for a switch has no body that could still be on its way.
+                // Never: only one that has sent its request switches.
                 None => crate::http::empty(),
             },
             incoming => {
