@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use nix::unistd::{Group, getppid};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,7 +18,7 @@ use tonic::transport::Server;
 
 use super::GRACE;
 use super::services::Shared;
-use super::stream::{self, Judge, MAX_CONNECTIONS};
+use super::stream::{self, Judge, MAX_CONNECTIONS, PAUSE};
 use crate::env::{APP_VERSION, COOKIE, MAX_SOCKET_PATH, PROTOCOL_VERSIONS, UNIX_SOCKET_DIR, UNIX_SOCKET_GROUP};
 use crate::handshake::{Address, Handshake};
 use crate::socket::UnixSocket;
@@ -125,7 +125,7 @@ impl Listening {
         let served = match self {
             Self::Unix { path, listener, batches } => {
                 announce(Address::Unix(path))?;
-                let sockets = UnixListenerStream::new(listener).map(|accepted| UnixSocket::new(accepted?));
+                let sockets = paced(UnixListenerStream::new(listener)).map(|accepted| UnixSocket::new(accepted?));
                 let serve = server.serve_with_incoming_shutdown(sockets, end);
                 match batches {
                     Some((listener, judge)) => {
@@ -139,7 +139,7 @@ impl Listening {
                 let address = listener.local_addr();
                 let address = address.map_err(|error| ServeError::Listen("127.0.0.1".to_owned(), error))?;
                 announce(Address::Tcp(address))?;
-                bounded(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end), shared).await
+                bounded(server.serve_with_incoming_shutdown(paced(TcpListenerStream::new(listener)), end), shared).await
             }
         };
         watcher.abort();
@@ -170,6 +170,17 @@ fn share(socket: &Path, group: &str) -> io::Result<()> {
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
 }
 
+/// Nobody is accepted for a while after that has failed: a server tries again at once, for as long as there are no
+/// descriptors left.
+fn paced<T>(accepted: impl Stream<Item = io::Result<T>>) -> impl Stream<Item = io::Result<T>> {
+    accepted.then(async |accepted| {
+        if accepted.is_err() {
+            tokio::time::sleep(PAUSE).await;
+        }
+        accepted
+    })
+}
+
 /// Waits for `serve`, but no longer than [`GRACE`] behind the end.
 async fn bounded(
     serve: impl Future<Output = Result<(), tonic::transport::Error>>,
@@ -191,4 +202,22 @@ fn announce(address: Address) -> Result<(), ServeError> {
     writeln!(stdout, "{}", Handshake::grpc(APP_VERSION, address))
         .and_then(|()| stdout.flush())
         .map_err(ServeError::Print)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_can_not_be_accepted_is_not_tried_without_end() {
+        let began = Instant::now();
+        let mut failing = pin!(paced(futures_util::stream::repeat_with(|| Err::<(), _>(io::ErrorKind::Other.into()))));
+        for _ in 0..2 {
+            assert!(failing.next().await.is_some_and(|accepted| accepted.is_err()));
+        }
+        assert!(began.elapsed() >= 2 * PAUSE);
+    }
 }

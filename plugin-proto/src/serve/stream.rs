@@ -70,7 +70,7 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 const MAX_HEADERS: u32 = 16 << 10;
 
 /// How long nobody is accepted after that has failed, mostly since there are no descriptors left.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers the batches of one stream.
 pub(super) type Judge = Arc<dyn Fn(Batches) -> Answers + Send + Sync>;
@@ -94,10 +94,12 @@ pub(super) async fn serve(listener: UnixListener, judge: Judge, shared: Arc<Shar
             };
             let (judge, shared, runtime) = (Arc::clone(&judge), Arc::clone(&shared), Handle::current());
             let begun = place.and_then(|(stream, place)| {
+                // Made here, so that one who has no descriptors left for it pauses, too.
+                let pipe = io::pipe()?;
                 thread::Builder::new().name("batches".to_owned()).spawn(move || {
                     let _place = place;
                     let _entered = runtime.enter();
-                    if let Err(error) = Connection::serve(stream, judge, &shared) {
+                    if let Err(error) = Connection::serve(stream, pipe, judge, &shared) {
                         report(&error);
                     }
                 })
@@ -138,8 +140,13 @@ struct Connection {
 
 impl Connection {
     /// The whole of a connection, on this thread. One that breaks is the host's to open again.
-    fn serve(stream: net::UnixStream, judge: Judge, shared: &Shared) -> io::Result<()> {
-        let (mut waiting, socket) = Waiting::on(stream)?;
+    fn serve(
+        stream: net::UnixStream,
+        pipe: (io::PipeReader, io::PipeWriter),
+        judge: Judge,
+        shared: &Shared,
+    ) -> io::Result<()> {
+        let (mut waiting, socket) = Waiting::on(stream, pipe)?;
         let mut ended = pin!(shared.ended());
         let begin = h2::server::Builder::new()
             .max_concurrent_streams(MAX_STREAMS)

@@ -44,12 +44,9 @@ struct Shared {
 }
 
 impl Waiting {
-    /// # Errors
-    ///
-    /// Where there are no descriptors left.
-    pub(super) fn on(stream: UnixStream) -> io::Result<(Self, Socket)> {
+    /// By a pipe over which the thread is woken.
+    pub(super) fn on(stream: UnixStream, (rung, rope): (PipeReader, PipeWriter)) -> io::Result<(Self, Socket)> {
         stream.set_nonblocking(true)?;
-        let (rung, rope) = io::pipe()?;
         let socket = Rc::new(Shared { stream, reads: Cell::new(READS), full: Cell::new(false) });
         let bell = Arc::new(Bell { state: AtomicU8::new(AWAKE), rope });
         Ok((Self { socket: Rc::clone(&socket), bell, rung }, Socket(socket)))
@@ -231,7 +228,7 @@ mod tests {
     #[test]
     fn whoever_wakes_it_is_heard_each_time() {
         const TURNS: usize = 20_000;
-        let (mut waiting, _socket) = Waiting::on(UnixStream::pair().unwrap().0).unwrap();
+        let (mut waiting, _socket) = Waiting::on(UnixStream::pair().unwrap().0, io::pipe().unwrap()).unwrap();
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
         let sending = thread::spawn(move || {
             for turn in 0..TURNS {
@@ -254,7 +251,7 @@ mod tests {
 
     #[test]
     fn it_waits_no_longer_than_it_may() {
-        let (mut waiting, _socket) = Waiting::on(UnixStream::pair().unwrap().0).unwrap();
+        let (mut waiting, _socket) = Waiting::on(UnixStream::pair().unwrap().0, io::pipe().unwrap()).unwrap();
         let until = Instant::now() + Duration::from_millis(5);
         assert_eq!(waiting.block_on(pending::<()>(), Some(until)), None);
         assert!(Instant::now() >= until);
@@ -268,7 +265,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let both = |stream: UnixStream, seed: u8| {
             move || {
-                let (mut waiting, socket) = Waiting::on(stream).unwrap();
+                let (mut waiting, socket) = Waiting::on(stream, io::pipe().unwrap()).unwrap();
                 let (mut reading, mut writing) = tokio::io::split(socket);
                 let sending = async {
                     let sent: Vec<u8> = (0..SIZE).map(|index| (index % 251) as u8 ^ seed).collect();
@@ -294,7 +291,7 @@ mod tests {
     fn it_looks_up_while_there_is_always_more_to_read() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let flood = thread::spawn(move || while theirs.write_all(&[0; 4096]).is_ok() {});
-        let (mut waiting, mut socket) = Waiting::on(ours).unwrap();
+        let (mut waiting, mut socket) = Waiting::on(ours, io::pipe().unwrap()).unwrap();
         let (mut turns, mut read) = (0, 0);
         let reading = poll_fn(|cx| {
             turns += 1;
@@ -314,7 +311,7 @@ mod tests {
     #[test]
     fn the_end_and_a_break_are_seen() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (mut waiting, mut socket) = Waiting::on(ours).unwrap();
+        let (mut waiting, mut socket) = Waiting::on(ours, io::pipe().unwrap()).unwrap();
         let leaving = thread::spawn(move || drop(theirs));
         assert_eq!(waiting.block_on(socket.read(&mut [0]), soon()).unwrap().unwrap(), 0);
         leaving.join().unwrap();
@@ -322,7 +319,7 @@ mod tests {
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         // One that waits to write, too.
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (mut waiting, mut socket) = Waiting::on(ours).unwrap();
+        let (mut waiting, mut socket) = Waiting::on(ours, io::pipe().unwrap()).unwrap();
         let mut filling = Box::pin(async move { while socket.write(&[b'x'; 9_000]).await.is_ok() {} });
         assert_eq!(waiting.block_on(&mut filling, Some(Instant::now() + Duration::from_millis(20))), None);
         drop(theirs);
