@@ -30,6 +30,9 @@ pub(super) const MOST_WAITING: usize = 1 << 14;
 /// How long calls of one batch are worked on one after the other, before the rest become tasks.
 const TURN: Duration = Duration::from_micros(200);
 
+/// What it costs to make a call a task and begin it on another thread. Those that cost less go on where they are.
+const HAND_OVER: Duration = Duration::from_micros(10);
+
 /// A filter that blocks for longer than this makes others wait.
 pub(super) const SLOW: Duration = Duration::from_millis(1);
 
@@ -138,9 +141,10 @@ impl<F: Filter, B: Stream<Item = Result<CheckBatch, Status>> + Unpin> Served<F, 
     fn take(&mut self, batch: CheckBatch) {
         let mut message = Outgoing::default();
         let config = self.shared.config_by_hash(&batch.config_hash);
-        let began = Instant::now();
-        let mut last = began;
+        let came = Instant::now();
+        let mut last = came;
         let mut spent = Spent::by_this_thread();
+        let mut turn = Turn { began: came, most: TURN, spent };
         for call in batch.calls {
             let id = call.id;
             let config = match &config {
@@ -150,14 +154,14 @@ impl<F: Filter, B: Stream<Item = Result<CheckBatch, Status>> + Unpin> Served<F, 
                     continue;
                 }
             };
-            let deadline = began + Duration::from_micros(call.timeout_micros);
+            let deadline = came + Duration::from_micros(call.timeout_micros);
             if last >= deadline {
                 message.push(late(id));
                 continue;
             }
             let mut work = judge(Arc::clone(&self.filter), config, call).boxed();
             self.careful = self.careful.saturating_sub(1);
-            let here = self.careful == 0 && last.duration_since(began) < TURN;
+            let here = self.careful == 0 && turn.goes_on(last, Spent::by_this_thread);
             if here {
                 let answer = work.as_mut().now_or_never();
                 let now = Instant::now();
@@ -170,6 +174,7 @@ impl<F: Filter, B: Stream<Item = Result<CheckBatch, Status>> + Unpin> Served<F, 
                 last = now;
                 if let Some(answer) = answer {
                     message.push(answer);
+                    turn.most += HAND_OVER;
                     continue;
                 }
             }
@@ -184,6 +189,29 @@ impl<F: Filter, B: Stream<Item = Result<CheckBatch, Status>> + Unpin> Served<F, 
             });
         }
         message.finish(1, &mut self.ready);
+    }
+}
+
+/// In which calls are worked on one after the other.
+struct Turn {
+    began: Instant,
+    most: Duration,
+    /// By its thread, when it began.
+    spent: Spent,
+}
+
+impl Turn {
+    /// Whether there is time for one more call. It begins anew where others have had the core for most of it.
+    fn goes_on(&mut self, now: Instant, spent: impl FnOnce() -> Spent) -> bool {
+        if now.duration_since(self.began) < self.most {
+            return true;
+        }
+        let spent = spent();
+        if spent.held_its_thread(self.spent, self.most) {
+            return false;
+        }
+        *self = Self { began: now, most: TURN, spent };
+        true
     }
 }
 
@@ -268,4 +296,22 @@ fn failed(id: u64, status: &Status) -> CheckAnswer {
     };
     let error = CheckError { code: code as u32, message: status.message().to_owned() };
     CheckAnswer { id, answer: Some(check_answer::Answer::Error(error)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_over_when_its_thread_has_had_it() {
+        let began = Instant::now();
+        let at = |micros| began + Duration::from_micros(micros);
+        let mut turn = Turn { began, most: TURN, spent: Spent::of(1_000, 1) };
+        assert!(turn.goes_on(at(199), || Spent::of(9_000, 9)), "the clock says so");
+        // The core was others'.
+        assert!(turn.goes_on(at(5_000), || Spent::of(1_050, 1)));
+        assert!(turn.goes_on(at(5_199), || Spent::of(9_000, 9)), "it has begun anew");
+        assert!(!turn.goes_on(at(5_200), || Spent::of(1_251, 1)), "it has computed");
+        assert!(!turn.goes_on(at(5_200), || Spent::of(1_051, 2)), "it has waited");
+    }
 }

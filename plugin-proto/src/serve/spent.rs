@@ -28,6 +28,11 @@ impl Spent {
         }))
     }
 
+    #[cfg(test)]
+    pub(super) fn of(micros: u64, waits: i64) -> Self {
+        Self(Some(Counted { cpu: Duration::from_micros(micros), waits }))
+    }
+
     /// Whether it has waited for something since `before`, or computed for longer than `most`. What took long without
     /// either is the doing of others on its core.
     pub(super) fn held_its_thread(self, before: Self, most: Duration) -> bool {
@@ -63,11 +68,10 @@ mod tests {
 
     #[test]
     fn whoever_lost_its_core_does_not() {
-        let counted = |cpu, waits| Spent(Some(Counted { cpu: Duration::from_micros(cpu), waits }));
-        assert!(!counted(12_500, 7).held_its_thread(counted(12_000, 7), MOST));
-        assert!(counted(12_500, 8).held_its_thread(counted(12_000, 7), MOST));
-        assert!(counted(13_500, 7).held_its_thread(counted(12_000, 7), MOST));
+        assert!(!Spent::of(12_500, 7).held_its_thread(Spent::of(12_000, 7), MOST));
+        assert!(Spent::of(12_500, 8).held_its_thread(Spent::of(12_000, 7), MOST));
+        assert!(Spent::of(13_500, 7).held_its_thread(Spent::of(12_000, 7), MOST));
         // What the kernel does not tell may be anything.
-        assert!(Spent(None).held_its_thread(counted(12_000, 7), MOST));
+        assert!(Spent(None).held_its_thread(Spent::of(12_000, 7), MOST));
     }
 }
