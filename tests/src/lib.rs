@@ -31,7 +31,7 @@ pub use self::go::GoPlugin;
 pub use self::load::Load;
 pub use self::proxy::{Options, Outcome, Proxy, cli_in, fake, filtered, place, programs_in, run_to_exit, validate};
 pub use self::raw::{Raw, RawReply};
-pub use self::upstream::{Scripted, Seen, TREASURE, Upstream, is_blocked, read_head};
+pub use self::upstream::{Refusing, Scripted, Seen, TREASURE, Upstream, is_blocked, read_head};
 
 /// The header by which the fake, where it is a filter, lets a request pass.
 pub const ADMIN: (&str, &str) = ("user", "admin");

@@ -30,7 +30,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -463,6 +463,35 @@ impl Scripted {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+}
+
+/// An address at which nobody listens, and nobody begins to for as long as this lives: connections are refused.
+#[derive(Debug)]
+pub struct Refusing(TcpSocket);
+
+impl Refusing {
+    /// Takes a port.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it takes something of the machine's")]
+    pub fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        Self(socket)
+    }
+
+    /// Where.
+    ///
+    /// # Panics
+    ///
+    /// Never: it has one.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
     }
 }
 

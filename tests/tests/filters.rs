@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use palisade_tests::{ADMIN, Client, Proxy, Raw, Scripted, Seen, Upstream, fake, get};
+use palisade_tests::{ADMIN, Client, Proxy, Raw, Refusing, Scripted, Seen, Upstream, fake, get};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -564,13 +564,13 @@ async fn a_filter_judges_responses_too() {
 
 #[tokio::test]
 async fn replies_of_the_proxy_itself_pass_the_response_phase() {
-    // A port that nobody listens on.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refusing = Refusing::new();
     let yaml = format!(
         "listeners: [{{name: web, address: 127.0.0.1:0}}]
-routes: [{{filters: [auth], upstream: 'http://{free}'}}]
+routes: [{{filters: [auth], upstream: 'http://{}'}}]
 plugins: {{auth: {{command: {}, timeout: 10s}}}}
 ",
+        refusing.address(),
         fake(&["needs:response", "serve"])
     );
     let proxy = Proxy::start(&yaml).await;

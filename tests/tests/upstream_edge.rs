@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Request;
-use palisade_tests::{Client, Proxy, Raw, Scripted, Upstream, eventually, fake, place, read_head, soon};
+use palisade_tests::{Client, Proxy, Raw, Refusing, Scripted, Upstream, eventually, fake, place, read_head, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::Notify;
@@ -266,7 +266,8 @@ async fn a_request_that_comes_back_is_seen_to_do_so() {
 #[tokio::test]
 async fn an_endpoint_that_fails_gets_no_requests_for_a_while() {
     let upstream = Upstream::http1("app").await;
-    let down = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refusing = Refusing::new();
+    let down = refusing.address();
     let endpoints = format!("endpoints: ['{down}', '{}']", upstream.address());
     let outliers = "outliers: {failures: 2, eject_for: 1h}";
     let proxy = self::proxy(&format!("app: {{{endpoints}, {outliers}, panic_below: 50}}"), ", retries: 0").await;
@@ -287,6 +288,7 @@ async fn an_endpoint_that_fails_gets_no_requests_for_a_while() {
     for _ in 0..5 {
         alone.get("/", &[]).await.assert_failed(503, "upstream_connect");
     }
+    drop(refusing);
     let _server = Scripted::start_at(down, |stream, _| async move { serve(stream, OK.as_bytes()).await }).await;
     assert_eq!(alone.get("/", &[]).await.status, 200);
 }

@@ -2,24 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::Request;
-use palisade_tests::{Client, LONG, Proxy, Raw, Scripted, Upstream, eventually, get, read_head, soon};
+use palisade_tests::{Client, LONG, Proxy, Raw, Refusing, Scripted, Upstream, eventually, get, read_head, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-/// A port that nobody listens on.
-fn free() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 #[tokio::test]
 async fn upstreams_that_fail_cost_a_clear_status() {
+    let refusing = Refusing::new();
     let upstream = Upstream::http1("app").await;
     let yaml = format!(
         "listeners: [{{name: web, address: 127.0.0.1:0}}]
@@ -28,7 +23,7 @@ routes:
   - {{path: /unix, upstream: 'unix:/nowhere/app.sock'}}
   - {{upstream: 'http://{}', timeout: 300ms}}
 ",
-        free(),
+        refusing.address(),
         upstream.address()
     );
     let proxy = Proxy::start(&yaml).await;
@@ -189,9 +184,12 @@ async fn without_retries_nothing_is_sent_twice() {
 
 #[tokio::test]
 async fn a_dead_endpoint_costs_no_request_while_another_lives() {
-    let upstream = Upstream::http1("app").await;
-    let endpoints =
-        format!(", balance: round_robin, connect_timeout: 5s, endpoints: ['{}', '{}']", free(), upstream.address());
+    let (refusing, upstream) = (Refusing::new(), Upstream::http1("app").await);
+    let endpoints = format!(
+        ", balance: round_robin, connect_timeout: 5s, endpoints: ['{}', '{}']",
+        refusing.address(),
+        upstream.address()
+    );
     let yaml = format!(
         "listeners: [{{name: web, address: 127.0.0.1:0}}]
 routes: [{{upstream: app}}]
