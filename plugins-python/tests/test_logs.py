@@ -74,10 +74,11 @@ def test_records_go_to_stderr_as_json() -> None:
         plugin.terminate()
         assert plugin.wait() == 0
         lines = [json.loads(line) for line in plugin.log.splitlines()]
-        mine, failure = lines[:2]
-        assert (mine["@module"], mine["@level"], mine["@message"]) == ("mine", "info", "checking /x")
+        # On a busy machine, asyncio has something to say, too.
+        (mine,) = (line for line in lines if line["@module"] == "mine")
+        (failure,) = (line for line in lines if line["@level"] == "error")
+        assert (mine["@level"], mine["@message"]) == ("info", "checking /x")
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", mine["@timestamp"])
-        assert failure["@level"] == "error"
         assert failure["request_id"] == "id-1"
         assert failure["stacktrace"].splitlines()[-1] == "ValueError: oops"
 
@@ -89,5 +90,5 @@ def test_logging_that_the_program_has_set_up_stays() -> None:
             plugin.connect().check("/x")
         plugin.terminate()
         assert plugin.wait() == 0
-        assert plugin.log.startswith("mine: checking /x\n")
+        assert plugin.log.splitlines().count("mine: checking /x") == 1
         assert "@level" not in plugin.log
