@@ -30,10 +30,12 @@ class Loader:
     def __call__(self, request: CertificateRequest, config: Config) -> Any:
         with self._called:
             self.reasons.append(request.reason)
+            # Whoever waits for this call may have another result for the next one.
+            result = self.result
             self._called.notify_all()
-        if isinstance(self.result, BaseException):
-            raise self.result
-        return self.result
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     def wait_for_calls(self, count: int) -> None:
         with self._called:
