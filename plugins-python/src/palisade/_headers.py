@@ -50,11 +50,10 @@ class Headers(Mapping[str, str]):
         return headers
 
     def __getitem__(self, name: str) -> str:
-        wanted = name.lower()
-        for candidate, value in self.raw:
-            if candidate == wanted:
-                return decode_value(value)
-        raise KeyError(name)
+        value = self.get(name)
+        if value is None:
+            raise KeyError(name)
+        return value
 
     @overload
     def get(self, name: str, /) -> str | None: ...
