@@ -120,9 +120,9 @@ def verdict(answer: Any) -> object:
     return answer.request.WhichOneof("verdict")
 
 
-def both() -> Iterator[str]:
+def both(program: str = PROGRAM) -> Iterator[str]:
     for is_async in (False, True):
-        yield PROGRAM.replace("ASYNC", str(is_async))
+        yield program.replace("ASYNC", str(is_async))
 
 
 @pytest.mark.usefixtures("either_way")
@@ -632,8 +632,8 @@ def test_an_answer_that_cannot_be_made_fails_its_own_call_alone() -> None:
         plugin.filter(check_async if ASYNC else check)
         plugin.serve()
     """
-    for is_async in (False, True):
-        with PluginProcess(program.replace("ASYNC", str(is_async))) as plugin:
+    for either in both(program):
+        with PluginProcess(either) as plugin:
             plugin.connect()
             host = Host(plugin)
             host.send((1, "/"), (2, "/"), (3, "/"))
@@ -801,8 +801,8 @@ def test_an_answer_that_is_too_large_fails_its_own_call_alone() -> None:
         plugin.filter(check_async if ASYNC else check)
         plugin.serve()
     """
-    for is_async in (False, True):
-        with PluginProcess(program.replace("ASYNC", str(is_async))) as plugin:
+    for either in both(program):
+        with PluginProcess(either) as plugin:
             plugin.connect()
             host = Host(plugin)
             host.send((1, "100"), (2, "1200000"), (3, "1100000"))
