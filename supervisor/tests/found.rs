@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use palisade_supervisor::{Endpoint, ExitCause, Plugin, PluginSpec, State};
-use support::{Number, client, eventually, example, kill, runs, until, until_report};
+use support::{Number, client, eventually, example, kill, runs, until, until_report, until_report_with};
 use tempfile::TempDir;
 
 /// A plugin that this test has started, as systemd would.
@@ -171,8 +171,7 @@ async fn who_does_not_listen_is_waited_for_then_tried_again() {
     let mut spec = stranger.spec();
     spec.ready_timeout = Duration::from_millis(50);
     let plugin = Plugin::start(spec, Number).unwrap();
-    let report = until_report(&plugin).await.to_string();
-    assert!(report.contains("was not ready within 50ms: connect to unix:"), "{report}");
+    until_report_with(&plugin, "was not ready within 50ms: connect to unix:").await;
     stranger.start_again();
     client(&plugin).await;
     plugin.shutdown().await;

@@ -7,7 +7,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use support::{Scenario, client, until_report};
+use support::{Scenario, client, until_report, until_report_with};
 
 /// Printed by a shell that then stays, so that nothing but the line can be at fault.
 async fn refusal(output: &str) -> String {
@@ -68,8 +68,7 @@ async fn a_line_that_never_ends_runs_into_the_deadline() {
         let mut scenario = Scenario::shell(output);
         scenario.spec.handshake.timeout = Duration::from_millis(200);
         let plugin = scenario.start();
-        let report = until_report(&plugin).await.to_string();
-        assert!(report.contains(expected), "{report}");
+        let report = until_report_with(&plugin, expected).await;
         assert!(report.contains("likely: the plugin does not flush its stdout"), "{report}");
         plugin.shutdown().await;
     }
@@ -113,8 +112,7 @@ async fn a_socket_that_nobody_listens_on_is_waited_for_until_the_deadline() {
         let mut scenario = Scenario::shell(output);
         scenario.spec.ready_timeout = Duration::from_millis(200);
         let plugin = scenario.start();
-        let report = until_report(&plugin).await.to_string();
-        assert!(report.contains("was not ready within 200ms: connect to "), "{report}");
+        until_report_with(&plugin, "was not ready within 200ms: connect to ").await;
         plugin.shutdown().await;
     }
 }
@@ -125,8 +123,7 @@ async fn a_listener_that_never_speaks_runs_into_the_deadline() {
     scenario.spec.ready_timeout = Duration::from_millis(300);
     scenario.spec.health.timeout = Duration::from_millis(100);
     let plugin = scenario.start();
-    let report = until_report(&plugin).await.to_string();
-    assert!(report.contains("was not ready within 300ms: health check: no answer within 100ms"), "{report}");
+    until_report_with(&plugin, "was not ready within 300ms: health check: no answer within 100ms").await;
     plugin.shutdown().await;
 }
 

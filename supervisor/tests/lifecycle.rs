@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use palisade_supervisor::{
     Adapter, AttachError, ExitCause, InstanceInfo, Plugin, ProcessEnd, RestartMode, State, WontRetry,
 };
-use support::{LONG, Scenario, client, eventually, kill, runs, until, until_report};
+use support::{LONG, Scenario, client, eventually, kill, runs, until, until_report, until_report_with};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
@@ -59,8 +59,7 @@ async fn a_plugin_that_reports_not_serving_never_serves() {
     let mut scenario = Scenario::fake(&["not-serving"]);
     scenario.spec.ready_timeout = Duration::from_millis(300);
     let plugin = scenario.start();
-    let report = until_report(&plugin).await.to_string();
-    assert!(report.contains("was not ready within 300ms: health check: it reports NOT_SERVING (SIGKILL"), "{report}");
+    until_report_with(&plugin, "was not ready within 300ms: health check: it reports NOT_SERVING (SIGKILL").await;
     plugin.shutdown().await;
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use palisade_supervisor::{Adapter, AttachError, InstanceInfo, Plugin, ProcessEnd, State, Transition};
+use palisade_supervisor::{Adapter, AttachError, ExitReport, InstanceInfo, Plugin, ProcessEnd, State, Transition};
 use support::{Scenario, client, kill, until, until_report};
 use tonic::transport::Channel;
 
@@ -38,9 +38,10 @@ async fn a_line_that_never_ended_is_in_the_report() {
     let mut scenario = Scenario::shell("echo first; printf '1|1|unix'; sleep 600");
     scenario.spec.handshake.timeout = std::time::Duration::from_millis(500);
     let plugin = scenario.start();
-    let report = until_report(&plugin).await;
-    assert_eq!(report.transcript, ["first", "1|1|unix"]);
-    assert_eq!(report.state, State::AwaitHandshake, "not `stopping`: that is how it was ended");
+    let whole = |report: &ExitReport| report.transcript == ["first", "1|1|unix"];
+    let status = until(&plugin, |status| status.last_exit.as_deref().is_some_and(whole)).await;
+    let state = status.last_exit.unwrap().state;
+    assert_eq!(state, State::AwaitHandshake, "not `stopping`: that is how it was ended");
     plugin.shutdown().await;
 }
 
@@ -117,16 +118,12 @@ async fn health_and_the_host_s_own_calls_are_awaited_in_states_of_their_own() {
     for (options, state) in [(&["not-serving"][..], State::AwaitHealth), (&[], State::AwaitReady)] {
         let mut scenario = Scenario::fake(options);
         let plugin = Plugin::start(scenario.spec.clone(), Slow).unwrap();
-        let mut watch = plugin.watch();
-        let reached = tokio::time::timeout(support::LONG, watch.wait_for(|status| status.state == state));
-        assert!(reached.await.is_ok(), "{:?}", plugin.status());
+        until(&plugin, |status| status.state == state).await;
         plugin.shutdown().await;
 
         scenario.spec.ready_timeout = Duration::from_millis(200);
         let plugin = Plugin::start(scenario.spec.clone(), Slow).unwrap();
-        let mut watch = plugin.watch();
-        let status = watch.wait_for(|status| status.last_exit.is_some()).await.unwrap().clone();
-        assert_eq!(status.last_exit.unwrap().state, state);
+        until(&plugin, |status| status.last_exit.as_ref().is_some_and(|report| report.state == state)).await;
         plugin.shutdown().await;
     }
 }

@@ -98,7 +98,7 @@ impl Scenario {
 }
 
 /// Waits until the plugin's status is as wanted.
-pub(crate) async fn until(plugin: &Plugin<Number>, wanted: impl Fn(&Status) -> bool) -> Status {
+pub(crate) async fn until<A: Adapter>(plugin: &Plugin<A>, wanted: impl Fn(&Status) -> bool) -> Status {
     let mut watch = plugin.watch();
     match timeout(LONG, watch.wait_for(|status| wanted(status))).await {
         Ok(status) => status.unwrap().clone(),
@@ -109,6 +109,13 @@ pub(crate) async fn until(plugin: &Plugin<Number>, wanted: impl Fn(&Status) -> b
 /// Waits for the first report of an end.
 pub(crate) async fn until_report(plugin: &Plugin<Number>) -> std::sync::Arc<ExitReport> {
     until(plugin, |status| status.last_exit.is_some()).await.last_exit.unwrap()
+}
+
+/// Waits for a report with this text. With a short deadline, a start on a busy machine may fail earlier on its way, but
+/// not every start.
+pub(crate) async fn until_report_with(plugin: &Plugin<Number>, text: &str) -> String {
+    let report = |status: &Status| status.last_exit.as_ref().map(ToString::to_string).unwrap_or_default();
+    report(&until(plugin, |status| report(status).contains(text)).await)
 }
 
 pub(crate) async fn client(plugin: &Plugin<Number>) -> std::sync::Arc<Client> {
