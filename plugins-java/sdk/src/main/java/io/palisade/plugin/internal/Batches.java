@@ -8,6 +8,7 @@ import io.palisade.plugin.v1.CheckBatch;
 import io.palisade.plugin.v1.CheckBatchAnswer;
 import io.palisade.plugin.v1.CheckCall;
 import io.palisade.plugin.v1.CheckError;
+import io.palisade.plugin.v1.Reply;
 import java.util.Queue;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.Executor;
@@ -127,9 +128,9 @@ final class Batches implements StreamObserver<CheckBatch> {
   }
 
   void answer(CheckAnswer answer, String configHash) {
-    boolean tooLarge = answer.getSerializedSize() > LARGEST_ANSWER;
-    if (tooLarge) {
-      fail(answer.getId(), Status.INTERNAL.withDescription("an answer of more than " + LARGEST_ANSWER + " bytes"));
+    int size = answer.getSerializedSize();
+    if (size > LARGEST_ANSWER) {
+      tooLarge(answer, size, configHash);
       return;
     }
     answers.add(new Answered(answer, configHash));
@@ -137,6 +138,26 @@ final class Batches implements StreamObserver<CheckBatch> {
     // Whoever works on a batch sends when it is through.
     if (working.get() == 0) {
       send();
+    }
+  }
+
+  /**
+   * What is answered in place of one that is too large: an error, but for a denial one without a reply, since an
+   * error may let the request pass. It can't be sent to a client, as the large one can't, so the host refuses the
+   * request by itself, whatever {@code on_failure} says.
+   */
+  private void tooLarge(CheckAnswer answer, int size, String configHash) {
+    String fault = "an answer of " + size + " bytes, at most " + LARGEST_ANSWER;
+    logger.severe(fault);
+    CheckAnswer.Builder denial = CheckAnswer.newBuilder().setId(answer.getId());
+    if (answer.getRequest().hasDeny()) {
+      denial.getRequestBuilder().setDeny(Reply.getDefaultInstance());
+      answer(denial.build(), configHash);
+    } else if (answer.getResponse().hasReplace()) {
+      denial.getResponseBuilder().setReplace(Reply.getDefaultInstance());
+      answer(denial.build(), configHash);
+    } else {
+      fail(answer.getId(), Status.INTERNAL.withDescription(fault));
     }
   }
 

@@ -12,22 +12,32 @@ import io.grpc.stub.StreamObserver;
 import io.palisade.plugin.Decision;
 import io.palisade.plugin.InternalPlugin;
 import io.palisade.plugin.Plugin;
+import io.palisade.plugin.ResponseDecision;
 import io.palisade.plugin.v1.CheckAnswer;
 import io.palisade.plugin.v1.CheckBatch;
 import io.palisade.plugin.v1.CheckBatchAnswer;
 import io.palisade.plugin.v1.CheckCall;
 import io.palisade.plugin.v1.CheckRequestRequest;
+import io.palisade.plugin.v1.CheckRequestResponse;
+import io.palisade.plugin.v1.CheckResponseRequest;
+import io.palisade.plugin.v1.CheckResponseResponse;
 import io.palisade.plugin.v1.ConfigureRequest;
 import io.palisade.plugin.v1.FilterGrpc;
 import io.palisade.plugin.v1.LifecycleGrpc;
+import io.palisade.plugin.v1.Reply;
 import io.palisade.plugin.v1.Request;
 import java.time.Duration;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.Queue;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import java.util.logging.Handler;
+import java.util.logging.LogRecord;
+import java.util.logging.Logger;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 
@@ -87,6 +97,15 @@ class BatchesTest {
         .build();
   }
 
+  private static CheckCall responseCall(long id, String path) {
+    return CheckCall.newBuilder()
+        .setId(id)
+        .setTimeoutMicros(TimeUnit.SECONDS.toMicros(30))
+        .setResponse(
+            CheckResponseRequest.newBuilder().setRequest(Request.newBuilder().setPath(path)))
+        .build();
+  }
+
   private void send(String hash, CheckCall... calls) {
     batches.onNext(
         CheckBatch.newBuilder().setConfigHash(hash).addAllCalls(java.util.List.of(calls)).build());
@@ -134,6 +153,64 @@ class BatchesTest {
     assertEquals(java.util.Set.of(""), hashes);
     batches.onCompleted();
     assertNull(end.get(30, TimeUnit.SECONDS));
+  }
+
+  @Test
+  void of_answers_that_are_too_large_a_denial_stays_one_and_others_are_errors() throws Exception {
+    String large = "x".repeat(1_200_000);
+    start(
+        Plugin.named("test")
+            .filter(
+                (request, config) ->
+                    request.path().equals("/no")
+                        ? Decision.deny(403, "no").header("x-large", large)
+                        : Decision.allow().setHeader("x-large", large))
+            .response(
+                (response, config) ->
+                    response.request().path().equals("/no")
+                        ? ResponseDecision.replace(403, "no").header("x-large", large)
+                        : ResponseDecision.pass().setHeader("x-large", large)));
+    try (Log log = new Log()) {
+      send("1", call(1, "/no"), responseCall(2, "/no"));
+      Map<Long, CheckAnswer> got = answers(2);
+      assertEquals(
+          CheckRequestResponse.newBuilder().setDeny(Reply.getDefaultInstance()).build(),
+          got.get(1L).getRequest());
+      assertEquals(
+          CheckResponseResponse.newBuilder().setReplace(Reply.getDefaultInstance()).build(),
+          got.get(2L).getResponse());
+      // They are verdicts.
+      assertEquals(java.util.Set.of("1"), hashes);
+      send("1", call(3, "/"), responseCall(4, "/"));
+      got = answers(2);
+      assertEquals(13, got.get(3L).getError().getCode());
+      assertEquals(13, got.get(4L).getError().getCode());
+      assertEquals(4, log.messages.size(), () -> "" + log.messages);
+      assertTrue(log.messages.stream().allMatch(message -> message.startsWith("an answer of 12000")));
+    }
+  }
+
+  /** What batches log. */
+  private static final class Log extends Handler implements AutoCloseable {
+    private final Logger logger = Logger.getLogger(Batches.class.getName());
+    private final Queue<String> messages = new ConcurrentLinkedQueue<>();
+
+    Log() {
+      logger.addHandler(this);
+    }
+
+    @Override
+    public void publish(LogRecord record) {
+      messages.add(record.getMessage());
+    }
+
+    @Override
+    public void flush() {}
+
+    @Override
+    public void close() {
+      logger.removeHandler(this);
+    }
   }
 
   @Test
