@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from harness import FILTER, HEALTH, PluginProcess
+from harness import FILTER, HEALTH, PluginProcess, outcome, request
 from palisade._generated import filter_pb2
 
 PROGRAM = """
@@ -786,29 +786,81 @@ def test_many_calls_that_are_quick_get_more_threads() -> None:
         assert bodies(host.answers(200))[200] == "False True"
 
 
+LARGE = """
+    from palisade import Plugin, allow, deny, keep, replace
+
+    plugin = Plugin("test")
+
+    def large(path):
+        kind, size = path.split()
+        return kind, {"x-large": "x" * int(size)}
+
+    def check(request, config):
+        kind, headers = large(request.path)
+        return deny(403, "no", headers) if kind == "deny" else allow(set_headers=headers)
+
+    def respond(response, config):
+        kind, headers = large(response.request.path)
+        return replace(403, "no", headers) if kind == "replace" else keep(set_headers=headers)
+
+    async def check_async(request, config):
+        return check(request, config)
+
+    async def respond_async(response, config):
+        return respond(response, config)
+
+    plugin.filter(check_async if ASYNC else check)
+    plugin.response(respond_async if ASYNC else respond)
+    plugin.serve()
+"""
+
+
+def about_responses(*calls: tuple[int, str]) -> filter_pb2.CheckBatch:
+    batch = filter_pb2.CheckBatch()
+    for id, path in calls:
+        batch.calls.add(id=id, timeout_micros=50_000_000).response.request.path = path
+    return batch
+
+
 def test_an_answer_that_is_too_large_fails_its_own_call_alone() -> None:
-    program = """
-        from palisade import Plugin, allow
-
-        plugin = Plugin("test")
-
-        def check(request, config):
-            return allow(set_headers={"x-large": "x" * int(request.path)})
-
-        async def check_async(request, config):
-            return check(request, config)
-
-        plugin.filter(check_async if ASYNC else check)
-        plugin.serve()
-    """
-    for either in both(program):
-        with PluginProcess(either) as plugin:
+    for program in both(LARGE):
+        with PluginProcess(program) as plugin:
             plugin.connect()
             host = Host(plugin)
-            host.send((1, "100"), (2, "1200000"), (3, "1100000"))
-            got = host.answers(3)
+            host.send((1, "allow 100"), (2, "allow 1200000"), (3, "allow 1100000"))
+            host.send_message(about_responses((4, "keep 1200000")))
+            got = host.answers(4)
             assert [verdict(got[id]) for id in (1, 3)] == ["allow", "allow"]
-            assert got[2].error.code == 13 and "an answer of 12000" in got[2].error.message
+            for id in (2, 4):
+                assert got[id].error.code == 13 and "an answer of 12000" in got[id].error.message
+
+
+def test_a_denial_that_is_too_large_stays_one() -> None:
+    for program in both(LARGE):
+        with PluginProcess(program) as plugin:
+            plugin.connect()
+            host = Host(plugin)
+            host.send((1, "deny 1200000"), (2, "deny 100"))
+            host.send_message(about_responses((3, "replace 1200000")))
+            got = host.answers(3)
+            assert verdict(got[1]) == "deny" and not got[1].request.deny.ByteSize()
+            assert got[2].request.deny.body == b"no"
+            assert got[3].response.WhichOneof("verdict") == "replace" and not got[3].response.replace.ByteSize()
+            # They are verdicts.
+            assert host.hashes == {"1"}
+            plugin.terminate()
+            plugin.wait()
+            assert plugin.log.count("returned an answer of 12000") == 2
+
+
+def test_a_denial_of_any_size_is_sent_where_it_is_alone() -> None:
+    """A host refuses the request if it can't read the answer, and may not if it gets an error in its place."""
+    with PluginProcess(LARGE.replace("ASYNC", "False")) as plugin:
+        plugin.connect()
+        options = [("grpc.max_receive_message_length", -1)]
+        channel = plugin.also(grpc.insecure_channel(f"unix:{plugin.address}", options))
+        method: Any = channel.unary_unary(f"/{FILTER}/CheckRequest")
+        assert not outcome(method(request("deny 17000000"), timeout=60)).allowed
 
 
 def test_a_batch_may_have_no_calls_and_calls_no_request() -> None:

@@ -1,4 +1,7 @@
-"""Calls the user's functions. Whatever goes wrong there is an error of the call, and never a verdict."""
+"""Calls the user's functions. Whatever goes wrong there is an error of the call, and never a verdict.
+
+But a denial stays one, even if it can't be sent: an error in its place may let the request pass.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from . import _wire
 from ._contexts import await_in
 from ._errors import CallError
 from ._request import Request, Response
-from ._verdicts import Allow, Deny, Keep, Replace, ResponseVerdict, Verdict
+from ._verdicts import Allow, Deny, Keep, Replace, Reply, ResponseVerdict, Verdict
 from ._wire import Config, Configured
 
 logger = logging.getLogger("palisade")
@@ -26,6 +29,10 @@ _MAX_DETAILS = 500
 
 _MAX_ANSWER = 1024 * 1024 + 128 * 1024
 """Bytes of one answer in a batch: a reply of 1 MiB and its headers. A larger one would cost the whole stream."""
+
+_NO_REPLY = Reply(0, (), b"")
+"""That of a denial in place of one that is too large. As that one's, it can't be sent to a client, so the host refuses
+the request by itself, whatever ``on_failure`` says."""
 
 #: What a filter is asked about.
 Subject = Request | Response
@@ -184,17 +191,20 @@ class Judgement:
         return self._raised(handler, error, _id_of(subject))
 
     def encode(self, id: int, subject: Subject, verdict: Any) -> bytes:
-        """Raises CallError if it is no verdict, or too large a one."""
+        """Raises CallError if it is no verdict, or too large a one that is no denial."""
         if isinstance(subject, Request):
             if not isinstance(verdict, (Allow, Deny)):
                 raise self._no_request_verdict(verdict, subject.id)
         elif not isinstance(verdict, (Keep, Replace)):
             raise self._no_response_verdict(verdict, subject.request.id)
         answer = _wire.encode_answer(id, verdict)
-        if len(answer) > _MAX_ANSWER:
-            what = f"{self._handler(subject)} returned an answer of {len(answer)} bytes, at most {_MAX_ANSWER}"
-            raise failure(what, request_id=_id_of(subject))
-        return answer
+        if len(answer) <= _MAX_ANSWER:
+            return answer
+        what = f"{self._handler(subject)} returned an answer of {len(answer)} bytes, at most {_MAX_ANSWER}"
+        error = failure(what, request_id=_id_of(subject))
+        if isinstance(verdict, (Deny, Replace)):
+            return _wire.encode_answer(id, type(verdict)(_NO_REPLY))
+        raise error
 
     def _handler(self, subject: Subject) -> Handler | None:
         return self._check if isinstance(subject, Request) else self._respond

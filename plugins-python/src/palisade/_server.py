@@ -40,7 +40,8 @@ _OPTIONS = (
     # A second process on the same port would get half of this one's calls.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
+    # The host knows what is too large for it, and that it may be a denial. Of an error in its place it does not.
+    ("grpc.max_send_message_length", -1),
 )
 _HEALTH_SERVICES = ("", "plugin")
 
