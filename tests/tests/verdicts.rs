@@ -46,11 +46,10 @@ async fn invalid_verdicts_fail_the_request_and_nothing_of_them_is_used() {
 
 #[tokio::test]
 async fn failed_and_oversized_answers_are_failures() {
-    let (proxy, upstream) = Proxy::behind_fake(&["serve"], ", timeout: 10s").await;
+    let (mut proxy, upstream) = Proxy::behind_fake(&["serve"], ", timeout: 10s").await;
     proxy.get("/", &[ADMIN, ("x-fake", "error")]).await.assert_failed(503, "plugin_failed");
-    let reply = proxy.get("/", &[ADMIN, ("x-fake", "huge-body")]).await;
-    assert_eq!(reply.status, 503, "{reply:?}");
-    assert!(reply.reason().starts_with("plugin_"), "{reply:?}");
+    proxy.get("/", &[ADMIN, ("x-fake", "huge-body")]).await.assert_failed(503, "plugin_invalid");
+    proxy.wait_for_log("what is wrong with it", |line| line.contains("an answer of 31457")).await;
     assert_eq!(upstream.count(), 0);
     assert_eq!(proxy.get("/", &[ADMIN]).await.status, 200);
 }
@@ -98,7 +97,8 @@ async fn a_denial_that_can_t_be_sent_never_becomes_an_allow() {
 
 #[tokio::test]
 async fn a_denial_that_is_too_large_to_be_read_never_becomes_an_allow() {
-    for actions in [&["serve-bare"][..], &["needs:batches", "serve-bare"]] {
+    // By the SDK, in whose batches such a denial does not go, and without it.
+    for actions in [&["serve"][..], &["serve-bare"], &["needs:batches", "serve-bare"]] {
         let (proxy, upstream) =
             Proxy::behind_fake(actions, ", timeout: 10s, stop_timeout: 500ms, on_failure: allow").await;
         proxy.get("/", &[ADMIN, ("x-fake", "huge-body")]).await.assert_failed(503, "plugin_invalid");
@@ -110,16 +110,16 @@ async fn a_denial_that_is_too_large_to_be_read_never_becomes_an_allow() {
 #[tokio::test]
 async fn a_replacement_that_can_t_be_sent_never_lets_the_response_through() {
     let (proxy, upstream) = Proxy::behind_fake(&["needs:response", "serve"], ", timeout: 10s, on_failure: allow").await;
-    let paths =
-        ["/response-replace-many", "/response-replace-owned", "/response-replace-crlf", "/response-replace-204"];
-    for path in paths {
+    let replacements = ["many", "owned", "crlf", "204", "huge"];
+    for what in replacements {
+        let path = &format!("/response-replace-{what}");
         let reply = proxy.get(path, &[ADMIN]).await;
         assert_eq!((reply.status, reply.reason().as_str()), (503, "plugin_invalid"), "{path}: {reply:?}");
         reply.assert_failed(503, "plugin_invalid");
         assert!(!reply.headers.contains_key("x-upstream"), "{path}: {reply:?}");
         assert!(!reply.headers.contains_key("set-cookie"), "{path}: {reply:?}");
     }
-    assert_eq!(upstream.count(), paths.len());
+    assert_eq!(upstream.count(), replacements.len());
     // What is no verdict at all is what `on_failure` is for.
     assert_eq!(proxy.get("/response-empty", &[ADMIN]).await.status, 200);
 }

@@ -22,7 +22,13 @@ use tonic::{Code, Status};
 use super::services::{Shared, internal};
 use super::spent::Spent;
 use super::{Config, Filter};
-use crate::v1::{CheckAnswer, CheckBatch, CheckBatchAnswer, CheckCall, CheckError, check_answer, check_call};
+use crate::v1::check_answer::Answer;
+use crate::v1::check_request_response::Verdict::Deny;
+use crate::v1::check_response_response::Verdict::Replace;
+use crate::v1::{
+    CheckAnswer, CheckBatch, CheckBatchAnswer, CheckCall, CheckError, CheckRequestResponse, CheckResponseResponse,
+    Reply, check_call,
+};
 
 /// With this many calls that wait, no batch is taken: as many as the host has of its own accord.
 pub(super) const MOST_WAITING: usize = 1 << 14;
@@ -234,11 +240,7 @@ impl Outgoing {
             config.hash().clone_into(&mut self.message.config_hash);
         }
         let size = answer.encoded_len();
-        let answer = if size > MAX_ANSWER {
-            failed(answer.id, &Status::internal(format!("an answer of {size} bytes, at most {MAX_ANSWER}")))
-        } else {
-            answer
-        };
+        let answer = if size > MAX_ANSWER { too_large(answer, size) } else { answer };
         self.size += size.min(MAX_ANSWER);
         self.message.answers.push(answer);
         if self.size >= FULL {
@@ -265,11 +267,11 @@ async fn judge<F: Filter>(filter: Arc<F>, config: Arc<Config>, call: CheckCall) 
             Some(check_call::Call::Request(call)) => {
                 let request = call.request.ok_or_else(|| Status::invalid_argument("no request"))?;
                 let verdict = filter.check_request(&request, &config).await.map_err(internal)?;
-                Ok(check_answer::Answer::Request(verdict))
+                Ok(Answer::Request(verdict))
             }
             Some(check_call::Call::Response(response)) => {
                 let verdict = filter.check_response(&response, &config).await.map_err(internal)?;
-                Ok(check_answer::Answer::Response(verdict))
+                Ok(Answer::Response(verdict))
             }
         }
     });
@@ -289,18 +291,59 @@ fn late(id: u64) -> Judged {
     (failed(id, &Status::deadline_exceeded("the host waits no longer")), None)
 }
 
+/// What is sent in place of an answer that is too large: an error, but for a denial one without a reply, since an error
+/// may let the request pass. It can't be sent to a client, as the large one can't, so the host refuses the request by
+/// itself, whatever `on_failure` says.
+fn too_large(mut answer: CheckAnswer, size: usize) -> CheckAnswer {
+    let error = internal(format!("an answer of {size} bytes, at most {MAX_ANSWER}").into());
+    let Some(
+        Answer::Request(CheckRequestResponse { verdict: Some(Deny(reply)), .. })
+        | Answer::Response(CheckResponseResponse { verdict: Some(Replace(reply)), .. }),
+    ) = &mut answer.answer
+    else {
+        return failed(answer.id, &error);
+    };
+    *reply = Reply::default();
+    answer
+}
+
 fn failed(id: u64, status: &Status) -> CheckAnswer {
     let code = match status.code() {
         Code::Ok => Code::Unknown,
         code => code,
     };
     let error = CheckError { code: code as u32, message: status.message().to_owned() };
-    CheckAnswer { id, answer: Some(check_answer::Answer::Error(error)) }
+    CheckAnswer { id, answer: Some(Answer::Error(error)) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::v1::HeaderMutation;
+
+    #[test]
+    fn of_answers_that_are_too_large_a_denial_stays_one_and_others_are_errors() {
+        let sent = |answer| {
+            let (mut message, mut ready) = (Outgoing::default(), VecDeque::new());
+            message.push((CheckAnswer { id: 1, answer: Some(answer) }, None));
+            message.finish(1, &mut ready);
+            ready.pop_front().and_then(|mut message| message.answers.pop()).and_then(|sent| sent.answer)
+        };
+        let large = "x".repeat(MAX_ANSWER);
+        let mutation = HeaderMutation::set("x-large", large.clone());
+        let denied = CheckRequestResponse { verdict: Some(Deny(Reply::default())), ..CheckRequestResponse::default() };
+        let denial = Answer::Request(CheckRequestResponse::deny(403, large.clone()));
+        assert_eq!(sent(denial), Some(Answer::Request(denied)));
+        let replacement = |reply| Answer::Response(CheckResponseResponse::replace(reply));
+        assert_eq!(sent(replacement(Reply::text(403, large))), Some(replacement(Reply::default())));
+        for changed in [
+            Answer::Request(CheckRequestResponse::allow().mutate(mutation.clone())),
+            Answer::Response(CheckResponseResponse::pass(vec![mutation])),
+        ] {
+            let Some(Answer::Error(error)) = sent(changed) else { panic!("it is no error") };
+            assert_eq!(error.code, Code::Internal as u32);
+        }
+    }
 
     #[test]
     fn a_turn_is_over_when_its_thread_has_had_it() {

@@ -43,6 +43,7 @@ impl Filter for Fake {
             "/response-replace-many" => CheckResponseResponse::replace(too_many_headers()),
             "/response-replace-owned" => CheckResponseResponse::replace(with_header("content-length", "0")),
             "/response-replace-crlf" => CheckResponseResponse::replace(with_header("location", "/\r\nset-cookie: x")),
+            "/response-replace-huge" => CheckResponseResponse::replace(huge_reply()),
             "/response-replace-204" => CheckResponseResponse::replace(Reply::text(204, "a body")),
             "/response-remove" => CheckResponseResponse::pass(vec![seen, HeaderMutation::remove("x-upstream")]),
             _ => match config.text("mark") {
@@ -132,7 +133,7 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
         "deny-crlf" => return deny_with("location", "/\r\nset-cookie: x"),
         "deny-many" => return deny(too_many_headers()),
         "deny-content-length" => return deny_with("content-length", "0"),
-        "huge-body" => return deny(Reply { status: 403, headers: Vec::new(), body: vec![b'x'; 3 << 20].into() }),
+        "huge-body" => return deny(huge_reply()),
         "teapot" => {
             return deny(Reply {
                 status: 418,
@@ -206,6 +207,11 @@ fn with_header(name: &str, value: &str) -> Reply {
 fn too_many_headers() -> Reply {
     let headers = (0..101).map(|n| Header::new(format!("x-{n}"), "1")).collect();
     Reply { status: 403, headers, body: "no".into() }
+}
+
+/// Larger than any answer may be.
+fn huge_reply() -> Reply {
+    Reply { status: 403, headers: Vec::new(), body: vec![b'x'; 3 << 20].into() }
 }
 
 /// All that a plugin sees, as JSON that fits a header.
