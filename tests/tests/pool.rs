@@ -259,9 +259,9 @@ async fn a_request_that_ends_two_processes_is_refused_and_harms_nobody_else() {
     let (proxy, upstream) = Proxy::behind_fake(&["serve"], plugin).await;
     let load = Load::on(proxy.address());
     load.more(50).await;
-    for round in 1..=3 {
+    for (round, crash) in (1..).zip(["crash", "crash-slowly", "crash"]) {
         // Not even `on_failure: allow` lets it pass.
-        let reply = proxy.get("/poison", &[ADMIN, ("x-fake", "crash")]).await;
+        let reply = proxy.get("/poison", &[ADMIN, ("x-fake", crash)]).await;
         reply.assert_failed(503, "poison_request");
         load.more(50).await;
         let counted = proxy.metric("palisade_requests_total", &[("reason", "poison_request")]).await;

@@ -227,12 +227,11 @@ impl<'a> Attempts<'a> {
             self.lost = Some(client);
             return Ok(());
         };
-        let gone = self.plugin.is_gone(&client, deadline).await;
         match client.is_of_the_process_of(before) {
             // It was on its way out already: nobody else has been asked yet.
-            true if gone => Ok(()),
+            true if self.plugin.is_gone(&client, deadline).await => Ok(()),
             // It has most likely ended both: it is not let near a third.
-            false if gone && self.plugin.is_gone(before, deadline).await => Err(CallError::Poison),
+            false if self.plugin.are_gone([&client, before]).await => Err(CallError::Poison),
             true | false => Err(CallError::Lost(error)),
         }
     }

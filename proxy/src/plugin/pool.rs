@@ -33,6 +33,10 @@ const LAST_CALLS: Duration = Duration::from_secs(2);
 /// an exit takes to be noticed.
 const EXIT_NOTICE: Duration = Duration::from_millis(50);
 
+/// The same where nobody is asked any more, and whether a request may pass without a verdict depends on it: enough for a
+/// machine that stands still for a moment.
+const LAST_NOTICE: Duration = Duration::from_secs(2);
+
 /// One plugin: as many processes as the configuration says, each supervised by itself.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -280,12 +284,22 @@ impl Running {
         self.client_by(deadline).await
     }
 
-    /// Whether the process of `lost` has ended, waiting for the news no longer than until `deadline`.
+    /// Whether the process of `lost` has ended, waiting for the news for a part of the time until `deadline`: the rest is
+    /// for asking somebody else.
     pub(crate) async fn is_gone(&self, lost: &Lease, deadline: Instant) -> bool {
+        self.is_gone_within(EXIT_NOTICE.min(deadline.saturating_duration_since(Instant::now()) / 2), lost).await
+    }
+
+    /// Whether the processes of both have ended. The news may come after the call's deadline, which is for an answer.
+    pub(crate) async fn are_gone(&self, lost: [&Lease; 2]) -> bool {
+        let [first, second] = lost.map(|lost| self.is_gone_within(LAST_NOTICE, lost));
+        let (first, second) = tokio::join!(first, second);
+        first && second
+    }
+
+    async fn is_gone_within(&self, notice: Duration, lost: &Lease) -> bool {
         let instance = &self.instances[lost.index].supervised;
         let mut status = instance.watch();
-        // The rest is for asking somebody else.
-        let notice = EXIT_NOTICE.min(deadline.saturating_duration_since(Instant::now()) / 2);
         let ended = async {
             while lost.client.lives(instance.client(), &status.borrow_and_update()) {
                 if status.changed().await.is_err() {

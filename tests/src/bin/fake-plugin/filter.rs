@@ -57,6 +57,14 @@ impl Filter for Fake {
     }
 }
 
+/// Waits until the test has made this file in the working directory.
+pub(crate) async fn await_file(name: &str) -> std::io::Result<()> {
+    while !std::fs::exists(name)? {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
 /// Judges a request.
 pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckRequestResponse, Error> {
     let mut asked = request.header("x-fake").map(String::from_utf8_lossy).unwrap_or_default().into_owned();
@@ -82,12 +90,11 @@ pub(crate) async fn judge(request: &Request, config: &Config) -> Result<CheckReq
     }
     if let Some(file) = asked.strip_prefix("await-") {
         eprintln!("asked to wait for {file}");
-        while !std::fs::exists(file)? {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        await_file(file).await?;
     }
     match asked.as_str() {
         "crash" => crate::crash(),
+        "crash-slowly" => crate::crash_slowly(),
         "crash-once" if std::fs::File::create_new("crashed").is_ok() => crate::crash(),
         "exit" => std::process::exit(0),
         "hang" => {
