@@ -29,7 +29,9 @@ use std::time::Duration;
 pub use self::client::{Client, Reply, Stream, body_of, get};
 pub use self::go::GoPlugin;
 pub use self::load::Load;
-pub use self::proxy::{Options, Outcome, Proxy, cli_in, fake, filtered, place, programs_in, run_to_exit, validate};
+pub use self::proxy::{
+    Options, Outcome, Proxy, cli_in, fake, filtered, place, programs_in, run_to_exit, run_to_exit_with, validate,
+};
 pub use self::raw::{Raw, RawReply};
 pub use self::upstream::{Refusing, Scripted, Seen, TREASURE, Upstream, is_blocked, read_head};
 

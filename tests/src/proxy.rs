@@ -176,8 +176,17 @@ pub async fn validate(yaml: &str, flags: &[&str]) -> Outcome {
 ///
 /// When it does not give up, or leaves a process behind.
 pub async fn run_to_exit(dir: &Path, yaml: &str) -> Outcome {
+    run_to_exit_with(dir, yaml, &Options::default()).await
+}
+
+/// The same in a special way.
+///
+/// # Panics
+///
+/// When it does not give up, or leaves a process behind.
+pub async fn run_to_exit_with(dir: &Path, yaml: &str, options: &Options) -> Outcome {
     write(dir, yaml);
-    cli_in(dir, &["run", "-c", "palisade.yaml"], &Options::default()).await
+    cli_in(dir, &["run", "-c", "palisade.yaml"], options).await
 }
 
 /// Runs the binary in a directory as an operator would.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::{kill, runs};
-use palisade_tests::{Options, Proxy, eventually, place, programs_in};
+use palisade_tests::{Options, Proxy, eventually, place, programs_in, run_to_exit_with};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -156,15 +156,16 @@ plugins: {{fake: {{command: ['{}', {actions}], sandbox: {sandbox}}}}}
     /// What it says when it does not start.
     async fn refusal(&self, sandbox: &str) -> String {
         let yaml = self.yaml("serve", sandbox);
-        let mut proxy = Proxy::spawn(Arc::clone(&self.dir), &yaml, &self.options);
-        assert_eq!(proxy.wait_exit().await.code(), Some(1));
-        proxy.log()
+        let outcome = run_to_exit_with(self.dir.path(), &yaml, &self.options).await;
+        assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+        outcome.stderr
     }
 }
 
 async fn inspect(proxy: &Proxy) -> Value {
     let socket = proxy.runtime_dir().join("admin.sock");
     let outcome = proxy.cli(&["plugin", "inspect", "fake", "--json", "--admin", socket.to_str().unwrap()]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
     serde_json::from_str::<Value>(&outcome.stdout).unwrap()["instances"][0].clone()
 }
 

@@ -57,7 +57,7 @@ async fn read_slowly<I: AsyncRead + AsyncWrite + Unpin>(raw: &mut Raw<I>, length
 #[tokio::test]
 async fn a_client_that_reads_slowly_gets_everything() {
     let upstream = Upstream::http1("app").await;
-    let proxy = Proxy::start(&yaml(&upstream, "", "body_idle_timeout: 1s")).await;
+    let proxy = Proxy::start(&yaml(&upstream, "", "body_idle_timeout: 4s")).await;
     let address = proxy.address();
     let http1 = async {
         let mut raw = Raw::connect_narrow(address).await;
@@ -126,7 +126,7 @@ async fn silent_connections_do_not_hold_up_a_drain() {
     proxy.terminate();
     let asked = Instant::now();
     let status = proxy.wait_exit().await;
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}: {}", asked.elapsed(), proxy.log());
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}: {}", asked.elapsed(), proxy.log());
     assert_eq!(status.code(), Some(0), "{}", proxy.log());
     for mut raw in silent {
         raw.rest().await;

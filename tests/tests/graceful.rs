@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use palisade_tests::process::runs;
-use palisade_tests::{ADMIN, Client, Proxy, Raw, Upstream, fake, get, soon};
+use palisade_tests::{ADMIN, Client, Proxy, Raw, Upstream, eventually, fake, get, soon};
 use tokio::net::TcpStream;
 
 async fn start() -> (Proxy, Upstream) {
@@ -45,6 +45,8 @@ async fn readiness_goes_first_and_plugins_go_last() {
     assert_eq!((reply.status, reply.header("connection").as_str()), (200, "close"), "{reply:?}");
     assert!(proxy.wait_exit().await.success(), "{}", proxy.log());
     assert!(!runs(plugin));
+    // What it has written may be read after its end is seen.
+    eventually("the end is in the log", || proxy.log().contains("plugin `auth` was stopped")).await;
     let log = proxy.log();
     let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("no {text:?} in {log}"));
     assert!(at("draining") < at("plugin `auth` was stopped"), "{log}");

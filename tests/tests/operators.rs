@@ -22,7 +22,7 @@ fn is_root() -> bool {
 
 fn config(upstream: &Upstream, plugin: &str) -> String {
     format!(
-        "{LISTENER}routes: [{{filters: [auth], upstream: 'http://{}'}}]\nplugins: {{auth: {{command: {plugin}}}}}\n",
+        "{LISTENER}routes: [{{filters: [auth], upstream: 'http://{}'}}]\nplugins: {{auth: {{command: {plugin}, timeout: 10s}}}}\n",
         upstream.address()
     )
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use palisade_tests::process::{kill, runs};
-use palisade_tests::{Options, Proxy, eventually, place, programs_in, run_to_exit};
+use palisade_tests::{Options, Proxy, eventually, place, programs_in, run_to_exit, run_to_exit_with};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -102,12 +102,11 @@ async fn what_can_not_be_had_is_an_error_unless_it_may_be_missing() {
     }
     let dir = Arc::new(dir);
     // Only root can become somebody else.
-    let mut proxy = Proxy::spawn(Arc::clone(&dir), &config(&fake, "serve", &format!("{{user: '{PLUGIN}'}}")), &options);
-    assert_eq!(proxy.wait_exit().await.code(), Some(1));
-    let log = proxy.log();
+    let yaml = config(&fake, "serve", &format!("{{user: '{PLUGIN}'}}"));
+    let outcome = run_to_exit_with(dir.path(), &yaml, &options).await;
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     let expected = format!("the sandbox can't be had: user {PLUGIN} needs CAP_SETUID and CAP_SETGID");
-    assert!(log.contains(&expected), "{log}");
-    drop(proxy);
+    assert!(outcome.stderr.contains(&expected), "{}", outcome.stderr);
     let sandbox = format!("{{user: '{PLUGIN}', on_missing: warn}}");
     let proxy = Proxy::start_with(dir, &config(&fake, "serve", &sandbox), &options).await;
     assert!(proxy.log().contains("the plugin starts without a part of its sandbox: user"), "{}", proxy.log());
@@ -318,11 +317,9 @@ async fn root_without_the_privilege_for_namespaces_is_told_what_it_lacks() {
     std::fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755)).unwrap();
     options.program = Some(wrapper);
     let dir = Arc::new(dir);
-    let mut proxy = Proxy::spawn(Arc::clone(&dir), &config(&fake, "serve", "hardened"), &options);
-    assert_eq!(proxy.wait_exit().await.code(), Some(1));
-    let log = proxy.log();
-    assert!(log.contains("namespaces for another user needs CAP_SYS_ADMIN"), "{log}");
-    drop(proxy);
+    let outcome = run_to_exit_with(dir.path(), &config(&fake, "serve", "hardened"), &options).await;
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("namespaces for another user needs CAP_SYS_ADMIN"), "{}", outcome.stderr);
     let sandbox = "{profile: hardened, on_missing: warn}";
     let proxy = Proxy::start_with(dir, &config(&fake, "serve", sandbox), &options).await;
     let seen = inspect_by_socket(&proxy).await;

@@ -3,7 +3,6 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use palisade_plugin_proto::serve::Config;
 use palisade_plugin_proto::v1::{
@@ -73,7 +72,7 @@ async fn answer(
         }
         "hang" => return,
         "late" => {
-            tokio::time::sleep(Duration::from_millis(600)).await;
+            crate::filter::await_file("go").await.unwrap();
             (vec![allowed(id)], 0)
         }
         _ => {
