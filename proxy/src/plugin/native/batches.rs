@@ -5,8 +5,8 @@
 //!
 //! Everything that the plugin says is checked against what it was asked. An answer to a call that is not open is no
 //! mistake of one call: the stream is given up with all calls on it, none of which is then taken for judged, and any of
-//! which may have been refused. A call
-//! that nobody waits for any more keeps its place until it is answered, so a late answer is none of those.
+//! which may have been refused. A call that nobody waits for any more keeps its place until it is answered, so a late
+//! answer is none of those.
 //!
 //! A plugin may cease to answer, on this stream or some of its calls, and do well in all else: see [`PATIENCE`].
 
@@ -352,10 +352,11 @@ impl State {
 
     /// Makes room for others in the place of calls that were never answered.
     fn forget(&mut self, bounds: &Bounds) {
-        if self.forgets.is_none_or(|first| Instant::now() < first) {
+        let Some(first) = self.forgets else { return };
+        let now = Instant::now();
+        if now < first {
             return;
         }
-        let now = Instant::now();
         self.forgets = None;
         for slot in &mut self.slots {
             if slot.id == 0 || slot.waiter.is_some() || !slot.sent || slot.forgotten {
