@@ -115,7 +115,7 @@ const ADMIN: &[(&str, &str)] = &[("user", "admin")];
 
 async fn it_judges_is_lost_and_found_again(mut stranger: Stranger) {
     let upstream = Upstream::http1("app").await;
-    let proxy = Proxy::start(&stranger.yaml(&upstream, "")).await;
+    let proxy = Proxy::start(&stranger.yaml(&upstream, ", timeout: 2s")).await;
     assert_eq!(proxy.get("/", ADMIN).await.status, 200);
     assert_eq!(proxy.get("/", &[]).await.status, 403);
     let status = proxy.plugin("auth").await;
@@ -147,7 +147,7 @@ async fn a_plugin_at_a_port_judges_is_lost_and_found_again() {
 async fn orders_reach_as_far_as_the_connection() {
     let stranger = Stranger::on_unix();
     let upstream = Upstream::http1("app").await;
-    let mut proxy = Proxy::start(&stranger.yaml(&upstream, "")).await;
+    let mut proxy = Proxy::start(&stranger.yaml(&upstream, ", timeout: 5s")).await;
     let restarted = proxy.cli(&["plugin", "restart", "auth"]).await;
     assert_eq!((restarted.code, &*restarted.stdout), (Some(0), "auth: serving\n"), "{restarted:?}");
     assert_eq!(proxy.plugin("auth").await["restarts"], 1);
@@ -195,7 +195,7 @@ async fn one_line_moves_a_plugin_between_start_modes_and_addresses() {
 async fn one_that_hangs_is_disconnected_and_connected_to_again() {
     let stranger = Stranger::on_unix();
     let upstream = Upstream::http1("app").await;
-    let health = ", health: {interval: 100ms, timeout: 100ms}, ready_timeout: 60s";
+    let health = ", timeout: 2s, health: {interval: 100ms, timeout: 100ms}, ready_timeout: 60s";
     let proxy = Proxy::start(&stranger.yaml(&upstream, health)).await;
     kill(stranger.pid(), Signal::SIGSTOP);
     let lost = proxy.until("auth", "given up", |status| !status["last_exit"].is_null()).await;

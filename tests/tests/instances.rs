@@ -84,7 +84,7 @@ async fn calls_go_where_there_is_room() {
 
 #[tokio::test]
 async fn orders_and_status_are_about_every_instance() {
-    let (proxy, upstream) = start(&["serve"], "").await;
+    let (proxy, upstream) = start(&["serve"], ", timeout: 20s").await;
     let [one, other] = both(&proxy, &[]).await;
     assert_ne!(one, other);
     let shown = proxy.cli(&["status"]).await.stdout;

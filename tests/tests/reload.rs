@@ -21,7 +21,7 @@ fn config(upstream: &Upstream, listeners: &str, auth: &str, more: &str) -> Strin
         "listeners:
   - {{name: web, address: 127.0.0.1:0}}
 {listeners}
-routes: [{{filters: [auth], upstream: 'http://{}'}}]
+routes: [{{filters: [{{plugin: auth, timeout: 20s}}], upstream: 'http://{}'}}]
 plugins:
   auth: {{command: {}{auth}}}
 {more}
@@ -86,7 +86,7 @@ async fn reloads_under_load(reloads: u64, renewed: u64) -> String {
         if n.is_multiple_of(5) {
             yaml = yaml.replace("routes: [", "routes: [{name: more, path: /more, upstream: 'http://127.0.0.1:1'}, ");
         }
-        if n % 10 == 9 { yaml.replace("filters: [auth]", "filters: [auht]") } else { yaml }
+        if n % 10 == 9 { yaml.replacen("plugin: auth", "plugin: auht", 1) } else { yaml }
     };
     let proxy = Proxy::start(&yaml(0)).await;
     let load = Load::on(proxy.address());
