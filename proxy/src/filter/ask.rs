@@ -62,7 +62,8 @@ impl From<Unavailable> for Failed {
     }
 }
 
-/// Asks about a request. `timeout` bounds everything but the reading of the client's body, which has bounds of its own.
+/// Asks about a request. `timeout` bounds everything but the reading of the client's body, which has bounds of its own,
+/// and the wait for the news that two processes have ended ([`Running::are_gone`]).
 pub(super) async fn ask_request(
     plugin: &Running,
     timeout: Duration,
