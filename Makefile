@@ -103,7 +103,7 @@ lint: setup
 	@if cargo clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
 		else echo 'skipped: clippy is not installed (rustup component add clippy)'; fi
 	$(call section,Go: formatting)
-	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l tests/go | tee /dev/stderr)"; \
+	@if command -v gofmt >/dev/null; then found="$$(gofmt -l tests/go)" && test -z "$$found" || { echo "$$found"; exit 1; }; \
 		else echo 'skipped: Go is not installed'; fi
 	$(call section,Python: types)
 	cd plugins-python && ../$(PYTHON) -m mypy
