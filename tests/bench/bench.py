@@ -30,8 +30,11 @@ import peers
 import report
 from load import Failed, check, load
 from peers import ROOT, Place, Proxy
-from processes import Group, cpu_seconds, descendants, memory, own_what_is_started, pin
+from processes import Group, compiler_seconds, cpu_seconds, descendants, memory, own_what_is_started, pin
 from scenarios import SCENARIOS, Scenario
+
+# Seconds after which a plugin is measured although its JIT compiler still works.
+COMPILED = 60
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Sample:
     p999: float
     proxy_cpu: float
     plugin_cpu: float
+    # Of `plugin_cpu`, what a JIT compiler in threads of its own took.
+    compiler_cpu: float
     # Of each core, from 0 to 1: how busy it was, with whatever.
     cores: list[float]
     # Of all cores, from 0 to 1: work that is none of this run's.
@@ -57,6 +62,11 @@ class Sample:
         """CPU microseconds of a request."""
         return (self.proxy_cpu + self.plugin_cpu) / max(1, self.requests) * 1e6
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a JIT compiler is at work, beyond the function now and then."""
+        return self.compiler_cpu > 0.05 * self.plugin_cpu
+
 
 def measure(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate: float = 0,
             warm: bool = True) -> Sample:
@@ -65,7 +75,7 @@ def measure(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate
     # Threads may have come since the last time.
     pin(own, scenario.proxy_cores)
     pin([*others, *(pid for other in others for pid in descendants(other))], scenario.other_cores)
-    before = cpu_seconds(own), cpu_seconds(others), machine.busy(), whole_run()
+    before = cpu_seconds(own), cpu_seconds(others), machine.busy(), whole_run(), compiler_seconds(others)
     started = time.monotonic()
     got = load(scenario, proxy, place, seconds, rate)
     while not got["requests"] and not got["errors"] and seconds < 16:
@@ -73,13 +83,13 @@ def measure(scenario: Scenario, proxy: Proxy, place: Place, seconds: float, rate
         seconds *= 2
         got = load(scenario, proxy, place, seconds, rate)
     elapsed = time.monotonic() - started
-    after = cpu_seconds(own), cpu_seconds(others), machine.busy(), whole_run()
+    after = cpu_seconds(own), cpu_seconds(others), machine.busy(), whole_run(), compiler_seconds(others)
     if warm and (got["status_errors"] or got["errors"] or not got["requests"]):
         raise Failed(f"{proxy.name}: {got['status_errors']} wrong answers, {got['errors']} errors, "
                      f"{got['requests']} requests")
     cores = [new - old for new, old in zip(after[2], before[2])]
     return Sample(got["requests"], got["us"] / 1e6, got["p50"], got["p99"], got["p999"], after[0] - before[0],
-                  after[1] - before[1], [core / elapsed for core in cores],
+                  after[1] - before[1], after[4] - before[4], [core / elapsed for core in cores],
                   max(0, sum(cores) - (after[3] - before[3])) / elapsed / len(cores),
                   sum(map(own_memory, own)), max(memory(pid, "VmHWM") for pid in own))
 
@@ -152,7 +162,11 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
 
 
 def warm_up(scenario: Scenario, proxy: Proxy, place: Place, smoke: bool) -> Sample:
-    """Pools, caches, the JIT compiler: loads it until what a request costs stays within 5 % three times in a row."""
+    """Pools, caches: loads it until what a request costs stays within 5 % three times in a row.
+
+    A JIT compiler is given more time than that: while it has work to do, a request may cost the same for 10 s, in code
+    that is not worth being measured, with the compiler's own time on top.
+    """
     least, most = (1, 1) if smoke else scenario.settles
     step = 1 if most <= 2 else 2
     started = time.monotonic()
@@ -160,8 +174,10 @@ def warm_up(scenario: Scenario, proxy: Proxy, place: Place, smoke: bool) -> Samp
     while True:
         samples.append(measure(scenario, proxy, place, step, warm=False))
         spent = time.monotonic() - started
-        last = [sample.cost for sample in samples[-3:]]
-        if spent >= most or (spent >= least and len(last) == 3 and max(last) < 1.05 * min(last)):
+        last = samples[-3:]
+        costs = [sample.cost for sample in last]
+        settled = spent >= most or (spent >= least and len(last) == 3 and max(costs) < 1.05 * min(costs))
+        if settled and (smoke or spent >= COMPILED or not any(sample.compiles for sample in last)):
             return samples[-1]
 
 

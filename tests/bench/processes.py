@@ -15,6 +15,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 LONG = 60.0
 # From <linux/prctl.h>.
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# As the kernel has the names of their threads, which are cut behind 15 characters.
+HOTSPOT_COMPILERS = ("C1 Compiler", "C2 Compiler")
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -141,14 +143,23 @@ def descendants(pid: int) -> list[int]:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """User and system time, with that of threads that have ended."""
-    total = 0
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        total += int(fields[11]) + int(fields[12])
-    return total / TICKS
+    return sum(_cpu_seconds(Path(f"/proc/{pid}/stat")) for pid in pids)
+
+
+def compiler_seconds(pids: Iterable[int]) -> float:
+    """User and system time of the threads in which HotSpot compiles."""
+    tasks = [task for pid in pids for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return sum(_cpu_seconds(task, of=HOTSPOT_COMPILERS) for task in tasks)
+
+
+def _cpu_seconds(stat: Path, of: tuple[str, ...] = ("",)) -> float:
+    try:
+        name, fields = stat.read_text().split("(", 1)[1].rsplit(")", 1)
+    except OSError:
+        # It has ended.
+        return 0
+    user, system = fields.split()[11:13]
+    return (int(user) + int(system)) / TICKS if name.startswith(of) else 0
 
 
 def memory(pid: int, field: str = "VmRSS") -> int:

@@ -283,7 +283,7 @@ def goals(machine: dict[str, Any], results: Results) -> str:
         except (KeyError, ZeroDivisionError):
             continue
         reached = value <= goal if sense == "<=" else value >= goal
-        lines.append([title, f"{sense} {goal:g}", f"{value:.2f}", "reached" if reached else "missed"])
+        lines.append([title, f"{sense} {goal:g}", f"{value:#.3g}", "reached" if reached else "missed"])
     return _table(["what", "goal", "measured", ""], lines)
 
 

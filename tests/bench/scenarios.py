@@ -32,7 +32,8 @@ class Scenario:
     # Of the requests/s that the proxy did in a closed loop just before; open loop.
     share: float = 0
     idle: int = 0
-    # For how many seconds a proxy is warmed up until its figures settle: at least and at most. A second if not written.
+    # For how many seconds a proxy is warmed up until its figures settle: at least and at most, if no JIT compiler is at
+    # work. A second if not written.
     settles: tuple[float, float] = (1, 1)
     # Seconds of each round, in the place of those of the run.
     seconds: float = 0
