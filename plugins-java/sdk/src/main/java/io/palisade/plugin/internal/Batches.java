@@ -203,7 +203,7 @@ final class Batches implements StreamObserver<CheckBatch> {
         judge.begin(this, next.call, next.configHash);
       } catch (Throwable e) {
         logger.log(Level.SEVERE, "a call could not be begun", e);
-        fail(next.call.getId(), Status.INTERNAL.withDescription("the call could not be begun: " + e));
+        fail(next.call.getId(), Handlers.failure("the call could not be begun", e).getStatus());
       }
       if (last) {
         send();

@@ -133,7 +133,7 @@ class BatchesTest {
             .filter(
                 (request, config) -> {
                   if (request.path().equals("/throw")) {
-                    throw new IllegalStateException("no");
+                    throw new IllegalStateException("x".repeat(100_000));
                   }
                   return request.path().equals("/") ? Decision.allow() : Decision.deny(403, "no");
                 }));
@@ -142,6 +142,7 @@ class BatchesTest {
     assertTrue(got.get(1L).getRequest().hasAllow());
     assertEquals(403, got.get(2L).getRequest().getDeny().getStatus());
     assertEquals(13, got.get(3L).getError().getCode());
+    assertEquals(500, got.get(3L).getError().getMessage().length());
     assertEquals(12, got.get(4L).getError().getCode());
     assertEquals(1, taken);
     // Errors are no verdicts: alone in a message, they name no configuration.

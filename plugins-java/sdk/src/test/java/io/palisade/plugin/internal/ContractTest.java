@@ -47,6 +47,7 @@ import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.Iterator;
 import java.util.List;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
@@ -201,6 +202,49 @@ class ContractTest {
     assertEquals(
         Status.Code.UNIMPLEMENTED,
         code(() -> filterStub().checkResponse(CheckResponseRequest.getDefaultInstance())));
+  }
+
+  @Test
+  void a_long_message_of_an_exception_is_cut_to_what_a_trailer_can_hold() throws Exception {
+    String details = "\u20ac".repeat(100_000);
+    start(
+        Plugin.named("test")
+            .configure(
+                config -> {
+                  if (config.asMap().containsKey("bad")) {
+                    throw new IllegalStateException(details);
+                  }
+                })
+            .filterAsync(
+                (request, config) -> {
+                  if (request.path().equals("/later")) {
+                    return CompletableFuture.failedFuture(new IllegalStateException(details));
+                  }
+                  throw new IllegalStateException(details);
+                })
+            .response(
+                (response, config) -> {
+                  throw new IllegalStateException(details);
+                }));
+    configure("h");
+    CheckRequestRequest later =
+        check("h").toBuilder().setRequest(Request.newBuilder().setPath("/later")).build();
+    Struct bad = Struct.newBuilder().putFields("bad", Value.getDefaultInstance()).build();
+    List<Runnable> calls =
+        List.of(
+            () -> filterStub().checkRequest(check("h")),
+            () -> filterStub().checkRequest(later),
+            () -> filterStub().checkResponse(CheckResponseRequest.getDefaultInstance()),
+            () ->
+                LifecycleGrpc.newBlockingStub(channel)
+                    .configure(ConfigureRequest.newBuilder().setConfig(bad).build()));
+    for (Runnable call : calls) {
+      Status status = assertThrows(StatusRuntimeException.class, call::run).getStatus();
+      assertEquals(Status.Code.INTERNAL, status.getCode());
+      String text = status.getDescription();
+      assertTrue(text.contains("java.lang.IllegalStateException: \u20ac"), text);
+      assertEquals(500, text.length());
+    }
   }
 
   @Test
