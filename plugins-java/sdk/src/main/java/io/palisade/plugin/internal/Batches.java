@@ -1,6 +1,7 @@
 package io.palisade.plugin.internal;
 
 import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
 import io.grpc.stub.ServerCallStreamObserver;
 import io.grpc.stub.StreamObserver;
 import io.palisade.plugin.v1.CheckAnswer;
@@ -37,6 +38,10 @@ final class Batches implements StreamObserver<CheckBatch> {
 
   /** A reply of 1 MiB and its headers. A larger answer would cost the whole stream. */
   private static final int LARGEST_ANSWER = (1 << 20) + (128 << 10);
+
+  /** Made before there may be no memory for it. */
+  private static final StatusRuntimeException UNSENT =
+      Status.UNAVAILABLE.withDescription("answers could not be sent").asRuntimeException();
 
   /** Begins one call; its answer goes to {@link Batches#answer} or {@link Batches#fail}, once, on any thread. */
   interface Judge {
@@ -148,7 +153,7 @@ final class Batches implements StreamObserver<CheckBatch> {
    */
   private void tooLarge(CheckAnswer answer, int size, String configHash) {
     String fault = "an answer of " + size + " bytes, at most " + LARGEST_ANSWER;
-    logger.severe(fault);
+    Handlers.log(logger, Level.SEVERE, fault);
     CheckAnswer.Builder denial = CheckAnswer.newBuilder().setId(answer.getId());
     if (answer.getRequest().hasDeny()) {
       denial.getRequestBuilder().setDeny(Reply.getDefaultInstance());
@@ -202,7 +207,7 @@ final class Batches implements StreamObserver<CheckBatch> {
       try {
         judge.begin(this, next.call, next.configHash);
       } catch (Throwable e) {
-        logger.log(Level.SEVERE, "a call could not be begun", e);
+        Handlers.log(logger, Level.SEVERE, "a call could not be begun", e);
         fail(next.call.getId(), Handlers.failure("the call could not be begun", e).getStatus());
       }
       if (last) {
@@ -241,11 +246,32 @@ final class Batches implements StreamObserver<CheckBatch> {
     watchAfter(now);
   }
 
-  /** Sends what is there. */
+  /** Sends what is there. Does not throw: a worker would be missed, and a call be told a second time. */
   private synchronized void send() {
     if (closed) {
       return;
     }
+    try {
+      sendAll();
+    } catch (Throwable e) {
+      // What was in the message is lost. Over a new stream the host makes again what is open.
+      closed = true;
+      queue.clear();
+      answers.clear();
+      Handlers.log(logger, Level.SEVERE, "answers could not be sent", e);
+      end(UNSENT);
+    }
+  }
+
+  private void end(StatusRuntimeException failure) {
+    try {
+      host.onError(failure);
+    } catch (Throwable e) {
+      Handlers.log(logger, Level.FINE, "the stream has ended already", e);
+    }
+  }
+
+  private void sendAll() {
     while (!answers.isEmpty() || taken.get() > 0) {
       CheckBatchAnswer.Builder message = CheckBatchAnswer.newBuilder().setTaken(taken.getAndSet(0));
       int size = 0;

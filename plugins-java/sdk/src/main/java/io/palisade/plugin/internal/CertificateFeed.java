@@ -100,26 +100,29 @@ final class CertificateFeed implements AutoCloseable {
       lastFailure = null;
       if (!loaded.equals(lastGood)) {
         lastGood = loaded;
-        logger.log(Level.INFO, "certificates have changed: {0}", loaded.values());
+        Handlers.log(logger, Level.INFO, "certificates have changed: " + loaded.values());
         watchers.forEach(Runnable::run);
       }
     } catch (Throwable e) {
       report(e);
-    }
-    if (!thread.isShutdown()) {
-      refresh =
-          thread.schedule(() -> load(Reason.REFRESH), interval.toNanos(), TimeUnit.NANOSECONDS);
+    } finally {
+      if (!thread.isShutdown()) {
+        refresh =
+            thread.schedule(() -> load(Reason.REFRESH), interval.toNanos(), TimeUnit.NANOSECONDS);
+      }
     }
   }
 
   /** Once with the stack trace; the same failure at every interval would drown the log. */
   private void report(Throwable failure) {
-    if (failure.toString().equals(lastFailure)) {
-      logger.log(Level.FINE, "certificates still can''t be loaded: {0}", failure);
+    String text = Handlers.text(failure);
+    if (text.equals(lastFailure)) {
+      Handlers.log(logger, Level.FINE, "certificates still can't be loaded: " + text);
       return;
     }
-    lastFailure = failure.toString();
-    logger.log(
+    lastFailure = text;
+    Handlers.log(
+        logger,
         Level.SEVERE,
         lastGood == null
             ? "certificates can't be loaded; there are none yet"

@@ -37,6 +37,10 @@ final class FilterService extends FilterGrpc.FilterImplBase {
 
   private static final Logger logger = Logger.getLogger(FilterService.class.getName());
 
+  /** Made before there may be no memory for it. */
+  private static final StatusRuntimeException UNSENT =
+      Status.INTERNAL.withDescription("the answer could not be sent").asRuntimeException();
+
   private final Definition definition;
   private final Configuration configuration;
   private final Executor threads;
@@ -249,18 +253,15 @@ final class FilterService extends FilterGrpc.FilterImplBase {
       return;
     }
     Answer<T, M> answer = new Answer<>(caller, who, message, inForce.hash());
-    CompletionStage<T> stage;
     try {
-      stage = call.begin(inForce.config());
+      CompletionStage<T> stage = call.begin(inForce.config());
+      if (stage == null) {
+        throw new NullPointerException(who + " returned null");
+      }
+      answer.follow(stage);
     } catch (Throwable e) {
       answer.fail(e);
-      return;
     }
-    if (stage == null) {
-      answer.fail(new NullPointerException(who + " returned null"));
-      return;
-    }
-    answer.follow(stage);
   }
 
   /** The end of one call: exactly one verdict or one error. */
@@ -308,27 +309,47 @@ final class FilterService extends FilterGrpc.FilterImplBase {
         fail(e);
         return;
       }
-      end(() -> caller.answer(answer, configHash));
+      if (end()) {
+        tell(() -> caller.answer(answer, configHash));
+      }
     }
 
     void fail(Throwable thrown) {
-      // A call that the host gave up fails by its own cancellation; that is no news.
-      logger.log(caller.isGone() ? Level.FINE : Level.SEVERE, who + " failed", thrown);
-      end(() -> caller.fail(Handlers.failure(who + " failed", thrown)));
+      boolean first = end();
+      // What fails after its call is over, or after the host gave it up, is no news.
+      Handlers.log(logger, first && !caller.isGone() ? Level.SEVERE : Level.FINE, who + " failed", thrown);
+      if (first) {
+        tell(() -> caller.fail(Handlers.failure(who + " failed", thrown)));
+      }
     }
 
-    private void end(Runnable send) {
-      if (!ended.compareAndSet(false, true)) {
+    /** Gives the call's place to another one, before anything that may throw. False if the call has ended before. */
+    private boolean end() {
+      boolean first = ended.compareAndSet(false, true);
+      if (first) {
+        calls.decrementAndGet();
+      }
+      return first;
+    }
+
+    private void tell(Runnable send) {
+      // The host may have given up meanwhile; then nobody is there to be told.
+      if (caller.isGone()) {
         return;
       }
-      calls.decrementAndGet();
-      // The host may have given up meanwhile; then nobody is there to be told.
-      if (!caller.isGone()) {
-        try {
-          send.run();
-        } catch (StatusRuntimeException e) {
-          logger.log(Level.FINE, "the host gave the call up", e);
-        }
+      try {
+        send.run();
+      } catch (Throwable e) {
+        Handlers.log(logger, caller.isGone() ? Level.FINE : Level.SEVERE, "an answer could not be sent", e);
+        tellNothingElse();
+      }
+    }
+
+    private void tellNothingElse() {
+      try {
+        caller.fail(UNSENT);
+      } catch (Throwable e) {
+        Handlers.log(logger, Level.FINE, "the host gave the call up", e);
       }
     }
   }

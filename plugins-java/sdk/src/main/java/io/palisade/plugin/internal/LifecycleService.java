@@ -58,7 +58,7 @@ final class LifecycleService extends LifecycleGrpc.LifecycleImplBase {
         response.addProblems(Wire.problem(problem));
       }
     } catch (Throwable e) {
-      logger.log(Level.SEVERE, "the configuration could not be judged", e);
+      Handlers.log(logger, Level.SEVERE, "the configuration could not be judged", e);
       observer.onError(Handlers.failure("the configuration could not be judged", e));
       return;
     }

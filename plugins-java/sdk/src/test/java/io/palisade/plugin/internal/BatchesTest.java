@@ -191,6 +191,22 @@ class BatchesTest {
     }
   }
 
+  @Test
+  @SuppressWarnings("try")
+  void a_failure_that_can_not_be_read_or_logged_is_answered_and_makes_room() throws Exception {
+    start(
+        Plugin.named("test")
+            .maxConcurrentCalls(1)
+            .filterAsync(
+                (request, config) -> CompletableFuture.failedFuture(new FailuresTest.Unreadable())));
+    try (FailuresTest.BrokenLog log = new FailuresTest.BrokenLog()) {
+      send("", call(1, "/"), call(2, "/"));
+      for (CheckAnswer answer : answers(2).values()) {
+        assertEquals(13, answer.getError().getCode());
+      }
+    }
+  }
+
   /** What batches log. */
   private static final class Log extends Handler implements AutoCloseable {
     private final Logger logger = Logger.getLogger(Batches.class.getName());
