@@ -42,9 +42,9 @@ class PluginProcessIT {
 
   @TempDir private Path dir;
 
-  private RunningPlugin noisy() throws Exception {
+  private RunningPlugin noisy(String... options) throws Exception {
     return RunningPlugin.main(
-        dir, RunningPlugin.target().resolve("test-classes"), NoisyPlugin.class.getName());
+        dir, RunningPlugin.target().resolve("test-classes"), NoisyPlugin.class.getName(), options);
   }
 
   private String handshake() {
@@ -142,18 +142,47 @@ class PluginProcessIT {
   void the_shutdown_call_ends_the_process_with_status_0() throws Exception {
     try (RunningPlugin plugin = RunningPlugin.jar(dir, "header-auth.jar")) {
       plugin.connect(dir);
-      MethodDescriptor<Empty, Empty> method =
-          MethodDescriptor.<Empty, Empty>newBuilder()
-              .setType(MethodDescriptor.MethodType.UNARY)
-              .setFullMethodName("plugin.GRPCController/Shutdown")
-              .setRequestMarshaller(ProtoUtils.marshaller(Empty.getDefaultInstance()))
-              .setResponseMarshaller(ProtoUtils.marshaller(Empty.getDefaultInstance()))
-              .build();
-      ClientCalls.blockingUnaryCall(
-          plugin.channel(), method, CallOptions.DEFAULT, Empty.getDefaultInstance());
+      callShutdown(plugin);
       assertEquals(0, plugin.exitStatus());
       assertEquals(handshake(), plugin.stdoutAtEnd());
     }
+  }
+
+  @Test
+  void a_plugin_for_which_no_thread_can_be_made_stops_all_the_same() throws Exception {
+    // Stacks so large that room for one of them is not left, and for everything else there is.
+    try (RunningPlugin plugin = noisy("-Xss512m")) {
+      HostSide host = plugin.configured(dir, Map.of());
+      // It has threads that are idle: the order to stop can be taken.
+      List<Thread> calls = new ArrayList<>();
+      for (int i = 0; i < 4; i++) {
+        String path = "/call-" + i;
+        Thread call =
+            new Thread(() -> host.check(RequestBuilder.get(path).header("x-gate", dir + "/gate").build()));
+        call.start();
+        calls.add(call);
+        plugin.awaitStderr("printed for " + path);
+      }
+      Files.createFile(dir.resolve("gate"));
+      for (Thread call : calls) {
+        call.join();
+      }
+      plugin.letGrowBy(256 << 20);
+      callShutdown(plugin);
+      assertEquals(0, plugin.exitStatus(), plugin::stderr);
+    }
+  }
+
+  private static void callShutdown(RunningPlugin plugin) {
+    MethodDescriptor<Empty, Empty> method =
+        MethodDescriptor.<Empty, Empty>newBuilder()
+            .setType(MethodDescriptor.MethodType.UNARY)
+            .setFullMethodName("plugin.GRPCController/Shutdown")
+            .setRequestMarshaller(ProtoUtils.marshaller(Empty.getDefaultInstance()))
+            .setResponseMarshaller(ProtoUtils.marshaller(Empty.getDefaultInstance()))
+            .build();
+    ClientCalls.blockingUnaryCall(
+        plugin.channel(), method, CallOptions.DEFAULT, Empty.getDefaultInstance());
   }
 
   @Test

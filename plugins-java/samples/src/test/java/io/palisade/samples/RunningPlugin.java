@@ -19,6 +19,7 @@ import java.io.InputStreamReader;
 import java.io.UncheckedIOException;
 import java.net.UnixDomainSocketAddress;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -76,9 +77,12 @@ final class RunningPlugin implements AutoCloseable {
     return start(environment(dir), command);
   }
 
-  static RunningPlugin main(Path dir, Path classes, String main) throws IOException {
-    String classPath = target().resolve("header-auth.jar") + ":" + classes;
-    return start(environment(dir), List.of(java(), "-cp", classPath, main));
+  static RunningPlugin main(Path dir, Path classes, String main, String... options)
+      throws IOException {
+    List<String> command = new ArrayList<>(List.of(java()));
+    command.addAll(List.of(options));
+    command.addAll(List.of("-cp", target().resolve("header-auth.jar") + ":" + classes, main));
+    return start(environment(dir), command);
   }
 
   /** Reads the handshake, which has to be the first line, and connects to where it says. */
@@ -115,6 +119,15 @@ final class RunningPlugin implements AutoCloseable {
 
   void signal(String name) throws Exception {
     assertEquals(0, new ProcessBuilder("kill", "-" + name, "" + process.pid()).start().waitFor());
+  }
+
+  /** Bounds its address space to what it has now and some bytes more. */
+  void letGrowBy(long bytes) throws Exception {
+    Path status = Path.of("/proc/" + process.pid() + "/status");
+    String size = Files.readAllLines(status).stream().filter(line -> line.startsWith("VmSize:")).findFirst().get();
+    long limit = Long.parseLong(size.replaceAll("[^0-9]", "")) * 1024 + bytes;
+    List<String> prlimit = List.of("prlimit", "--pid", "" + process.pid(), "--as=" + limit);
+    assertEquals(0, new ProcessBuilder(prlimit).start().waitFor());
   }
 
   int exitStatus() throws InterruptedException {

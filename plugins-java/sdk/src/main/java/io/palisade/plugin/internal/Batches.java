@@ -13,7 +13,6 @@ import io.palisade.plugin.v1.Reply;
 import java.util.Queue;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.Executor;
-import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -32,6 +31,9 @@ final class Batches implements StreamObserver<CheckBatch> {
 
   /** How long calls wait behind one that is worked on before other threads take over. */
   private static final long PATIENCE_MICROS = 1000;
+
+  /** How long to wait for a thread when none could be made. The JVM prints a line each time that it fails. */
+  private static final long SHORTAGE_MICROS = 100_000;
 
   /** A message is sent when its answers have this many bytes together; with the largest one it stays below 2 MiB. */
   private static final int FULL = 256 << 10;
@@ -70,6 +72,7 @@ final class Batches implements StreamObserver<CheckBatch> {
   private final AtomicInteger begun = new AtomicInteger();
   private final AtomicInteger open = new AtomicInteger();
   private final AtomicInteger watching = new AtomicInteger();
+  private volatile boolean shortOfThreads;
   private volatile boolean closing;
   private boolean closed; // Guarded by this, as is sending.
 
@@ -179,11 +182,19 @@ final class Batches implements StreamObserver<CheckBatch> {
         "");
   }
 
-  private void run() {
+  /** Starts a worker, which the caller has counted. False if there is no thread for it: {@link #watch} tries again. */
+  private boolean run() {
     try {
       threads.execute(this::work);
-    } catch (RejectedExecutionException e) {
+      shortOfThreads = false;
+      return true;
+    } catch (Throwable e) {
       working.decrementAndGet();
+      if (!shortOfThreads) {
+        shortOfThreads = true;
+        Handlers.log(logger, Level.SEVERE, "calls wait for a thread, and none can be made", e);
+      }
+      return false;
     }
   }
 
@@ -204,12 +215,7 @@ final class Batches implements StreamObserver<CheckBatch> {
       if (last) {
         taken.incrementAndGet();
       }
-      try {
-        judge.begin(this, next.call, next.configHash);
-      } catch (Throwable e) {
-        Handlers.log(logger, Level.SEVERE, "a call could not be begun", e);
-        fail(next.call.getId(), Handlers.failure("the call could not be begun", e).getStatus());
-      }
+      begin(next);
       if (last) {
         send();
       }
@@ -217,15 +223,32 @@ final class Batches implements StreamObserver<CheckBatch> {
     send();
   }
 
-  private void watchAfter(int seen) {
+  /** Does not throw: the worker would go on being counted. */
+  private void begin(Waiting next) {
     try {
-      clock.schedule(() -> watch(seen), PATIENCE_MICROS, TimeUnit.MICROSECONDS);
-    } catch (RejectedExecutionException e) {
-      logger.log(Level.FINE, "the plugin ends", e);
+      judge.begin(this, next.call, next.configHash);
+    } catch (Throwable e) {
+      Handlers.log(logger, Level.SEVERE, "a call could not be begun", e);
+      try {
+        fail(next.call.getId(), Handlers.failure("the call could not be begun", e).getStatus());
+      } catch (Throwable again) {
+        Handlers.log(logger, Level.SEVERE, "a call stays without an answer", again);
+      }
     }
   }
 
-  /** Brings in more threads when those at work have begun no call for a while. */
+  private void watchAfter(int seen) {
+    try {
+      long delay = shortOfThreads ? SHORTAGE_MICROS : PATIENCE_MICROS;
+      clock.schedule(() -> watch(seen), delay, TimeUnit.MICROSECONDS);
+    } catch (Throwable e) {
+      // The plugin ends, or there is no memory: then the next batch tries again.
+      watching.set(0);
+      Handlers.log(logger, Level.FINE, "nobody watches a stream", e);
+    }
+  }
+
+  /** Brings in more threads when those at work, if any, have begun no call for a while. */
   private void watch(int seen) {
     if (queue.isEmpty() && working.get() == 0) {
       watching.set(0);
@@ -235,15 +258,19 @@ final class Batches implements StreamObserver<CheckBatch> {
       }
     }
     int now = begun.get();
-    if (now == seen) {
-      // One that blocks is no reason for the host to wait for the others.
-      send();
-      for (int more = queue.size(); more > 0; more--) {
-        working.incrementAndGet();
-        run();
+    try {
+      if (now == seen) {
+        // One that blocks is no reason for the host to wait for the others.
+        send();
+        boolean found = true;
+        for (int more = queue.size(); found && more > 0; more--) {
+          working.incrementAndGet();
+          found = run();
+        }
       }
+    } finally {
+      watchAfter(now);
     }
-    watchAfter(now);
   }
 
   /** Sends what is there. Does not throw: a worker would be missed, and a call be told a second time. */

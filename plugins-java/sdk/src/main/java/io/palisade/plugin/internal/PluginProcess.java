@@ -8,7 +8,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
-import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.CountDownLatch;
 import java.util.logging.Level;
 import java.util.logging.Logger;
 
@@ -22,10 +22,7 @@ public final class PluginProcess {
 
   private final PluginServices services;
   private final Path socket;
-  private final AtomicBoolean stopping = new AtomicBoolean();
-  private volatile Serving serving;
-
-  private record Serving(Server server, Listener listener) {}
+  private final CountDownLatch stopping = new CountDownLatch(1);
 
   private PluginProcess(Definition definition, HostEnvironment environment) {
     this.services = new PluginServices(definition, this::stop);
@@ -83,12 +80,12 @@ public final class PluginProcess {
     Signals.handle("INT", () -> {});
     Listener listener = Listener.on(socket);
     Server server = services.server(listener.serverBuilder()).start();
-    serving = new Serving(server, listener);
     if (environment.socketGroup().isPresent()) {
       listener.shareWith(environment.socketGroup().get());
     }
     shakeHands(listener.endpoint(server));
-    awaitEnd();
+    awaitStop();
+    finish(server, listener);
   }
 
   /**
@@ -100,41 +97,43 @@ public final class PluginProcess {
         .write(("1|1|" + endpoint + "|grpc\n").getBytes(StandardCharsets.UTF_8));
   }
 
-  private static void awaitEnd() {
-    Object never = new Object();
-    synchronized (never) {
-      while (true) {
-        try {
-          never.wait();
-        } catch (InterruptedException e) {
-          logger.log(Level.FINE, "the process ends by its host's order only", e);
-        }
+  /** On the thread that serves, which has nothing else to do: there may be no other when a plugin is to stop. */
+  private void awaitStop() {
+    while (true) {
+      try {
+        stopping.await();
+        return;
+      } catch (InterruptedException e) {
+        logger.log(Level.FINE, "the process ends by its host's order only", e);
       }
     }
   }
 
-  /** Stops gracefully, on a thread of its own: the caller is a call or a signal. */
+  /** Lets the plugin stop gracefully. Returns at once: the caller is a call or a signal. */
   private void stop() {
-    if (stopping.compareAndSet(false, true)) {
-      new Thread(this::finish, "palisade-stop").start();
-    }
+    stopping.countDown();
   }
 
-  private void finish() {
-    Serving stopped = serving;
+  private void finish(Server server, Listener listener) {
     try {
-      if (stopped != null) {
-        services.stop(stopped.server, GRACE);
-        stopped.listener.close();
-      }
+      services.stop(server, GRACE);
+      listener.close();
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
     } finally {
       removeSocket();
-      // The author's shutdown hooks run now; should one hang, the process ends all the same.
-      Threads.daemon(PluginProcess::haltAfterGrace, "palisade-halt").start();
-      System.exit(0);
+      exit();
     }
+  }
+
+  /** Runs the author's shutdown hooks; should one hang, the process ends all the same. */
+  private static void exit() {
+    try {
+      Threads.daemon(PluginProcess::haltAfterGrace, "palisade-halt").start();
+    } catch (Throwable e) {
+      Handlers.log(logger, Level.WARNING, "shutdown hooks may take as long as they like", e);
+    }
+    System.exit(0);
   }
 
   private static void haltAfterGrace() {

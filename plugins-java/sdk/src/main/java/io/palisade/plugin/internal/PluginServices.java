@@ -132,6 +132,9 @@ public final class PluginServices implements AutoCloseable {
       server.shutdownNow();
     }
     server.awaitTermination(Math.max(0, deadline - System.nanoTime()), TimeUnit.NANOSECONDS);
+    if (filter != null) {
+      filter.abandon();
+    }
   }
 
   /** Ends what runs beside calls. */

@@ -4,7 +4,6 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.ScheduledThreadPoolExecutor;
-import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /** Threads with names, none of which keeps the process alive. */
@@ -18,13 +17,12 @@ final class Threads {
     return thread;
   }
 
-  /** One thread that is there while something is to be done later. */
+  /** One thread for what is to be done later. It is there from the start: a shortage of threads needs it. */
   static ScheduledExecutorService clock() {
     ScheduledThreadPoolExecutor clock =
         new ScheduledThreadPoolExecutor(1, task -> daemon(task, "palisade-clock"));
-    clock.setKeepAliveTime(10, TimeUnit.SECONDS);
-    clock.allowCoreThreadTimeOut(true);
     clock.setRemoveOnCancelPolicy(true);
+    clock.prestartCoreThread();
     return clock;
   }
 

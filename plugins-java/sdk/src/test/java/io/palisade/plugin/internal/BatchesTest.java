@@ -208,9 +208,9 @@ class BatchesTest {
   }
 
   /** What batches log. */
-  private static final class Log extends Handler implements AutoCloseable {
+  static final class Log extends Handler implements AutoCloseable {
     private final Logger logger = Logger.getLogger(Batches.class.getName());
-    private final Queue<String> messages = new ConcurrentLinkedQueue<>();
+    final Queue<String> messages = new ConcurrentLinkedQueue<>();
 
     Log() {
       logger.addHandler(this);
