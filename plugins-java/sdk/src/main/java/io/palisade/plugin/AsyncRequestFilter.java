@@ -7,8 +7,9 @@ import java.util.concurrent.CompletionStage;
 public interface AsyncRequestFilter {
 
   /**
-   * Begins to judge one request. When the proxy gives the call up, a stage that is a
-   * {@link java.util.concurrent.CompletableFuture} is cancelled.
+   * Begins to judge one request. When the proxy gives the call up, the call ends, and the stage is left alone, not
+   * cancelled: several calls may share one. Bound by yourself what it waits for, as with
+   * {@link java.util.concurrent.CompletableFuture#orTimeout}.
    *
    * @param request the request as the upstream would get it; valid after this method has returned
    * @param config the configuration in force when the call began

@@ -225,6 +225,8 @@ final class Batches implements StreamObserver<CheckBatch> {
 
   /** Does not throw: the worker would go on being counted. */
   private void begin(Waiting next) {
+    // Another call's filter may have left its thread interrupted.
+    Thread.interrupted();
     try {
       judge.begin(this, next.call, next.configHash);
     } catch (Throwable e) {

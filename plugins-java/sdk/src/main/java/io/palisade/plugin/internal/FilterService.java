@@ -22,6 +22,7 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionStage;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.Executor;
+import java.util.concurrent.Future;
 import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
@@ -40,6 +41,9 @@ final class FilterService extends FilterGrpc.FilterImplBase {
   /** Made before there may be no memory for it. */
   private static final StatusRuntimeException UNSENT =
       Status.INTERNAL.withDescription("the answer could not be sent").asRuntimeException();
+
+  private static final StatusRuntimeException EXPIRED =
+      Status.DEADLINE_EXCEEDED.withDescription("the verdict has not come in time").asRuntimeException();
 
   private final Definition definition;
   private final Configuration configuration;
@@ -170,8 +174,8 @@ final class FilterService extends FilterGrpc.FilterImplBase {
 
     void fail(StatusRuntimeException failure);
 
-    /** Runs this when nobody waits any more. */
-    void whenGone(Runnable run);
+    /** Runs this when nobody waits any more. What it returns takes that back. */
+    Runnable whenGone(Runnable run);
   }
 
   /** A call of its own. */
@@ -199,8 +203,10 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     }
 
     @Override
-    public void whenGone(Runnable run) {
+    public Runnable whenGone(Runnable run) {
       observer.setOnCancelHandler(run);
+      // It goes with the call.
+      return () -> {};
     }
   }
 
@@ -225,11 +231,13 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     }
 
     @Override
-    public void whenGone(Runnable run) {
+    public Runnable whenGone(Runnable run) {
       try {
-        stream.clock().schedule(run, call.getTimeoutMicros(), TimeUnit.MICROSECONDS);
+        Future<?> timer = stream.clock().schedule(run, call.getTimeoutMicros(), TimeUnit.MICROSECONDS);
+        return () -> timer.cancel(false);
       } catch (RejectedExecutionException e) {
-        logger.log(Level.FINE, "the plugin ends", e);
+        Handlers.log(logger, Level.FINE, "the plugin ends", e);
+        return () -> {};
       }
     }
   }
@@ -276,6 +284,7 @@ final class FilterService extends FilterGrpc.FilterImplBase {
     private final Function<T, M> message;
     private final String configHash;
     private final AtomicBoolean ended = new AtomicBoolean();
+    private volatile Runnable forget = () -> {};
 
     Answer(Caller<M> caller, String who, Function<T, M> message, String configHash) {
       this.caller = caller;
@@ -290,6 +299,8 @@ final class FilterService extends FilterGrpc.FilterImplBase {
         succeed(future.join());
         return;
       }
+      // Before the stage can end the call, which then takes it back.
+      forget = caller.whenGone(this::expire);
       stage.whenComplete(
           (verdict, thrown) -> {
             if (thrown != null) {
@@ -298,8 +309,12 @@ final class FilterService extends FilterGrpc.FilterImplBase {
               succeed(verdict);
             }
           });
-      if (stage instanceof CompletableFuture<T> future && !future.isDone()) {
-        caller.whenGone(() -> future.cancel(true));
+    }
+
+    /** Leaves the stage alone: other calls may wait for the same one. */
+    private void expire() {
+      if (end()) {
+        tell(() -> caller.fail(EXPIRED));
       }
     }
 
@@ -333,6 +348,7 @@ final class FilterService extends FilterGrpc.FilterImplBase {
       boolean first = ended.compareAndSet(false, true);
       if (first) {
         calls.decrementAndGet();
+        forget.run();
       }
       return first;
     }

@@ -26,6 +26,7 @@ import io.palisade.plugin.v1.FilterGrpc;
 import io.palisade.plugin.v1.LifecycleGrpc;
 import io.palisade.plugin.v1.Reply;
 import io.palisade.plugin.v1.Request;
+import java.lang.ref.WeakReference;
 import java.time.Duration;
 import java.util.HashMap;
 import java.util.Map;
@@ -268,6 +269,69 @@ class BatchesTest {
     send("", call(4, "/go"));
     assertEquals(3, answers(3).size());
     assertEquals(2, taken);
+  }
+
+  @Test
+  void a_thread_that_a_filter_leaves_interrupted_is_not_so_for_the_next_call() throws Exception {
+    start(
+        Plugin.named("test")
+            .filter(
+                (request, config) -> {
+                  if (Thread.currentThread().isInterrupted()) {
+                    return Decision.deny(500, "interrupted");
+                  }
+                  Thread.currentThread().interrupt();
+                  return Decision.allow();
+                }));
+    CheckCall[] calls = new CheckCall[50];
+    for (int i = 0; i < calls.length; i++) {
+      calls[i] = call(i, "/");
+    }
+    send("", calls);
+    for (CheckAnswer answer : answers(calls.length).values()) {
+      assertTrue(answer.getRequest().hasAllow(), "" + answer);
+    }
+  }
+
+  @Test
+  void a_call_that_is_over_ends_no_other_that_waits_for_the_same() throws Exception {
+    CompletableFuture<Decision> shared = new CompletableFuture<>();
+    start(Plugin.named("test").maxConcurrentCalls(2).filterAsync((request, config) -> shared));
+    CheckCall brief = call(1, "/").toBuilder().setTimeoutMicros(1).build();
+    send("", brief, call(2, "/"));
+    assertEquals(4, answers(1).get(1L).getError().getCode());
+    // It has made room.
+    send("", brief.toBuilder().setId(3).build());
+    assertEquals(4, answers(1).get(3L).getError().getCode());
+    shared.complete(Decision.allow());
+    assertTrue(answers(1).get(2L).getRequest().hasAllow());
+  }
+
+  @Test
+  void a_verdict_is_not_kept_until_the_call_would_be_over() throws Exception {
+    Queue<CompletableFuture<Decision>> verdicts = new ConcurrentLinkedQueue<>();
+    start(
+        Plugin.named("test")
+            .filterAsync(
+                (request, config) -> {
+                  CompletableFuture<Decision> verdict = new CompletableFuture<>();
+                  verdicts.add(verdict);
+                  return verdict;
+                }));
+    send("", call(1, "/").toBuilder().setTimeoutMicros(TimeUnit.DAYS.toMicros(1)).build());
+    CompletableFuture<Decision> verdict = null;
+    while (verdict == null) {
+      verdict = verdicts.poll();
+    }
+    WeakReference<Decision> decision = new WeakReference<>(Decision.deny(403, "no"));
+    verdict.complete(decision.get());
+    verdict = null;
+    assertEquals(403, answers(1).get(1L).getRequest().getDeny().getStatus());
+    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(30);
+    while (decision.get() != null) {
+      assertTrue(System.nanoTime() < deadline, "the verdict is still there");
+      System.gc();
+    }
   }
 
   @Test

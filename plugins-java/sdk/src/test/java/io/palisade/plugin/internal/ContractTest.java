@@ -248,6 +248,31 @@ class ContractTest {
   }
 
   @Test
+  void a_call_that_is_given_up_makes_room_and_ends_no_other_that_waits_for_the_same() throws Exception {
+    CompletableFuture<Decision> shared = new CompletableFuture<>();
+    CountDownLatch begun = new CountDownLatch(1);
+    start(
+        Plugin.named("test")
+            .maxConcurrentCalls(1)
+            .filterAsync(
+                (request, config) -> {
+                  begun.countDown();
+                  return shared;
+                }));
+    configure("h");
+    var given = FilterGrpc.newFutureStub(channel).checkRequest(check("h"));
+    assertTrue(begun.await(30, TimeUnit.SECONDS));
+    given.cancel(true);
+    // The plugin hears of it a little later. Then the place is free, and calls wait for a verdict.
+    Status.Code code = Status.Code.RESOURCE_EXHAUSTED;
+    while (code == Status.Code.RESOURCE_EXHAUSTED) {
+      code = code(() -> filterStub().withDeadlineAfter(1, TimeUnit.SECONDS).checkRequest(check("h")));
+    }
+    assertEquals(Status.Code.DEADLINE_EXCEEDED, code);
+    assertFalse(shared.isDone());
+  }
+
+  @Test
   void health_knows_the_name_that_hosts_ask_for() throws Exception {
     start(filter());
     for (String service : List.of("", "plugin")) {
