@@ -90,7 +90,21 @@ pub fn command(pid: i32) -> String {
 /// When there is no such process.
 #[must_use]
 pub fn memory(pid: i32) -> u64 {
+    of_status(pid, "VmRSS:")
+}
+
+/// The most that there ever was of it.
+///
+/// # Panics
+///
+/// When there is no such process.
+#[must_use]
+pub fn peak_memory(pid: i32) -> u64 {
+    of_status(pid, "VmHWM:")
+}
+
+fn of_status(pid: i32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }

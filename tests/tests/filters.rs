@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
+use palisade_tests::process::peak_memory;
 use palisade_tests::{ADMIN, Client, Proxy, Raw, Refusing, Scripted, Seen, Upstream, fake, get};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -166,6 +167,33 @@ async fn every_request_gets_its_own_verdict() {
     for seen in upstream.seen() {
         assert_eq!(seen.header("x-id"), seen.header("x-echo"));
     }
+}
+
+/// What is read around each of its pieces is not kept with it.
+#[tokio::test]
+async fn a_body_that_is_held_takes_no_more_memory_for_coming_in_small_pieces() {
+    const PIECES: usize = 300_000;
+    let upstream = Upstream::http1("app").await;
+    let yaml = format!(
+        "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{filters: [{{plugin: auth, max_body: 1MiB, timeout: 10s}}], upstream: 'http://{}'}}]
+plugins: {{auth: {{command: {}}}}}
+",
+        upstream.address(),
+        fake(&["needs:body", "serve"])
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let before = peak_memory(proxy.pid());
+    let mut raw = Raw::connect(proxy.address()).await;
+    raw.send("POST /a HTTP/1.1\r\nHost: a\r\nUser: admin\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    for _ in 0..PIECES / 1000 {
+        raw.send("1\r\nx\r\n".repeat(1000)).await;
+    }
+    raw.send("0\r\n\r\n").await;
+    assert_eq!(raw.reply().await.unwrap().status, 200);
+    assert_eq!(upstream.last().body.len(), PIECES);
+    let more = peak_memory(proxy.pid()) - before;
+    assert!(more < 6 << 20, "{more} bytes more for a body of {PIECES}");
 }
 
 #[tokio::test]

@@ -177,6 +177,80 @@ async fn an_answer_that_breaks_off_never_becomes_a_whole_one() {
     }
 }
 
+/// Not with an error either, which ends a stream as well.
+#[tokio::test]
+async fn an_answer_over_http2_that_breaks_off_never_becomes_a_whole_one() {
+    const RESET: &[u8] = b"\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x00";
+    const GOAWAY: &[u8] = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    for end in [RESET, GOAWAY] {
+        let begun = Arc::new(Notify::new());
+        let ends = Arc::clone(&begun);
+        let upstream = Scripted::start(move |mut stream, _| {
+            let ends = Arc::clone(&ends);
+            async move {
+                // The preface and what comes with it, among it the request.
+                let mut seen = Vec::new();
+                while !seen.windows(9).any(|frame| frame[..3] != [0; 3] && frame[3..] == *b"\x01\x05\x00\x00\x00\x01") {
+                    stream.read_buf(&mut seen).await.unwrap();
+                }
+                stream.write_all(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00").await.unwrap();
+                // `:status: 200`, and a part of the body.
+                stream.write_all(b"\x00\x00\x01\x01\x04\x00\x00\x00\x01\x88").await.unwrap();
+                stream.write_all(b"\x00\x00\x03\x00\x00\x00\x00\x00\x01abc").await.unwrap();
+                ends.notified().await;
+                stream.write_all(end).await.unwrap();
+                while stream.read_buf(&mut seen).await.is_ok_and(|count| count > 0) {}
+            }
+        })
+        .await;
+        let proxy = Proxy::in_front_of(upstream.address(), ", protocol: http2", ", retries: 0").await;
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(raw.reply_head().await.unwrap().status, 200);
+        assert_eq!(raw.exactly(8).await, b"3\r\nabc\r\n");
+        begun.notify_one();
+        assert_eq!(String::from_utf8(raw.rest().await).unwrap(), "");
+        assert_eq!(proxy.metric("palisade_responses_cut_total", &[]).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_request_over_http2_that_breaks_off_never_becomes_a_whole_one() {
+    let (begun, ended) = (Arc::new(Notify::new()), tokio::sync::mpsc::unbounded_channel());
+    let (begins, told, mut seen) = (Arc::clone(&begun), ended.0, ended.1);
+    let upstream = Scripted::start(move |mut stream, _| {
+        let (begins, told) = (Arc::clone(&begins), told.clone());
+        async move {
+            let mut request = Vec::new();
+            while stream.read_buf(&mut request).await.is_ok_and(|count| count > 0) {
+                if request.ends_with(b"half\r\n") {
+                    begins.notify_one();
+                }
+            }
+            told.send(request).unwrap();
+        }
+    })
+    .await;
+    let endpoints = format!("app: {{endpoints: ['{}']}}", upstream.address());
+    let proxy = proxy(&endpoints, "").await;
+    let stream = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    // More of them than failures in a row cost an endpoint its requests.
+    for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL].repeat(4) {
+        client = client.ready().await.unwrap();
+        let request = Request::post("http://a/").body(()).unwrap();
+        let (_answer, mut body) = client.send_request(request, false).unwrap();
+        body.send_data("half".into(), false).unwrap();
+        soon("half of the request", begun.notified()).await;
+        body.send_reset(reason);
+        let request = soon("its end", seen.recv()).await.unwrap();
+        assert!(request.ends_with(b"half\r\n"), "{reason:?}: {}", String::from_utf8_lossy(&request));
+    }
+    assert_eq!(proxy.metric("palisade_upstream_ejections_total", &[]).await, 0);
+    connection.abort();
+}
+
 #[tokio::test]
 async fn a_connection_whose_answer_can_t_be_read_to_its_end_is_not_used_again() {
     for body in [

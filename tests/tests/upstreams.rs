@@ -315,6 +315,30 @@ upstreams: {{app: {{endpoints: ['{}'], protocol: {protocol}}}}}
     }
 }
 
+/// Whichever limit comes first, and however often: no endpoint loses its requests for it.
+#[tokio::test]
+async fn a_body_that_stands_still_for_the_timeout_of_its_route_is_the_client_s_fault_too() {
+    for protocol in ["http1", "http2"] {
+        let upstream = if protocol == "http1" { Upstream::http1("app").await } else { Upstream::http2("app").await };
+        let yaml = format!(
+            "listeners: [{{name: web, address: 127.0.0.1:0}}]
+routes: [{{upstream: app, timeout: 300ms}}]
+upstreams: {{app: {{endpoints: ['{}'], protocol: {protocol}, outliers: {{failures: 1}}}}}}
+",
+            upstream.address()
+        );
+        let proxy = Proxy::start(&yaml).await;
+        let mut raw = Raw::connect(proxy.address()).await;
+        raw.send("POST /stalled HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc").await;
+        let reply = raw.reply().await.unwrap();
+        let answer = (reply.status, reply.header("x-palisade-reason"));
+        assert_eq!(answer, (408, "body_timeout".to_owned()), "{protocol}: {reply:?}");
+        assert_eq!(proxy.metric("palisade_upstream_ejections_total", &[]).await, 0, "{protocol}");
+        proxy.get("/hang", &[]).await.assert_failed(504, "upstream_timeout");
+        assert_eq!(proxy.metric("palisade_upstream_ejections_total", &[]).await, 1, "{protocol}");
+    }
+}
+
 #[tokio::test]
 async fn an_upstream_that_has_answered_is_not_held_by_an_upload_that_goes_on() {
     let ended = Arc::new(tokio::sync::Notify::new());

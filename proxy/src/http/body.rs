@@ -6,10 +6,10 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName};
 use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 
 use super::http1::Http1Body;
@@ -84,7 +84,7 @@ pub(crate) enum Incoming {
     /// There is none.
     None,
     Http1(Http1Body),
-    Http2(hyper::body::Incoming),
+    Http2(Http2Body),
 }
 
 impl http_body::Body for Incoming {
@@ -95,7 +95,7 @@ impl http_body::Body for Incoming {
         match &mut *self {
             Self::None => Poll::Ready(None),
             Self::Http1(body) => Pin::new(body).poll_frame(cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -113,6 +113,44 @@ impl http_body::Body for Incoming {
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
         }
+    }
+}
+
+/// The body of an HTTP/2 message, which is whole when its sender says so.
+///
+/// A stream that is reset without an error (RFC 9113 section 8.1 lets servers do so that need no more of a request), and
+/// one that a GOAWAY leaves out, is at its end for hyper, also amid a body: that would pass for a whole one.
+#[derive(Debug)]
+pub(crate) struct Http2Body(hyper::body::Incoming);
+
+impl From<hyper::body::Incoming> for Http2Body {
+    fn from(incoming: hyper::body::Incoming) -> Self {
+        Self(incoming)
+    }
+}
+
+/// The stream was closed before the end of its message.
+#[derive(Debug, thiserror::Error)]
+#[error("the stream was closed before the end of the body")]
+struct CutShort;
+
+impl http_body::Body for Http2Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+            None if !self.0.is_end_stream() => Some(Err(CutShort.into())),
+            frame => frame.map(|frame| frame.map_err(BoxError::from)),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
     }
 }
 
@@ -134,6 +172,8 @@ pub(crate) struct Progress {
     moved: AtomicU64,
     /// From then on a client may send as slowly as the upstream reads, which bidirectional streams rely on.
     answered: AtomicBool,
+    /// Whether more of the body is wanted than the client has sent.
+    wanted: AtomicBool,
     /// Why the client's body came to no good end.
     fault: OnceLock<Reason>,
 }
@@ -141,7 +181,8 @@ pub(crate) struct Progress {
 impl Progress {
     /// Of a request that begins now.
     pub(crate) fn new(start: Instant) -> Arc<Self> {
-        Arc::new(Self { start, moved: AtomicU64::new(0), answered: AtomicBool::new(false), fault: OnceLock::new() })
+        let (answered, wanted) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { start, moved: AtomicU64::new(0), answered, wanted, fault: OnceLock::new() })
     }
 
     /// When the body last moved.
@@ -158,6 +199,11 @@ impl Progress {
     /// The response's head is there.
     pub(crate) fn answered(&self) {
         self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is the client who is waited for, with more of its body.
+    pub(crate) fn waits_for_client(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
     }
 
     /// Why the client's body came to no good end, if it did not.
@@ -237,19 +283,7 @@ impl RequestBody {
             if size > limit as u64 {
                 return Err(Failure::new(Reason::BodyTooLarge).with(format!("{size} bytes, at most {limit}")));
             }
-            let collected = Limited::new(&mut **streaming, limit).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    Failure::new(Reason::BodyTooLarge).with(format!("more than {limit} bytes"))
-                } else if error.is::<BodyStalled>() {
-                    Failure::new(Reason::BodyTimeout).with(error)
-                } else if error.is::<BodyTooLarge>() {
-                    Failure::new(Reason::RequestTooLarge).with(error)
-                } else {
-                    Failure::new(Reason::BadBody).with(error)
-                }
-            })?;
-            let trailers = collected.trailers().cloned().map(Box::new);
-            *self = Self::Whole { bytes: collected.to_bytes(), trailers };
+            *self = streaming.whole(limit).await?;
         }
         match self {
             Self::Whole { bytes, .. } if bytes.len() > limit => {
@@ -305,6 +339,35 @@ pub(crate) struct Streaming {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
+impl Streaming {
+    /// All of it, in one piece: pieces of a byte each would keep what was read around them, and take far more memory than
+    /// `limit`.
+    async fn whole(&mut self, limit: usize) -> Result<RequestBody, Failure> {
+        /// What a body says of its size is taken on trust up to here.
+        const TRUSTED: usize = 64 * 1024;
+        let said = usize::try_from(http_body::Body::size_hint(self).lower()).unwrap_or(TRUSTED);
+        let (mut bytes, mut trailers) = (BytesMut::with_capacity(said.min(TRUSTED)), None);
+        while let Some(frame) = self.frame().await {
+            let frame = frame.map_err(|error| {
+                let reason = match () {
+                    () if error.is::<BodyStalled>() => Reason::BodyTimeout,
+                    () if error.is::<BodyTooLarge>() => Reason::RequestTooLarge,
+                    () => Reason::BadBody,
+                };
+                Failure::new(reason).with(error)
+            })?;
+            match frame.into_data() {
+                Ok(data) if data.len() > limit - bytes.len() => {
+                    return Err(Failure::new(Reason::BodyTooLarge).with(format!("more than {limit} bytes")));
+                }
+                Ok(data) => bytes.extend_from_slice(&data),
+                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
+            }
+        }
+        Ok(RequestBody::Whole { bytes: bytes.freeze(), trailers })
+    }
+}
+
 impl http_body::Body for Streaming {
     type Data = Bytes;
     type Error = BoxError;
@@ -313,6 +376,7 @@ impl http_body::Body for Streaming {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
             this.timer = None;
+            this.progress.wanted.store(false, Ordering::Relaxed);
             this.progress.mark();
             if let Some(Err(_)) = &frame {
                 this.progress.fault.set(Reason::BadBody).ok();
@@ -338,6 +402,7 @@ impl http_body::Body for Streaming {
                 None => None,
             });
         }
+        this.progress.wanted.store(true, Ordering::Relaxed);
         if this.progress.is_answered() {
             this.timer = None;
             return Poll::Pending;

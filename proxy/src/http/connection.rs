@@ -178,7 +178,9 @@ async fn serve_http2(
         let client = Arc::clone(&client);
         // What it takes to answer is given back with the answer's head: the stream stays until its client has read it.
         Box::pin(async move {
-            let response = proxy.handle(request.map(Incoming::Http2), &client, &Alarm::default(), refused).await;
+            let response = proxy
+                .handle(request.map(|body| Incoming::Http2(body.into())), &client, &Alarm::default(), refused)
+                .await;
             Ok::<_, Infallible>(response.map(|body| Counted::new(body, guard, slot, client)))
         })
     });

@@ -16,7 +16,7 @@ pub(crate) mod wire;
 
 pub(crate) use self::activity::Closed;
 pub(crate) use self::alarm::Alarm;
-pub(crate) use self::body::{Body, BoxError, Incoming, Progress, RequestBody, empty, full};
+pub(crate) use self::body::{Body, BoxError, Http2Body, Incoming, Progress, RequestBody, empty, full};
 pub(crate) use self::connection::{Connections, serve};
 pub(crate) use self::io::Protocol;
 pub(crate) use self::request::{Client, Place, Request, Rules, TlsFacts, read};

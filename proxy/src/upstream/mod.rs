@@ -27,7 +27,7 @@ use self::http1::{Answer, Exchange, Head};
 use self::pool::{Connection, Pool, SendError, send_http2};
 use crate::config::{self, Balance};
 use crate::http::wire::Piece;
-use crate::http::{Alarm, Body, BoxError, Progress, Request, RequestBody, Switched, headers};
+use crate::http::{Alarm, Body, BoxError, Http2Body, Progress, Request, RequestBody, Switched, headers};
 use crate::overload::Overload;
 use crate::respond::{Failure, Reason};
 use crate::telemetry::Metrics;
@@ -232,8 +232,12 @@ impl Upstream {
             };
             match sent {
                 None => {
-                    let failure = Failure::new(Reason::UpstreamTimeout).about(&endpoint.label);
-                    return Err(Failed::sent(failure));
+                    let reason = match sending.progress.waits_for_client() {
+                        // It has not had the request, or not all of it.
+                        true => Reason::BodyTimeout,
+                        false => Reason::UpstreamTimeout,
+                    };
+                    return Err(Failed::sent(Failure::new(reason).about(&endpoint.label)));
                 }
                 // A kept connection that the server has closed meanwhile says nothing about the server.
                 Some(Err(SendError { unsent: Some(unsent), .. })) if reused && stale < STALE => {
@@ -277,7 +281,7 @@ impl Upstream {
                 *message.headers_mut() = request.headers.clone();
                 message.headers_mut().append(header::VIA, HeaderValue::from_static(headers::via(request.version)));
                 let (parts, incoming) = Box::pin(send_http2(&mut sender, message)).await?.into_parts();
-                Ok((Answer { status: parts.status, headers: parts.headers }, Incoming::Http2(incoming)))
+                Ok((Answer { status: parts.status, headers: parts.headers }, Incoming::Http2(incoming.into())))
             }
         }
     }
@@ -456,7 +460,7 @@ pub(crate) struct UpstreamBody {
 enum Incoming {
     /// `None` once it has ended and its connection was given back.
     Http1(Option<Box<Exchange>>),
-    Http2(hyper::body::Incoming),
+    Http2(Http2Body),
     /// No response any more.
     Switched(Box<Exchange>),
 }
@@ -565,7 +569,7 @@ impl UpstreamBody {
                 Ok(Piece::End | Piece::More) => None,
                 Err(error) => Some(Err(error)),
             }),
-            Incoming::Http2(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BoxError::from),
+            Incoming::Http2(incoming) => Pin::new(incoming).poll_frame(cx),
         }
     }
 }
