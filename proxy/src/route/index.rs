@@ -17,6 +17,9 @@ pub(super) struct Index {
     exact: Known<Box<str>, Paths>,
     /// By the ending, with its leading dot.
     endings: Known<Box<str>, Paths>,
+    /// Bytes of the longest ending: longer ones of a host are not looked up, or a host of many dots would cost the square
+    /// of its length.
+    longest: usize,
 }
 
 /// The routes of one host pattern.
@@ -25,6 +28,8 @@ struct Paths {
     exact: Known<Box<str>, Places>,
     /// Without a slash at the end.
     prefixes: Known<Box<str>, Places>,
+    /// Bytes of the longest prefix: of a path, too.
+    longest: usize,
     patterns: Places,
 }
 
@@ -39,7 +44,10 @@ impl Index {
                 let paths = match host {
                     HostPattern::Any => &mut index.any,
                     HostPattern::Exact(name) => index.exact.entry(name.as_str().into()).or_default(),
-                    HostPattern::Suffix(ending) => index.endings.entry(ending.as_str().into()).or_default(),
+                    HostPattern::Suffix(ending) => {
+                        index.longest = index.longest.max(ending.len());
+                        index.endings.entry(ending.as_str().into()).or_default()
+                    }
                 };
                 paths.add(place, &route.path);
             }
@@ -55,7 +63,8 @@ impl Index {
             paths.first(path, &matches, &mut best);
         }
         if !self.endings.is_empty() {
-            for (at, _) in host.match_indices('.') {
+            let dots = host.match_indices('.').map(|(at, _)| at);
+            for at in dots.skip_while(|at| host.len() - at > self.longest) {
                 if let Some(paths) = self.endings.get(&host[at..]) {
                     paths.first(path, &matches, &mut best);
                 }
@@ -70,7 +79,9 @@ impl Paths {
         let places = match path {
             PathPattern::Exact(path) => self.exact.entry(path.as_str().into()).or_default(),
             PathPattern::Prefix(prefix) => {
-                self.prefixes.entry(prefix.strip_suffix('/').unwrap_or(prefix).into()).or_default()
+                let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+                self.longest = self.longest.max(prefix.len());
+                self.prefixes.entry(prefix.into()).or_default()
             }
             PathPattern::Regex(_) => &mut self.patterns,
         };
@@ -92,7 +103,8 @@ impl Paths {
         if !self.prefixes.is_empty() {
             // `/a/b` has the prefixes ``, `/a` and `/a/b`; `*` has the empty one, and `/a/` also `/a`.
             look(self.prefixes.get(""));
-            for (at, _) in path.match_indices('/').skip(1) {
+            let slashes = path.match_indices('/').map(|(at, _)| at);
+            for at in slashes.skip(1).take_while(|at| *at <= self.longest) {
                 look(self.prefixes.get(&path[..at]));
             }
             look(self.prefixes.get(path));
@@ -152,6 +164,16 @@ mod tests {
             Just(String::new()),
         ];
         (hosts, paths).prop_map(|(hosts, path)| format!("{hosts}{path}upstream: 'http://127.0.0.1:2'"))
+    }
+
+    /// What takes the square of their lengths does not come to an end here.
+    #[test]
+    fn a_long_host_and_a_long_path_are_looked_up_in_a_time_that_their_length_bounds() {
+        let lines = ["hosts: ['*.b.a'], path: '/a/b', upstream: 'http://127.0.0.1:2'".to_owned()];
+        let routes = routes(&lines);
+        let index = Index::new(routes.iter());
+        let (host, path) = ("a.".repeat(2_000_000) + "b.a", "/a/b".to_owned() + &"/a".repeat(2_000_000));
+        assert_eq!(index.first(&host, &path, |_| true), Some(0));
     }
 
     proptest! {
