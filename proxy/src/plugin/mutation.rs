@@ -1,9 +1,8 @@
 //! Changes to headers, as plugins ask for them: checked whole before any is applied.
 
-use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::CallError;
+use super::{CallError, clip};
 use crate::http::headers::{self, is_owned};
 
 /// Changes in one answer.
@@ -38,18 +37,19 @@ pub(crate) fn apply(ops: &[HeaderOp], fields: &mut HeaderMap) {
 /// The name of a header that a plugin may change.
 pub(super) fn name(name: &str) -> Result<HeaderName, CallError> {
     let parsed = HeaderName::from_lowercase(name.as_bytes())
-        .map_err(|_| CallError::Invalid(format!("{name:?} is not a header name in lower case")))?;
+        .map_err(|_| CallError::Invalid(format!("{:?} is not a header name in lower case", clip(name))))?;
     if is_owned(&parsed) {
         return Err(CallError::Invalid(format!("header {name:?} belongs to the proxy")));
     }
     Ok(parsed)
 }
 
-/// A header that a plugin may set.
-pub(super) fn field(field: &str, value: Bytes) -> Result<(HeaderName, HeaderValue), CallError> {
+/// A header that a plugin may set. The value is copied: a part of the answer would keep all of it for as long as the
+/// request takes, and its size is nobody's limit there.
+pub(super) fn field(field: &str, value: &[u8]) -> Result<(HeaderName, HeaderValue), CallError> {
     let name = name(field)?;
-    let value = HeaderValue::from_maybe_shared(value)
-        .map_err(|_| CallError::Invalid(format!("the value of header {field:?} has a forbidden byte")))?;
+    let value = HeaderValue::from_bytes(value)
+        .map_err(|_| CallError::Invalid(format!("the value of header {:?} has a forbidden byte", clip(field))))?;
     Ok((name, value))
 }
 
@@ -98,12 +98,20 @@ mod tests {
             assert!(matches!(name(bad), Err(CallError::Invalid(_))), "{bad:?}");
         }
         for bad in ["a\r\nset-cookie: x", "a\nb", "a\0b", "\x7f"] {
-            assert!(matches!(field("x-a", Bytes::from(bad)), Err(CallError::Invalid(_))), "{bad:?}");
+            assert!(matches!(field("x-a", bad.as_bytes()), Err(CallError::Invalid(_))), "{bad:?}");
         }
-        assert!(field("x-a", Bytes::from_static(b"\xff\xfe")).is_ok());
+        assert!(field("x-a", b"\xff\xfe").is_ok());
         assert!(bounded(std::iter::repeat_n(("a", 1), 101)).is_err());
         assert!(bounded(std::iter::once(("a", 64 * 1024))).is_err());
         assert!(bounded(std::iter::repeat_n(("a", 10), 100)).is_ok());
+    }
+
+    #[test]
+    fn what_is_said_about_a_long_name_is_short() {
+        for refused in [name(&"\x01".repeat(60_000)).err(), field(&"a".repeat(60_000), b"\n").err()] {
+            let Some(CallError::Invalid(text)) = refused else { panic!("{refused:?}") };
+            assert!(text.len() < 1000, "{} bytes", text.len());
+        }
     }
 
     #[test]

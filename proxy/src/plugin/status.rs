@@ -17,6 +17,9 @@ pub(super) fn call_error(status: &Status) -> CallError {
             // tonic looks at the deadline that it sends, which may be over a moment before ours.
             _ if has_cause(status, |cause| cause.is::<TimeoutExpired>()) => CallError::Timeout,
             _ if has_cause(status, |cause| cause.is::<ConnectError>()) => CallError::Unsent(clip(&chain(status))),
+            _ if has_cause(status, |cause| cause.downcast_ref().is_some_and(is_breach)) => {
+                CallError::Unreadable(clip(&chain(status)))
+            }
             _ => CallError::Lost(clip(&chain(status))),
         };
     }
@@ -33,6 +36,12 @@ pub(super) fn call_error(status: &Status) -> CallError {
 /// Code and message of a status, fit for a log line.
 pub(super) fn status_text(status: &Status) -> String {
     format!("{:?}: {}", status.code(), clip(status.message()))
+}
+
+/// Whether the proxy itself has reset the stream of a call, since what came of the answer is not HTTP/2 or too large: it
+/// may have been a refusal.
+pub(super) fn is_breach(error: &h2::Error) -> bool {
+    error.is_reset() && error.is_library()
 }
 
 /// Whether there is such an error among the causes of `error`.

@@ -40,7 +40,7 @@ pub(super) use self::answer::{Messages, in_pieces, read as read_one};
 use self::backlog::{Backlog, Noted};
 pub(super) use self::stream::Outgoing;
 use super::lines::PATIENCE;
-use super::status::{call_error, has_cause};
+use super::status::{call_error, has_cause, is_breach};
 use super::{CallError, clip};
 
 /// What the plugin may send before it is read: as hyper's default, with which every answer of a call has room.
@@ -319,7 +319,11 @@ fn is_refused(error: &h2::Error) -> bool {
 }
 
 fn lost(error: &h2::Error) -> CallError {
-    CallError::Lost(clip(&error.to_string()))
+    let text = clip(&error.to_string());
+    match is_breach(error) {
+        true => CallError::Unreadable(text),
+        false => CallError::Lost(text),
+    }
 }
 
 /// The body of an answer. What is read makes room for more.

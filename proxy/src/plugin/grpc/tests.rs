@@ -161,13 +161,19 @@ async fn what_is_no_answer_of_grpc_is_none() {
 
 #[tokio::test]
 async fn an_answer_that_can_t_be_read_is_known_for_one() {
-    let unreadable: [(&str, Deed); 3] = [
+    let unreadable: [(&str, Deed); 4] = [
         ("two messages", |to| answer(to, &[&framed(b"x"), &framed(b"x")], Some(&[("grpc-status", "0")]))),
         ("a compressed message", |to| answer(to, &[&[1, 0, 0, 0, 1, 0]], Some(&[("grpc-status", "0")]))),
         // Refused as soon as it is announced.
         ("a message that is too large", |mut to| {
             let mut body = to.send_response(head(), false).unwrap();
             body.send_data(Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff]), false).unwrap();
+            tokio::spawn(async move { poll_fn(|cx| body.poll_reset(cx)).await });
+        }),
+        ("a head that is too large", |mut to| {
+            let mut head = head();
+            head.headers_mut().extend(said(&[("x-large", &"x".repeat(MAX_HEADERS as usize))]));
+            let mut body = to.send_response(head, false).unwrap();
             tokio::spawn(async move { poll_fn(|cx| body.poll_reset(cx)).await });
         }),
     ];

@@ -83,7 +83,7 @@ pub(super) fn verdict(answer: Bytes) -> Result<Verdict, CallError> {
         let name = name.to_ascii_lowercase();
         ops.push(match value.is_empty() {
             true => HeaderOp::Remove(mutation::name(&name)?),
-            false => mutation::field(&name, Bytes::from(value)).map(|(name, value)| HeaderOp::Set(name, value))?,
+            false => mutation::field(&name, value.as_bytes()).map(|(name, value)| HeaderOp::Set(name, value))?,
         });
     }
     Ok(Verdict::Allow { request: ops, response: Vec::new() })

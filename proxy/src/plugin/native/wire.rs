@@ -1,6 +1,7 @@
 //! Between the proxy's types and the messages of `palisade.plugin.v1`. Everything that comes from a plugin is checked
 //! here, whole, before any of it is used.
 
+use bytes::Bytes;
 use http::StatusCode;
 use palisade_plugin_proto::v1::{
     self, CheckRequestResponse, CheckResponseResponse, ConfigureResponse, Contract, DescribeResponse, FilterNeeds,
@@ -131,10 +132,10 @@ fn ops(mutations: Vec<HeaderMutation>) -> Result<Vec<HeaderOp>, CallError> {
     let op = |mutation: HeaderMutation| match mutation.mutation {
         None => Err(CallError::Invalid("a header mutation says nothing".to_owned())),
         Some(Mutation::Set(field)) => {
-            mutation::field(&field.name, field.value).map(|(name, value)| HeaderOp::Set(name, value))
+            mutation::field(&field.name, &field.value).map(|(name, value)| HeaderOp::Set(name, value))
         }
         Some(Mutation::Append(field)) => {
-            mutation::field(&field.name, field.value).map(|(name, value)| HeaderOp::Append(name, value))
+            mutation::field(&field.name, &field.value).map(|(name, value)| HeaderOp::Append(name, value))
         }
         Some(Mutation::Remove(name)) => mutation::name(&name).map(HeaderOp::Remove),
     };
@@ -162,8 +163,9 @@ fn checked_reply(reply: v1::Reply) -> Result<Reply, CallError> {
     }
     mutation::bounded(reply.headers.iter().map(|field| (field.name.as_str(), field.value.len())))?;
     let headers =
-        reply.headers.into_iter().map(|field| mutation::field(&field.name, field.value)).collect::<Result<_, _>>()?;
-    Ok(Reply { status, headers, body: reply.body })
+        reply.headers.into_iter().map(|field| mutation::field(&field.name, &field.value)).collect::<Result<_, _>>()?;
+    // A copy, as of header values: it would keep the whole answer.
+    Ok(Reply { status, headers, body: Bytes::copy_from_slice(&reply.body) })
 }
 
 pub(super) fn certificates(update: WatchCertificatesResponse) -> Result<CertificateUpdate, CallError> {
