@@ -152,9 +152,14 @@ impl<F> FilterService<F> {
     }
 }
 
+/// Characters of an error that the host is told. It takes 16 KiB of trailers, where each may be 12 bytes: with more,
+/// the connection would break, and every call that is under way there.
+const MAX_DETAILS: usize = 500;
+
+/// A call that failed; stderr has all of the error.
 pub(super) fn internal(error: super::Error) -> Status {
     report(error.as_ref());
-    Status::internal(error.to_string())
+    Status::internal(error.to_string().chars().take(MAX_DETAILS).collect::<String>())
 }
 
 /// Hands out what a task of its own loads.
@@ -282,6 +287,51 @@ mod tests {
         set("two");
         let message = pushed_soon().await.expect("it was loaded again").unwrap().unwrap();
         assert_eq!(message.bundles[0].name, "two");
+    }
+
+    /// The host takes no more of headers, and a status is one of them where a call goes by itself.
+    const MAX_HEADERS: usize = 16 << 10;
+
+    struct Failing(fn(String) -> Error);
+
+    impl Filter for Failing {
+        async fn check_request(&self, request: &v1::Request, _: &Config) -> Result<v1::CheckRequestResponse, Error> {
+            Err(self.0(request.path.clone()))
+        }
+
+        async fn check_response(
+            &self,
+            response: &CheckResponseRequest,
+            _: &Config,
+        ) -> Result<CheckResponseResponse, Error> {
+            Err(self.0(response.request.clone().unwrap_or_default().path))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_error_quotes_of_a_client_never_breaks_the_connection() {
+        let errors: [fn(String) -> Error; 2] =
+            [|text| text.into(), |text| Box::new(Status::new(tonic::Code::Unavailable, text))];
+        for (error, character) in
+            errors.into_iter().flat_map(|error| ["x", "%", "\u{e4}", "\u{10348}"].map(|c| (error, c)))
+        {
+            let shared = Arc::new(Shared::new());
+            shared.config.send_replace(Some(Arc::new(Config::new(None, String::new()))));
+            let service = FilterService { filter: Arc::new(Failing(error)), shared };
+            let request = Some(v1::Request { path: character.repeat(100_000), ..v1::Request::default() });
+            let call = CheckRequestRequest { request: request.clone(), ..CheckRequestRequest::default() };
+            let checked = v1::filter_server::Filter::check_request(&service, Request::new(call)).await.map(drop);
+            let call = CheckResponseRequest { request, ..CheckResponseRequest::default() };
+            let answered = v1::filter_server::Filter::check_response(&service, Request::new(call)).await.map(drop);
+            for status in [checked.unwrap_err(), answered.unwrap_err()] {
+                assert_eq!(status.code(), tonic::Code::Internal);
+                assert!(status.message().contains(character), "what went wrong is told");
+                assert_eq!(status.message().chars().count(), MAX_DETAILS);
+                let headers = status.into_http::<()>().into_parts().0.headers;
+                let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+                assert!(size < MAX_HEADERS, "{size}");
+            }
+        }
     }
 
     #[test]
