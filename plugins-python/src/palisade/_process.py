@@ -21,7 +21,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from urllib.parse import quote
 
 from ._logs import configure_logging
 from ._server import GRACE, Registrations, Server
+from ._signals import for_this_process
 
 logger = logging.getLogger("palisade")
 
@@ -99,22 +100,31 @@ def serve(registrations: Registrations, serving: Serving, address: str | None) -
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("serve() must be called on the main thread: it handles signals")
     configure_logging()
+    handled = [signal.SIGTERM, signal.SIGINT]
     if _host is not None:
         # Ctrl-C in a terminal reaches the whole process group; the host decides when its plugins stop.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        handled.remove(signal.SIGINT)
     try:
         check_protocol_version(os.environ.get("PLUGIN_PROTOCOL_VERSIONS"))
         if address is not None:
             endpoint = Endpoint.parse(address)
         else:
             endpoint = Endpoint.choose(os.environ.get("PLUGIN_UNIX_SOCKET_DIR"))
-        asyncio.run(_serve(registrations, _host, endpoint, serving))
+        with for_this_process(handled):
+            asyncio.run(_serve(registrations, _host, endpoint, serving, handled))
     except StartError as error:
         logger.error("%s", error)
         sys.exit(1)
 
 
-async def _serve(registrations: Registrations, host: Host | None, endpoint: Endpoint, serving: Serving) -> None:
+async def _serve(
+    registrations: Registrations,
+    host: Host | None,
+    endpoint: Endpoint,
+    serving: Serving,
+    handled: Iterable[signal.Signals],
+) -> None:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[float] = loop.create_future()
 
@@ -128,9 +138,8 @@ async def _serve(registrations: Registrations, host: Host | None, endpoint: Endp
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(stop_within, 0.0, why)
 
-    loop.add_signal_handler(signal.SIGTERM, stop_within, GRACE, "got SIGTERM")
-    if host is None:
-        loop.add_signal_handler(signal.SIGINT, stop_within, GRACE, "got SIGINT")
+    for number in handled:
+        loop.add_signal_handler(number, stop_within, GRACE, f"got {number.name}")
     server = Server(registrations, on_shutdown=lambda: stop_within(GRACE, "the host asked to shut down"))
     with serving(server):
         grace = 0.0
