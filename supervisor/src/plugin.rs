@@ -180,6 +180,19 @@ impl<A: Adapter> Plugin<A> {
         self.order(Order::Start).await;
     }
 
+    /// Has nothing started any more until [`Plugin::release`], whatever ends and whoever asks; or connected to, if it is
+    /// [`PluginSpec::found`]. What serves goes on, and a start that is under way is ended. Returns when no start is
+    /// under way. Cancel safe: once begun, it is carried out.
+    pub async fn hold(&self) {
+        self.order(Order::Hold).await;
+    }
+
+    /// Ends [`Plugin::hold`]: a start that was put off comes now. Returns when it is under way. Cancel safe: once
+    /// begun, it is carried out.
+    pub async fn release(&self) {
+        self.order(Order::Release).await;
+    }
+
     /// Stops for good: when it returns, no process, task or directory of the plugin is left. Bounded by the limits of
     /// [`crate::StopPolicy`]. Cancel safe: once begun, it is carried out.
     pub async fn shutdown(&self) {

@@ -46,8 +46,8 @@ pub enum State {
     },
     /// Its process is being ended.
     Stopping,
-    /// There is no process and none is wanted: an operator stopped it, or it ended by itself with exit status 0 and
-    /// its restart policy leaves it at that.
+    /// There is no process and none is wanted: an operator stopped it, it ended by itself with exit status 0 and its
+    /// restart policy leaves it at that, or its start is put off by [`crate::Plugin::hold`].
     Stopped,
     /// It failed, and is not started again until an operator asks.
     Disabled {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use palisade_tests::process::{kill, runs};
-use palisade_tests::{Load, Proxy, Upstream, fake, filtered, place};
+use palisade_tests::{Client, Load, Proxy, Upstream, fake, filtered, get, place, soon};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -217,4 +217,90 @@ async fn a_required_plugin_that_is_not_there_ends_the_start() {
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(outcome.stderr.contains("was not ready within 300ms: connect to unix:"), "{}", outcome.stderr);
     assert!(outcome.took < Duration::from_secs(30));
+}
+
+/// The filter's plugin with this `config`, and another plugin.
+fn beside(stranger: &Stranger, upstream: &Upstream, config: &str, other: &str) -> String {
+    let auth = format!("address: '{}', timeout: 20s, probation: 20s, config: {config}", stranger.address);
+    yaml(upstream, &auth).replace("plugins: {", &format!("plugins: {{other: {{{other}}}, "))
+}
+
+async fn until_status(proxy: &Proxy, status: u16) {
+    let waiting = async {
+        while proxy.get("/", ADMIN).await.status != status {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(format!("a reply with {status}"), waiting).await;
+}
+
+#[tokio::test]
+async fn what_a_refused_reload_has_configured_is_configured_as_before() {
+    let (stranger, dir, upstream) = (Stranger::on_unix(), place(), Upstream::http1("app").await);
+    let proxy = Proxy::start(&beside(&stranger, &upstream, "{a: 1}", &format!("command: {}", fake(&["serve"])))).await;
+    assert_eq!(proxy.get("/", ADMIN).await.status, 200);
+    // Fails when the other plugin has its new configuration.
+    let go = dir.path().join("go");
+    let waits = format!("until [ -e {} ]; do sleep 0.05; done; exit 4", go.display());
+    let other = format!("command: [/bin/sh, -c, '{waits}'], handshake_timeout: 60s");
+    std::fs::write(proxy.dir().join("palisade.yaml"), beside(&stranger, &upstream, "{a: 2}", &other)).unwrap();
+    let (outcome, ()) = tokio::join!(proxy.cli(&["reload"]), async {
+        until_status(&proxy, 503).await;
+        std::fs::write(&go, "").unwrap();
+    });
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains("what was there before stays in force"), "{outcome:?}");
+    let reply = proxy.get("/", ADMIN).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+#[tokio::test]
+async fn what_an_undone_reload_has_configured_is_configured_as_before() {
+    let (stranger, upstream) = (Stranger::on_unix(), Upstream::http1("app").await);
+    let other = format!("command: {}, probation: 20s, config: ", fake(&["serve"]));
+    let text = |n: &str| beside(&stranger, &upstream, &format!("{{a: {n}}}"), &format!("{other}{{a: {n}}}"));
+    let proxy = Proxy::start(&text("1")).await;
+    let pid = proxy.plugin_pid("other").await;
+    std::fs::write(proxy.dir().join("palisade.yaml"), text("2")).unwrap();
+    let (outcome, ()) = tokio::join!(proxy.cli(&["reload"]), async {
+        let next = proxy.until_replaced("other", pid).await;
+        assert_eq!(proxy.get("/", ADMIN).await.status, 200);
+        kill(next, Signal::SIGKILL);
+    });
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains("undone within the probation"), "{outcome:?}");
+    let reply = proxy.get("/", ADMIN).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+#[tokio::test]
+async fn what_was_replaced_is_not_configured_as_before_when_the_plugin_comes_back() {
+    let (mut stranger, upstream) = (Stranger::on_unix(), Upstream::http1("app").await);
+    let text = |n: u8| stranger.yaml(&upstream, &format!(", timeout: 20s, probation: 0s, config: {{a: {n}}}"));
+    let (first, second) = (text(1), text(2));
+    let proxy = Proxy::start(&first).await;
+    // Keeps the first generation.
+    let mut client = Client::http1(proxy.address()).await;
+    let mut held = client.stream(get("/hold", ADMIN).map(drop));
+    held.end();
+    upstream.until_asked(1).await;
+    std::fs::write(proxy.dir().join("palisade.yaml"), second).unwrap();
+    let reloaded = proxy.cli(&["reload"]).await;
+    assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+    stranger.kill9();
+    // Before anybody can connect to it again.
+    let stopped = async {
+        while !proxy.cli(&["events"]).await.stdout.contains("-> stopped") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon("what was replaced is stopped", stopped).await;
+    stranger.start_again();
+    proxy.until("auth", "serving again", |status| status["state"] == "serving").await;
+    let reply = proxy.get("/", ADMIN).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    upstream.release();
+    assert_eq!(held.finish().await.status, 200);
+    let serves = proxy.log().matches("the plugin serves").count();
+    assert_eq!(serves, 3, "{}", proxy.log());
 }

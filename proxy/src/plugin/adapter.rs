@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use palisade_plugin_proto::env;
 use palisade_supervisor::{
@@ -45,6 +46,8 @@ pub(crate) struct Contracts {
     /// Which instance, from 1, where there are several.
     instance: Option<usize>,
     events: Events,
+    /// Whether any instance may have been configured.
+    reached: Arc<AtomicBool>,
 }
 
 impl Contracts {
@@ -53,6 +56,7 @@ impl Contracts {
         (roles, workers): (Roles, &Arc<[Handle]>),
         instance: Option<usize>,
         events: Events,
+        reached: Arc<AtomicBool>,
     ) -> Self {
         Self {
             contract: plugin.contract,
@@ -62,6 +66,7 @@ impl Contracts {
             config_hash: config::hash(&plugin.config),
             instance,
             events,
+            reached,
         }
     }
 }
@@ -76,6 +81,7 @@ impl Adapter for Contracts {
     type Client = Client;
 
     async fn attach(&self, channel: Channel, instance: InstanceInfo) -> Result<Client, AttachError> {
+        self.reached.store(true, Ordering::Release);
         let generation = self.generation(&instance);
         let (connector, workers) = (&instance.connector, &*self.workers);
         let speaks = match self.contract {

@@ -86,6 +86,20 @@ impl Plugins {
         self.iter().filter(move |plugin| !there(plugin))
     }
 
+    /// Has those that others have started configure nothing more, where `config` has another plugin at their address.
+    pub(crate) async fn make_way(&self, config: &Config, renew: Option<&str>) {
+        let lasts = |plugin: &Running| self.lasting(config, plugin.name(), renew).is_some();
+        let moves = |plugin: &&Arc<Running>| !lasts(plugin) && config.plugins.values().any(|it| plugin.is_one_with(it));
+        join_all(self.iter().filter(moves).map(|plugin| plugin.hold())).await;
+    }
+
+    /// Undoes [`Plugins::make_way`]: what `others` have configured is configured as before.
+    pub(crate) async fn come_back(&self, others: &Self) {
+        let others: Vec<_> = others.without(self).filter(|plugin| plugin.is_found()).collect();
+        join_all(others.iter().map(|plugin| plugin.hold())).await;
+        join_all(self.iter().filter(|plugin| plugin.is_found()).map(|plugin| plugin.release(&others))).await;
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Running>> {
         self.0.get(name)
     }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ pub(crate) struct Running {
     suspects: Semaphore,
     /// Second calls under way.
     hedges: Arc<AtomicUsize>,
+    /// Whether any instance may have been configured.
+    reached: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -187,8 +189,10 @@ impl Running {
         events: &Events,
     ) -> Result<Self, StartError> {
         let several = plugin.instances > 1;
+        let reached = Arc::default();
         let start = |instance| {
-            let contracts = Contracts::new(plugin, (roles, workers), several.then_some(instance), events.clone());
+            let instance = several.then_some(instance);
+            let contracts = Contracts::new(plugin, (roles, workers), instance, events.clone(), Arc::clone(&reached));
             let supervised = Plugin::start(spec.clone(), contracts)?;
             let gate = Gate::new(plugin.max_calls, plugin.max_queue);
             Ok(Instance {
@@ -208,6 +212,7 @@ impl Running {
             quarantine: Quarantine { failures: plugin.quarantine.failures, time: plugin.quarantine.time },
             suspects: Semaphore::new(1),
             hedges: Arc::default(),
+            reached,
         })
     }
 
@@ -234,6 +239,34 @@ impl Running {
     /// Whether somebody else has started it.
     pub(crate) fn is_found(&self) -> bool {
         self.made_of.found.is_some()
+    }
+
+    /// Whether somebody else has started it, and `other` is at the same address: both are one process, which has the
+    /// configuration that it was given last.
+    pub(super) fn is_one_with(&self, other: &config::Plugin) -> bool {
+        let endpoint = |plugin: &config::Plugin| plugin.found.as_ref().map(|found| found.endpoint.clone());
+        self.is_found() && endpoint(&self.made_of) == endpoint(other)
+    }
+
+    /// From now on it configures nothing: what it is connected to serves on, and is not connected to again.
+    pub(crate) async fn hold(&self) {
+        join_all(self.instances().map(Plugin::hold)).await;
+    }
+
+    /// Takes [`Running::hold`] back, after one of `others` may have configured what is at its address: if so, it is
+    /// connected to anew, and configured as before.
+    pub(super) async fn release(&self, others: &[&Arc<Self>]) {
+        let configured = |other: &&Arc<Self>| self.is_one_with(&other.made_of) && other.reached.load(Ordering::Acquire);
+        let configured = others.iter().any(configured);
+        join_all(self.instances().map(|instance| async move {
+            // Where there is no connection, the next one configures anyway, or an operator wants none.
+            let connected = !matches!(instance.status().state, State::Stopped | State::Disabled { .. });
+            instance.release().await;
+            if configured && connected {
+                instance.restart().await;
+            }
+        }))
+        .await;
     }
 
     /// Its instances, always in the same order.

@@ -247,7 +247,14 @@ impl Changes {
         let prepared = async {
             let held: Vec<_> = self.open.iter().map(|open| open.key.clone()).collect();
             let bound = bind(&config, &held, &mut Vec::new())?;
-            let plugins = Arc::new(Plugins::start(&config, &former, renew, &self.house.plugins)?);
+            former.make_way(&config, renew).await;
+            let plugins = match Plugins::start(&config, &former, renew, &self.house.plugins) {
+                Ok(plugins) => Arc::new(plugins),
+                Err(error) => {
+                    former.come_back(&Plugins::default()).await;
+                    return Err(error.into());
+                }
+            };
             let made = async {
                 let next = Generation::new(&self.house, config, Arc::clone(&plugins), Some(&self.current))?;
                 next.ready(Some(&self.current), None).await?;
@@ -257,6 +264,8 @@ impl Changes {
             match made.await {
                 Ok(made) => Ok(made),
                 Err(error) => {
+                    // First: what is dismissed may take its time.
+                    former.come_back(&plugins).await;
                     join_all(plugins.without(&former).map(|plugin| self.house.plugins.dismiss(plugin))).await;
                     Err(error)
                 }
@@ -273,12 +282,14 @@ impl Changes {
         self.show();
         if let Err(report) = self.lasts(&former).await {
             let undone = std::mem::replace(&mut self.current, before);
+            // First: requests wait for a plugin that is to be configured, and fail where it has another configuration.
+            former.come_back(&undone.plugins).await;
             self.shift(Vec::new());
             self.house.in_force.set(number, &self.current.config.hash, &self.current.plugins);
             self.house.connections.overload.set(&self.current.config);
             self.close(|key| opened.contains(key)).await;
             self.show_listeners();
-            self.leave(&undone);
+            self.leave(&undone).await;
             return Err(Refused::Undone(report));
         }
         let gone = |key: &Key| self.current.listener(key).is_none();
@@ -286,7 +297,7 @@ impl Changes {
         self.close(|key| gone.contains(key)).await;
         self.show_listeners();
         self.part(&before);
-        self.leave(&before);
+        self.leave(&before).await;
         let (plugins, listeners) = differences;
         let hash = self.current.config.hash.clone();
         Ok(Changed { generation: self.number, hash, plugins, listeners, successor: None })
@@ -366,9 +377,13 @@ impl Changes {
         }
     }
 
-    /// Stops what is only of `generation`, once the requests that began with it have ended.
-    fn leave(&mut self, generation: &Generation) {
+    /// Stops what is only of `generation`, once the requests that began with it have ended. What others have started is
+    /// no longer its to configure.
+    async fn leave(&mut self, generation: &Generation) {
         for plugin in generation.plugins.without(&self.current.plugins) {
+            if plugin.is_found() {
+                plugin.hold().await;
+            }
             let (house, plugin) = (Arc::clone(&self.house), Arc::clone(plugin));
             let timeout = self.current.config.drain_timeout;
             let name = plugin.name().to_owned();

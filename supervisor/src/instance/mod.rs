@@ -544,7 +544,7 @@ impl<A: Adapter> Instance<A> {
 
     fn shown(&self) -> (State, Outlook) {
         match self.machine.phase() {
-            Phase::Stopped | Phase::Finished => (State::Stopped, Outlook::Never),
+            Phase::Stopped | Phase::Held | Phase::Finished => (State::Stopped, Outlook::Never),
             Phase::Disabled { why } => (State::Disabled { why }, Outlook::Never),
             Phase::Starting { order: None } => (State::Starting, Outlook::Soon),
             Phase::AwaitHandshake { .. } => (State::AwaitHandshake, Outlook::Soon),

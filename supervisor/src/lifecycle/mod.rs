@@ -26,6 +26,8 @@ pub(crate) struct Lifecycle {
     limits: Limits,
     /// Starts so far.
     starts: u64,
+    /// Whether starts are put off until they are released.
+    held: bool,
 }
 
 /// The part of the spec that decisions depend on.
@@ -44,6 +46,8 @@ struct Limits {
 pub(crate) enum Phase {
     /// No process, and none wanted.
     Stopped,
+    /// No process; one is started when starts are released.
+    Held,
     /// The process is being made. An order that came meanwhile is carried out as soon as that is done.
     Starting {
         order: Option<Next>,
@@ -178,6 +182,9 @@ pub(crate) enum Order {
     Finish,
     /// Stop for good without asking: nobody is left to wait.
     Discard,
+    /// Start nothing more before [`Order::Release`]. What serves goes on; a start under way is ended.
+    Hold,
+    Release,
 }
 
 impl fmt::Display for Order {
@@ -187,6 +194,8 @@ impl fmt::Display for Order {
             Self::Restart => "restart",
             Self::Stop => "stop",
             Self::Finish | Self::Discard => "stop for good",
+            Self::Hold => "hold",
+            Self::Release => "release",
         })
     }
 }
@@ -242,7 +251,13 @@ impl Lifecycle {
             misses: spec.health.failures.max(1),
             frozen: spec.health.stopped_timeout,
         };
-        Self { phase: Phase::Stopped, backoff: Backoff::new(spec.restart.clone(), seed), limits, starts: 0 }
+        Self {
+            phase: Phase::Stopped,
+            backoff: Backoff::new(spec.restart.clone(), seed),
+            limits,
+            starts: 0,
+            held: false,
+        }
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -277,6 +292,7 @@ impl Lifecycle {
             | Phase::Ending { until, .. } => Some(until),
             // What a suspect is checked by has a deadline of its own.
             Phase::Stopped
+            | Phase::Held
             | Phase::Starting { .. }
             | Phase::Serving { .. }
             | Phase::NotServing { why: Why::Reported | Why::Suspect, .. }
@@ -360,11 +376,15 @@ impl Lifecycle {
         match (self.phase, order) {
             (Phase::Finished, _) => vec![],
 
-            (Phase::Stopped | Phase::Disabled { .. } | Phase::Waiting { .. }, order) => match order {
-                Order::Start | Order::Restart => self.start(),
-                Order::Stop => self.rest(Phase::Stopped),
-                Order::Finish | Order::Discard => self.rest(Phase::Finished),
-            },
+            (_, Order::Hold) => self.hold(now),
+            (phase, Order::Release) => {
+                self.held = false;
+                if phase == Phase::Held { self.start() } else { vec![] }
+            }
+
+            (Phase::Stopped | Phase::Held | Phase::Disabled { .. } | Phase::Waiting { .. }, order) => {
+                self.follow(next_of(order), now)
+            }
 
             // What is being started is as good as restarted.
             (Phase::Starting { order: Some(Next::Finish) }, _) => vec![],
@@ -408,6 +428,20 @@ impl Lifecycle {
             (Phase::Ending { step, until, .. }, order) => {
                 self.rest(Phase::Ending { step, until, next: next_of(order) })
             }
+        }
+    }
+
+    fn hold(&mut self, now: Instant) -> Vec<Action> {
+        self.held = true;
+        match self.phase {
+            Phase::Waiting { .. } => self.rest(Phase::Held),
+            Phase::Starting { order: None } => self.rest(Phase::Starting { order: Some(Next::Again) }),
+            Phase::AwaitHandshake { .. } | Phase::AwaitHealth { .. } | Phase::AwaitReady { .. } => {
+                let mut actions = vec![Action::Blame(Blame::Requested)];
+                actions.extend(self.terminate(Next::Again, now));
+                actions
+            }
+            _ => vec![],
         }
     }
 
@@ -528,6 +562,7 @@ impl Lifecycle {
             }
             Phase::Draining { next, .. } | Phase::Ending { next, .. } => self.follow(next, now),
             Phase::Stopped
+            | Phase::Held
             | Phase::Starting { .. }
             | Phase::Waiting { .. }
             | Phase::Disabled { .. }
@@ -554,6 +589,7 @@ impl Lifecycle {
                 actions
             }
             Phase::Stopped
+            | Phase::Held
             | Phase::Starting { .. }
             | Phase::Serving { .. }
             | Phase::NotServing { .. }
@@ -568,6 +604,7 @@ impl Lifecycle {
             Next::Stay => self.rest(Phase::Stopped),
             Next::Finish => self.rest(Phase::Finished),
             Next::Again => self.start(),
+            Next::BackOff(_) if self.held => self.rest(Phase::Held),
             Next::BackOff(failure) => match self.backoff.failed(failure, now) {
                 Verdict::GiveUp(why) => self.rest(Phase::Disabled { why }),
                 Verdict::Retry { delay, .. } if delay.is_zero() => self.start(),
@@ -579,6 +616,9 @@ impl Lifecycle {
     }
 
     fn start(&mut self) -> Vec<Action> {
+        if self.held {
+            return self.rest(Phase::Held);
+        }
         self.starts += 1;
         self.phase = Phase::Starting { order: None };
         vec![Action::Spawn]
@@ -617,7 +657,7 @@ impl From<Why> for NotServing {
 
 fn next_of(order: Order) -> Next {
     match order {
-        Order::Start | Order::Restart => Next::Again,
+        Order::Start | Order::Restart | Order::Hold | Order::Release => Next::Again,
         Order::Stop => Next::Stay,
         Order::Finish | Order::Discard => Next::Finish,
     }

@@ -68,6 +68,7 @@ fn every_phase_meets_every_event() {
 
     let mut rows: Vec<Row> = vec![
         // Without a process.
+        (P::Held, E::Order(O::Release), starting(None), vec![A::Spawn]),
         (waiting, E::Deadline, starting(None), vec![A::Spawn]),
         // While it is made.
         (starting(None), E::Order(O::Stop), starting(Some(Stay)), vec![]),
@@ -134,7 +135,7 @@ fn every_phase_meets_every_event() {
             (serving(misses), E::CallsMissed, withheld(misses, Why::Suspect), vec![A::Withhold, A::Check]),
         ]);
     }
-    for phase in [P::Stopped, waiting, disabled] {
+    for phase in [P::Stopped, P::Held, waiting, disabled] {
         rows.extend([
             (phase, E::Order(O::Start), starting(None), vec![A::Spawn]),
             (phase, E::Order(O::Restart), starting(None), vec![A::Spawn]),
@@ -234,14 +235,15 @@ fn every_phase_meets_every_event() {
         rows.push((ending(killed, next), E::Deadline, after.0, abandoned));
     }
 
-    let mut phases = vec![P::Stopped, waiting, disabled, handshake, health, ready, serving(0), serving(1), P::Finished];
+    let mut phases =
+        vec![P::Stopped, P::Held, waiting, disabled, handshake, health, ready, serving(0), serving(1), P::Finished];
     phases.extend([None, Some(Stay), Some(Finish)].map(starting));
     phases.extend(withheld_phases);
     phases.extend(nexts.map(draining));
     for step in [asked, terminated, killed] {
         phases.extend(nexts.map(|next| ending(step, next)));
     }
-    let orders = [O::Start, O::Restart, O::Stop, O::Finish, O::Discard].map(E::Order);
+    let orders = [O::Start, O::Restart, O::Stop, O::Finish, O::Discard, O::Release].map(E::Order);
     let exits = EXITS.map(E::Exited);
     let others = [
         E::Spawned,
@@ -269,6 +271,43 @@ fn every_phase_meets_every_event() {
             let (machine, done) = at(phase).on(event, now);
             assert_eq!((machine.phase, done), (next, actions), "{phase:?} on {event:?}");
         }
+    }
+}
+
+#[test]
+fn while_starts_are_held_nothing_starts() {
+    let now = Instant::now();
+    let failure = Failure { served: None, hope: Hope::Transient };
+    let serving = Phase::Serving { since: now, misses: 0 };
+    let exited = Event::Exited(Exit::Failed(Hope::Transient));
+    let restart = Event::Order(Order::Restart);
+    let awaited = |phase: fn(Instant) -> Phase| (phase(now), vec![exited]);
+    let cases = [
+        (Phase::Waiting { until: now, crash_looped: false }, vec![]),
+        (Phase::Starting { order: None }, vec![Event::Found, exited]),
+        awaited(|until| Phase::AwaitHandshake { until }),
+        awaited(|until| Phase::AwaitHealth { until }),
+        awaited(|until| Phase::AwaitReady { until }),
+        (serving, vec![exited]),
+        (serving, vec![restart, exited]),
+        (Phase::Draining { until: now, next: Next::Again }, vec![exited]),
+        (Phase::Ending { step: Step::Killed, until: now, next: Next::BackOff(failure) }, vec![exited]),
+    ];
+    for (phase, events) in cases {
+        let mut machine = at(phase).on(Event::Order(Order::Hold), now).0;
+        for event in events.into_iter().chain([restart, Event::Deadline]) {
+            let (next, actions) = machine.on(event, now);
+            machine = next;
+            assert!(!actions.contains(&Action::Spawn), "{phase:?} on {event:?}");
+        }
+        assert_eq!(machine.phase, Phase::Held, "{phase:?}");
+        let (machine, actions) = machine.on(Event::Order(Order::Release), now);
+        assert_eq!((machine.phase, actions), (Phase::Starting { order: None }, vec![Action::Spawn]));
+    }
+    // What serves goes on; what is stopped stays so.
+    for phase in [serving, Phase::Stopped] {
+        let machine = at(phase).on(Event::Order(Order::Hold), now).0;
+        assert_eq!(machine.on(Event::Order(Order::Release), now).0.phase, phase);
     }
 }
 
